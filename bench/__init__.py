@@ -1,0 +1,1 @@
+"""Benchmarks of trigru: paired comparisons, installed as `trigru.bench`."""

@@ -1,0 +1,1 @@
+"""Triton kernels of the GRU: gate mathematics, schedules, and the code that launches them. Knows nothing of modules."""

@@ -1,0 +1,85 @@
+"""A step's gate mathematics and its derivative, for the three variants: the only home of a formula.
+
+Every function takes and returns float32 values, never pointers, so each schedule owns only its loads, products, loop
+and stores. Gates are ordered r, z, n. Symbols, as in trigru/reference.py:
+
+    gr, gz, gn   the input's share of each pre-activation, W_i. x + b_i. (plus b_h., except b_hn of variant "torch")
+    ar, az       the recurrent share of the pre-activations of r and z, W_h. h
+    an           "torch": W_hn h + b_hn        "cho", "chung": W_hn (r * h)
+    d_x          derivative of the loss by x; dr, dz, dn: by the pre-activations of r, z, n
+
+VARIANT is "torch", "cho" or "chung"; "cho" and "chung" differ only in which side of the blend the update gate keeps.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sigmoid(x):
+    """Logistic function; saturates to 0 and 1 without overflow, NaN stays NaN."""
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    """tanh by the logistic function; saturates to -1 and 1. Triton's interpreter has no libdevice tanh."""
+    return 2.0 * sigmoid(2.0 * x) - 1.0
+
+
+@triton.jit
+def dsigmoid_from_output(y):
+    """Derivative of the logistic function where it took the value y."""
+    return y * (1.0 - y)
+
+
+@triton.jit
+def dtanh_from_output(y):
+    """Derivative of tanh where it took the value y."""
+    return 1.0 - y * y
+
+
+@triton.jit
+def candidate(gn, an, r, VARIANT: tl.constexpr):
+    """The candidate state n. For "cho" and "chung" the reset gate is already inside `an`."""
+    if VARIANT == "torch":
+        return tanh(gn + r * an)
+    else:
+        return tanh(gn + an)
+
+
+@triton.jit
+def blend(h, z, n, VARIANT: tl.constexpr):
+    """The new state from the old state and the candidate."""
+    if VARIANT == "chung":
+        return h + z * (n - h)
+    else:
+        return n + z * (h - n)
+
+
+@triton.jit
+def blend_grad(dh, h, z, n, VARIANT: tl.constexpr):
+    """From dh, the derivative by the new state: (dn, dz, direct), where `direct` is the old state's share through
+    the blend alone."""
+    if VARIANT == "chung":
+        dn = dh * z
+        dz = dh * (n - h)
+        direct = dh * (1.0 - z)
+    else:
+        dn = dh * (1.0 - z)
+        dz = dh * (h - n)
+        direct = dh * z
+    return dn * dtanh_from_output(n), dz * dsigmoid_from_output(z), direct
+
+
+@triton.jit
+def reset_after_grad(dn, an, r):
+    """Variant "torch", where the reset gate scales the product W_hn h + b_hn = an: (dr, d_an)."""
+    return dn * an * dsigmoid_from_output(r), dn * r
+
+
+@triton.jit
+def reset_before_grad(d_rh, h, r):
+    """Variants "cho" and "chung", where the reset gate scales the state before its product: (dr, the old state's share
+    through r * h), from d_rh = W_hn^T dn."""
+    return d_rh * h * dsigmoid_from_output(r), d_rh * r

@@ -1,0 +1,100 @@
+"""The GRU equations in plain PyTorch: the specification that every schedule is compared with.
+
+Written to be read beside the equations, never optimised. Works in any floating dtype, on any device, and is
+differentiable by autograd to any order. Gates are stacked in the order r, z, n, as in `nn.GRU`.
+
+    r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+    z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+
+    "torch"  n = tanh(W_in x + b_in + r * (W_hn h + b_hn))    h' = (1 - z) * n + z * h    (nn.GRU, cuDNN)
+    "cho"    n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)    h' = (1 - z) * n + z * h    (Cho et al. 2014)
+    "chung"  n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)    h' = (1 - z) * h + z * n    (Chung et al. 2014)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+VARIANTS = ("torch", "cho", "chung")
+
+
+def check_variant(variant: str) -> None:
+    """Raise ValueError unless `variant` is one of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant: expected one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
+
+
+def gru_cell(
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    variant: str,
+) -> Tensor:
+    """One step of a GRU.
+
+    Args:
+        x: input of the step, (batch, input_size).
+        h: state before the step, (batch, hidden_size).
+        w_ih: input weights W_ir, W_iz, W_in stacked, (3 * hidden_size, input_size).
+        w_hh: recurrent weights W_hr, W_hz, W_hn stacked, (3 * hidden_size, hidden_size).
+        b_ih, b_hh: biases, (3 * hidden_size,), or None for no bias.
+        variant: "torch", "cho" or "chung"; see the module's docstring for the equations.
+
+    Returns:
+        The state after the step, (batch, hidden_size).
+
+    Raises:
+        ValueError: unknown variant.
+    """
+    check_variant(variant)
+    w_ir, w_iz, w_in = w_ih.chunk(3)
+    w_hr, w_hz, w_hn = w_hh.chunk(3)
+    no_bias = x.new_zeros(3 * h.shape[-1])
+    b_ir, b_iz, b_in = (no_bias if b_ih is None else b_ih).chunk(3)
+    b_hr, b_hz, b_hn = (no_bias if b_hh is None else b_hh).chunk(3)
+
+    r = torch.sigmoid(x @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
+    z = torch.sigmoid(x @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
+    if variant == "torch":
+        n = torch.tanh(x @ w_in.T + b_in + r * (h @ w_hn.T + b_hn))
+    else:
+        n = torch.tanh(x @ w_in.T + b_in + (r * h) @ w_hn.T + b_hn)
+    if variant == "chung":
+        return (1 - z) * h + z * n
+    return (1 - z) * n + z * h
+
+
+def gru(
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    variant: str,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One layer in one direction over a whole sequence.
+
+    Args:
+        input: (seq_len, batch, input_size), seq_len at least 1.
+        h0: state before the first step, (batch, hidden_size).
+        w_ih, w_hh, b_ih, b_hh, variant: as for `gru_cell`.
+        reverse: run from the last step to the first; outputs stay at their own step's place.
+
+    Returns:
+        output: the state after each step, (seq_len, batch, hidden_size).
+        h_n: the state after the last step that ran, (batch, hidden_size).
+    """
+    steps = range(input.shape[0])
+    h, outputs = h0, [h0] * input.shape[0]
+    for t in reversed(steps) if reverse else steps:
+        h = gru_cell(input[t], h, w_ih, w_hh, b_ih, b_hh, variant=variant)
+        outputs[t] = h
+    return torch.stack(outputs), h
