@@ -98,3 +98,35 @@ def gru(
         h = gru_cell(input[t], h, w_ih, w_hh, b_ih, b_hh, variant=variant)
         outputs[t] = h
     return torch.stack(outputs), h
+
+
+def gru_packed(
+    data: Tensor,
+    batch_sizes: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    variant: str,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """As `gru`, over sequences of different lengths, laid out as in `torch.nn.utils.rnn.PackedSequence`.
+
+    Args:
+        data: (sum of lengths, input_size): the rows of step 0, then those of step 1, ...; longest sequence first.
+        batch_sizes: number of sequences alive at each step, (seq_len,), decreasing.
+        reverse: each sequence runs from its own last step to its first.
+
+    Returns:
+        output: (sum of lengths, hidden_size), laid out as `data`.
+        h_n: the state of each sequence after the last of its steps that ran, (batch, hidden_size).
+    """
+    rows = data.split(batch_sizes.tolist())
+    h, outputs = h0, list(rows)
+    for t in reversed(range(len(rows))) if reverse else range(len(rows)):
+        alive = rows[t].shape[0]
+        outputs[t] = gru_cell(rows[t], h[:alive], w_ih, w_hh, b_ih, b_hh, variant=variant)
+        h = torch.cat([outputs[t], h[alive:]])
+    return torch.cat(outputs), h

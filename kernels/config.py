@@ -1,0 +1,29 @@
+"""Tile sizes and launch options of a schedule: small frozen records that a caller can pass, print and override."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class StepwiseConfig:
+    """A launch's tile is BLOCK_H hidden units by BLOCK_B sequences; the product runs in chunks of BLOCK_K."""
+
+    block_h: int = 32
+    block_b: int = 16
+    block_k: int = 64
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
+        """Number of programs along hidden units and sequences."""
+        return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)
+
+    def constexprs(self) -> dict[str, int]:
+        """The compile-time arguments that the configuration fixes."""
+        return {"BLOCK_H": self.block_h, "BLOCK_B": self.block_b, "BLOCK_K": self.block_k}

@@ -1,0 +1,52 @@
+"""Where the rows of each time step lie, for padded and for packed sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The rows of a time-major sequence flattened to (num_rows, features).
+
+    counts[t] sequences are alive at step t: all of them in a padded sequence, fewer and fewer in a packed one, where the
+    sequences are sorted by decreasing length. Row offsets[t] + b is sequence b at step t.
+    """
+
+    counts: Sequence[int]
+    offsets: Sequence[int]
+    batch: int
+    packed: bool
+
+    @staticmethod
+    def padded(seq_len: int, batch: int) -> Steps:
+        """Steps of a (seq_len, batch, features) sequence."""
+        return Steps((batch,) * seq_len, range(0, (seq_len + 1) * batch, batch) if batch else (0,) * (seq_len + 1), batch, False)
+
+    @staticmethod
+    def of_batch_sizes(batch_sizes: Sequence[int]) -> Steps:
+        """Steps of a packed sequence, from its batch sizes (decreasing)."""
+        return Steps(tuple(batch_sizes), tuple(accumulate(batch_sizes, initial=0)), batch_sizes[0], True)
+
+    @property
+    def seq_len(self) -> int:
+        return len(self.counts)
+
+    @property
+    def num_rows(self) -> int:
+        return self.offsets[-1]
+
+    def order(self, reverse: bool) -> range:
+        """Time steps in the order in which a layer runs through them."""
+        return range(self.seq_len - 1, -1, -1) if reverse else range(self.seq_len)
+
+    def walk(self, reverse: bool) -> Iterator[tuple[int, int, int, int]]:
+        """For each step as a layer runs: its first row, its count, the first row of the step before it, and how many of
+        its sequences were alive there too. The others (all, at the first step) start from h0."""
+        row_before = count_before = 0
+        for t in self.order(reverse):
+            row, count = self.offsets[t], self.counts[t]
+            yield row, count, row_before, min(count, count_before)
+            row_before, count_before = row, count

@@ -1,0 +1,10 @@
+"""Fast GRU training for PyTorch: fused Triton kernels behind a drop-in for nn.GRU."""
+
+from .explain import explain
+from .functional import gru
+from .modules import GRU, GRUCell
+from .reference import VARIANTS
+
+__version__ = "0.1.0"
+
+__all__ = ["GRU", "VARIANTS", "GRUCell", "__version__", "explain", "gru"]

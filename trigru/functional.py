@@ -1,0 +1,106 @@
+"""`trigru.gru`: one layer in one direction, the functional form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import operators
+from .plan import check_schedule
+from .reference import check_variant
+
+
+def gru(
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    variant: str = "torch",
+    schedule: str = "auto",
+    reverse: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One GRU layer in one direction, time-major. The equations are those of `trigru.reference`.
+
+    Args:
+        input: (seq_len, batch, input_size), seq_len at least 1. With `batch_sizes`: (sum of lengths, input_size), laid out
+            as `PackedSequence.data`.
+        h0: state before the first step, (batch, hidden_size).
+        w_ih: input weights of the gates r, z, n stacked, (3 * hidden_size, input_size).
+        w_hh: recurrent weights, (3 * hidden_size, hidden_size).
+        b_ih, b_hh: biases, (3 * hidden_size,), or None.
+        variant: "torch" (nn.GRU, cuDNN), "cho" (Cho et al. 2014) or "chung" (Chung et al. 2014).
+        schedule: "auto", or by name; see `trigru.explain` for what "auto" chooses and why.
+        reverse: run from the last step to the first; outputs stay at their own step's place.
+        batch_sizes: number of sequences alive at each step, int64 (seq_len,) on the CPU, decreasing, as
+            `PackedSequence.batch_sizes`; None for a padded input.
+
+    All floating tensors share one dtype (float16, bfloat16, float32, float64) and one device.
+
+    Returns:
+        output: the state after each step, (seq_len, batch, hidden_size) or (sum of lengths, hidden_size).
+        h_n: each sequence's last state, (batch, hidden_size).
+
+    Raises:
+        ValueError: unknown variant or schedule; input's dtype differs from that of the weights.
+        RuntimeError: a shape, dtype or device does not fit; the schedule asked for by name cannot run here.
+    """
+    check_variant(variant)
+    check_schedule(schedule)
+    _check(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    return operators.gru(
+        input, h0, weights, batch_sizes, variant=variant, schedule=schedule, reverse=reverse
+    )
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise RuntimeError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+
+
+def _check(
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+) -> None:
+    """Raise what nn.GRU raises where something does not fit, naming it, what was expected and what came."""
+    dims = 3 if batch_sizes is None else 2
+    if input.dim() != dims:
+        raise RuntimeError(f"input: expected {dims} dimensions, got {input.dim()}")
+    if input.shape[0] == 0:
+        raise RuntimeError("input: expected a sequence length larger than 0")
+    if w_hh.dim() != 2:
+        raise RuntimeError(f"w_hh: expected 2 dimensions, got {w_hh.dim()}")
+    hidden_size = w_hh.shape[1]
+    _expect("w_hh", w_hh, (3 * hidden_size, hidden_size))
+    _expect("w_ih", w_ih, (3 * hidden_size, input.shape[-1]))
+    for name, bias in (("b_ih", b_ih), ("b_hh", b_hh)):
+        if bias is not None:
+            _expect(name, bias, (3 * hidden_size,))
+    if batch_sizes is None:
+        _expect("h0", h0, (input.shape[1], hidden_size))
+    elif h0.dim() != 2 or h0.shape[1] != hidden_size:
+        raise RuntimeError(f"h0: expected shape (batch, {hidden_size}), got {tuple(h0.shape)}")
+    if input.dtype != w_ih.dtype:
+        raise ValueError(f"input: expected the weights' dtype {w_ih.dtype}, got {input.dtype}")
+    for name, tensor in (("h0", h0), ("w_hh", w_hh), ("b_ih", b_ih), ("b_hh", b_hh)):
+        if tensor is None:
+            continue
+        if tensor.dtype != input.dtype:
+            raise RuntimeError(f"{name}: expected dtype {input.dtype} as input, got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise RuntimeError(f"{name}: expected device {input.device} as input, got {tensor.device}")
+    if w_ih.device != input.device:
+        raise RuntimeError(f"w_ih: expected device {input.device} as input, got {w_ih.device}")
+    if batch_sizes is not None and batch_sizes.device.type != "cpu":
+        raise RuntimeError(f"batch_sizes: expected a tensor on the CPU, got one on {batch_sizes.device}")
+    if not torch.is_floating_point(input):
+        raise RuntimeError(f"input: expected a floating dtype, got {input.dtype}")

@@ -1,0 +1,117 @@
+"""One layer in one direction by Triton kernels: the GEMMs without recurrence around a schedule's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .kernels import stepwise
+from .kernels.steps import Steps
+from .plan import Plan
+from .projections import final_state, gradients, project_input
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def steps_of(input: Tensor, batch_sizes: Tensor | None) -> Steps:
+    """Where the rows of each step lie, for a padded (T, B, I) or packed (N, I) input."""
+    if batch_sizes is None:
+        return Steps.padded(input.shape[0], input.shape[1])
+    return Steps.of_batch_sizes(batch_sizes.tolist())
+
+
+def forward(
+    plan: Plan,
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+    *,
+    variant: str,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, h_n, reserve); see `trigru.operators` for shapes."""
+    steps = steps_of(input, batch_sizes)
+    hidden_size = h0.shape[1]
+    gates_in, b_hn = project_input(input.reshape(-1, input.shape[-1]), w_ih, b_ih, b_hh, variant)
+    output, reserve = stepwise.forward(
+        gates_in,
+        h0.contiguous(),
+        w_hh.contiguous(),
+        b_hn,
+        steps,
+        variant=variant,
+        reverse=reverse,
+        save=save,
+        precision=precision_of(input.dtype),
+        config=plan.config,
+    )
+    h_n = final_state(output, steps, reverse)
+    return output.view(*input.shape[:-1], hidden_size), h_n, reserve.view(-1)
+
+
+def backward(
+    plan: Plan,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+    output: Tensor,
+    reserve: Tensor,
+    *,
+    variant: str,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> Gradients:
+    """Derivatives by input, h0, w_ih, w_hh, b_ih, b_hh; None for those that `needs` does not ask for."""
+    steps = steps_of(input, batch_sizes)
+    hidden_size = h0.shape[1]
+    rows = output.reshape(-1, hidden_size)
+    reserve = reserve.view(rows.shape[0], -1)
+    h0 = h0.contiguous()
+    d_rows = torch.zeros_like(rows) if grad_output is None else grad_output.reshape(-1, hidden_size).contiguous()
+    d_h_n = torch.zeros_like(h0) if grad_h_n is None else grad_h_n
+    d_gates, d_an, d_h0 = stepwise.backward(
+        d_rows,
+        d_h_n,
+        h0,
+        w_hh.contiguous(),
+        steps,
+        rows,
+        reserve,
+        variant=variant,
+        reverse=reverse,
+        precision=precision_of(input.dtype),
+        config=plan.config,
+    )
+    need_input, need_h0, *need_weights = needs
+    d_input, *d_weights = gradients(
+        d_gates,
+        d_an,
+        reserve[:, :hidden_size],
+        input.reshape(-1, input.shape[-1]),
+        h0,
+        w_ih,
+        rows,
+        steps,
+        reverse=reverse,
+        needs=[need_input, *need_weights],
+    )
+    d_input = None if d_input is None else d_input.view(input.shape)
+    return d_input, d_h0.to(h0.dtype) if need_h0 else None, *d_weights
