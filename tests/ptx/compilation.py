@@ -49,9 +49,9 @@ def compile_ptx(kernel: Any, args: Mapping[str, Any], arch: int = 80, **options:
 
     Args:
         kernel: a `triton.jit` function.
-        args: all its arguments by name, compile-time constants among them. Triton's own rules decide what is specialised:
-            an argument that is None, or an integer 1, becomes a constant; pointers and integers that 16 divides get that
-            attribute; both not where the kernel says `do_not_specialize`.
+        args: all its arguments by name, compile-time constants among them. Triton's own rules decide what is
+            specialised: an argument that is None, or an integer 1, becomes a constant; pointers and integers that 16
+            divides get that attribute; both not where the kernel says `do_not_specialize`.
         arch: compute capability, 80 or 90.
         options: Triton's (num_warps, num_stages, ...).
     """

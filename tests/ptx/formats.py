@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 _TINY = np.float32(2.0**-126)
 
 
-def ftz(x):
+def ftz(x: np.ndarray) -> np.ndarray:
     """Subnormal f32 become zeros of the same sign."""
     small = np.abs(x) < _TINY
     if np.count_nonzero(small):
@@ -15,12 +16,12 @@ def ftz(x):
     return x
 
 
-def bf16_to_f32(bits):
+def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
     """uint16 -> float32"""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def f32_to_bf16(x, mode: str = "rn"):
+def f32_to_bf16(x: np.ndarray, mode: str = "rn") -> np.ndarray:
     """float32 -> uint16; NaN becomes 0x7fff as on the device."""
     u = np.ascontiguousarray(x, np.float32).view(np.uint32)
     if mode == "rn":
@@ -36,7 +37,7 @@ def f32_to_bf16(x, mode: str = "rn"):
     return r
 
 
-def f32_to_f16(x, mode: str = "rn"):
+def f32_to_f16(x: np.ndarray, mode: str = "rn") -> np.ndarray:
     """float32 or float64 -> uint16; NaN becomes 0x7fff as on the device."""
     h = x.astype(np.float16)
     if mode == "rz":
@@ -52,7 +53,7 @@ def f32_to_f16(x, mode: str = "rn"):
     return r
 
 
-def f32_to_tf32(x, mode: str):
+def f32_to_tf32(x: np.ndarray, mode: str) -> np.ndarray:
     """float32 -> float32 with 10 bits of fraction: rna (ties away), rn (ties to even), rz."""
     u = np.ascontiguousarray(x, np.float32).view(np.uint32)
     if mode == "rna":
@@ -67,7 +68,7 @@ def f32_to_tf32(x, mode: str):
     return r.view(np.float32)
 
 
-def _e4m3_table():
+def _e4m3_table() -> np.ndarray:
     t = np.zeros(256, np.float32)
     for i in range(256):
         e, m = (i >> 3) & 15, i & 7
@@ -81,7 +82,7 @@ E4M3 = _e4m3_table()
 E5M2 = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)
 
 
-def f32_to_fp8(x, kind: str):
+def f32_to_fp8(x: np.ndarray, kind: str) -> np.ndarray:
     """float32 -> uint8, round to nearest even, satfinite."""
     table = (E4M3 if kind == "e4m3" else E5M2)[:128]
     finite = np.flatnonzero(np.isfinite(table))
@@ -98,7 +99,7 @@ def f32_to_fp8(x, kind: str):
     return r
 
 
-def round_f32(x, mode: str):
+def round_f32(x: np.ndarray, mode: str) -> np.ndarray:
     """float64 -> float32 in a rounding mode (rn, rz, rm, rp)."""
     y = x.astype(np.float32)
     if mode == "rn":
@@ -113,12 +114,12 @@ def round_f32(x, mode: str):
     raise NotImplementedError(f"rounding {mode}")
 
 
-def to_integral(x, mode: str):
+def to_integral(x: np.ndarray, mode: str) -> np.ndarray:
     """Round to an integral value: rni, rzi, rmi, rpi."""
     return {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[mode](x)
 
 
-def saturating_int(x, dtype):
+def saturating_int(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """Integral floats -> integers; NaN becomes 0, the rest saturates."""
     info = np.iinfo(dtype)
     y = np.where(np.isnan(x), 0.0, x.astype(np.float64))

@@ -1,20 +1,28 @@
-"""Arithmetic on integers and floats. f32 results are rounded to f32; fma goes through f64 (a double rounding once in 2**29)."""
+"""Arithmetic on integers and floats. f32 results are rounded to f32.
+
+fma goes through f64 (a double rounding once in 2**29).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .formats import bf16_to_f32, f32_to_bf16, f32_to_f16, ftz, round_f32
-from .program import Op, alu, decoder, unsigned
+from .parse import Instruction
+from .program import Op, Program, alu, decoder, unsigned
 
 _ROUND = ("rn", "rz", "rm", "rp")
 
 
 def is_float(kind: str) -> bool:
+    """Whether f32, bf16x2, ..."""
     return "f" in kind
 
 
-def loader(p, operand, kind: str):
+def loader(p: Program, operand: Any, kind: str) -> Callable:
     """R -> array to compute with: f32 for f32, f16 and bf16 (2 entries a thread for x2), f64 for f64."""
     if kind in ("f32", "f64"):
         s = p.src(operand, kind)
@@ -25,7 +33,7 @@ def loader(p, operand, kind: str):
     return lambda R: R[s].view(np.float16).astype(np.float32)
 
 
-def storer(p, operand, kind: str):
+def storer(p: Program, operand: Any, kind: str) -> tuple[Callable, int]:
     """(R, array) -> rounds into the register; returns (function, slot)."""
     if kind in ("f32", "f64"):
         d = p.dst(operand, kind)
@@ -42,7 +50,7 @@ def storer(p, operand, kind: str):
     return store, d
 
 
-def float_op(ins, p, kind: str, fn, sources: int) -> Op:
+def float_op(ins: Instruction, p: Program, kind: str, fn: Callable, sources: int) -> Op:
     """A float operation fn(arrays) -> array with .ftz, .sat and .relu."""
     loads = [loader(p, o, kind) for o in ins.operands[1 : 1 + sources]]
     store, d = storer(p, ins.operands[0], kind)
@@ -65,12 +73,12 @@ def float_op(ins, p, kind: str, fn, sources: int) -> Op:
     return alu(run, d)
 
 
-def _binary_ufunc(ins, p, kind, ufunc) -> Op:
+def _binary_ufunc(ins: Instruction, p: Program, kind: str, ufunc: np.ufunc) -> Op:
     d, a, b = p.dst(ins.operands[0], kind), p.src(ins.operands[1], kind), p.src(ins.operands[2], kind)
     return alu(lambda cta, R: ufunc(R[a], R[b], R[d]), d)
 
 
-def _mode(ins) -> str:
+def _mode(ins: Instruction) -> str:
     return next((x for x in ins.parts if x in _ROUND), "rn")
 
 
@@ -79,7 +87,7 @@ def _wide(kind: str) -> str:
 
 
 @decoder("add", "sub")
-def _add(ins, p):
+def _add(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     ufunc = np.add if ins.parts[0] == "add" else np.subtract
     if is_float(kind):
@@ -97,7 +105,7 @@ def _add(ins, p):
         d, a, b = p.dst(ins.operands[0], "u32"), p.src(ins.operands[1], "u32"), p.src(ins.operands[2], "u32")
         return alu(lambda cta, R: ufunc(R[a].view(np.uint16), R[b].view(np.uint16), R[d].view(np.uint16)), d)
     if "sat" in ins.parts:
-        d, a, b = (f(o, "s32") for f, o in zip((p.dst, p.src, p.src), ins.operands))
+        d, a, b = (f(o, "s32") for f, o in zip((p.dst, p.src, p.src), ins.operands, strict=False))
         return alu(
             lambda cta, R: np.copyto(
                 R[d], np.clip(ufunc(R[a], R[b], dtype=np.int64), -(2**31), 2**31 - 1), casting="same_kind"
@@ -110,16 +118,16 @@ def _add(ins, p):
 
 
 @decoder("addc", "subc")
-def _addc(ins, p):
+def _addc(ins: Instruction, p: Program) -> Op:
     return _carry(ins, p, ins.parts[0] == "subc", True)
 
 
-def _carry_slot(p):
+def _carry_slot(p: Program) -> int:
     p.module.registers.setdefault("%cc", "pred")
     return p.reg("%cc", "pred")
 
 
-def _carry(ins, p, subtract: bool, carry_in: bool) -> Op:
+def _carry(ins: Instruction, p: Program, subtract: bool, carry_in: bool) -> Op:
     kind = unsigned(ins.parts[-1])
     if kind != "u32":
         raise NotImplementedError("carry of this width")
@@ -138,7 +146,7 @@ def _carry(ins, p, subtract: bool, carry_in: bool) -> Op:
     return alu(run, d, cc)
 
 
-def _high(x, y, kind: str):
+def _high(x: np.ndarray, y: np.ndarray, kind: str) -> np.ndarray:
     """The upper half of a product."""
     if kind in ("u32", "s32", "u16", "s16"):
         bits = int(kind[1:])
@@ -155,7 +163,7 @@ def _high(x, y, kind: str):
     return h
 
 
-def _product(ins, p, kind, add: bool) -> Op:
+def _product(ins: Instruction, p: Program, kind: str, add: bool) -> Op:
     """mul and mad of integers: .lo, .hi, .wide."""
     how = next((x for x in ins.parts if x in ("lo", "hi", "wide")), "lo")
     if how == "wide":
@@ -168,14 +176,14 @@ def _product(ins, p, kind, add: bool) -> Op:
         return alu(lambda cta, R: np.add(np.multiply(R[a], R[b], dtype=dtype), R[c], R[d]), d)
     if how == "hi":
         d, a, b = p.dst(ins.operands[0], kind), p.src(ins.operands[1], kind), p.src(ins.operands[2], kind)
-        c = p.src(ins.operands[3], kind) if add else None
+        addend = p.src(ins.operands[3], kind) if add else None
 
         def run(cta, R):
             np.copyto(R[d], _high(R[a], R[b], kind), casting="unsafe")
-            if c is not None:
-                np.add(R[d], R[c], R[d])
+            if addend is not None:
+                np.add(R[d], R[addend], R[d])
 
-        if c == d:
+        if addend == d:
             raise NotImplementedError("mad.hi onto its addend")
         return alu(run, d)
     kind = unsigned(kind)
@@ -187,7 +195,7 @@ def _product(ins, p, kind, add: bool) -> Op:
 
 
 @decoder("mul")
-def _mul(ins, p):
+def _mul(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     if not is_float(kind):
         return _product(ins, p, kind, False)
@@ -200,7 +208,7 @@ def _mul(ins, p):
 
 
 @decoder("mad", "madc")
-def _mad(ins, p):
+def _mad(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     if is_float(kind):
         return _fma(ins, p)
@@ -208,7 +216,7 @@ def _mad(ins, p):
         return _product(ins, p, kind, True)
     if kind not in ("u32", "s32"):
         raise NotImplementedError("carry of this width")
-    d, a, b, c = (f(o, "u32") for f, o in zip((p.dst, p.src, p.src, p.src), ins.operands))
+    d, a, b, c = (f(o, "u32") for f, o in zip((p.dst, p.src, p.src, p.src), ins.operands, strict=False))
     cc, out, high, carry_in = _carry_slot(p), "cc" in ins.parts, "hi" in ins.parts, ins.parts[0] == "madc"
     if kind == "s32" and high:
         raise NotImplementedError("signed high product with carry")
@@ -226,11 +234,11 @@ def _mad(ins, p):
 
 
 @decoder("fma")
-def _fma(ins, p):
+def _fma(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     mode = _mode(ins)
     if kind == "f32" and mode == "rn" and not {"ftz", "sat", "relu"} & set(ins.parts):
-        d, a, b, c = (f(o, "f32") for f, o in zip((p.dst, p.src, p.src, p.src), ins.operands))
+        d, a, b, c = (f(o, "f32") for f, o in zip((p.dst, p.src, p.src, p.src), ins.operands, strict=False))
 
         def run(cta, R):
             x = R[a].astype(np.float64)
@@ -249,7 +257,7 @@ def _fma(ins, p):
     return float_op(ins, p, kind, fma, 3)
 
 
-def _odd(r):
+def _odd(r: np.ndarray) -> np.ndarray:
     """f64 -> f32, keeping a sticky last bit so that a second rounding to bf16 is right."""
     y = r.astype(np.float32)
     inexact = (y.astype(np.float64) != r) & np.isfinite(y)
@@ -257,13 +265,13 @@ def _odd(r):
     return np.where(inexact, (toward.view(np.uint32) | np.uint32(1)).view(np.float32), y)
 
 
-def _fma64(x, y, z):
+def _fma64(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """f64 fma in extended precision (exact enough on x86, not bit for bit)."""
     return (x.astype(np.longdouble) * y + z).astype(np.float64)
 
 
 @decoder("div")
-def _div(ins, p):
+def _div(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     if is_float(kind):
         return float_op(ins, p, kind, np.divide, 2)
@@ -282,7 +290,7 @@ def _div(ins, p):
 
 
 @decoder("rem")
-def _rem(ins, p):
+def _rem(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     d, a, b = p.dst(ins.operands[0], kind), p.src(ins.operands[1], kind), p.src(ins.operands[2], kind)
 
@@ -295,7 +303,7 @@ def _rem(ins, p):
 
 
 @decoder("abs", "neg")
-def _sign(ins, p):
+def _sign(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     if not is_float(kind):
         d, a = p.dst(ins.operands[0], kind), p.src(ins.operands[1], kind)
@@ -315,7 +323,7 @@ def _sign(ins, p):
     return alu(lambda cta, R: np.bitwise_xor(R[a], mask, R[d]), d)
 
 
-def _packed_minmax(ins, p, ufunc, bias: int):
+def _packed_minmax(ins: Instruction, p: Program, ufunc: np.ufunc, bias: int) -> Op:
     """min/max of two 16-bit integers packed in a register; `bias` makes signed halves compare as unsigned ones."""
     if len(ins.operands) != 3 or ins.parts[-2] not in ("min", "max"):
         raise NotImplementedError("packed integers")
@@ -330,7 +338,7 @@ def _packed_minmax(ins, p, ufunc, bias: int):
 
 
 @decoder("min", "max")
-def _minmax(ins, p):
+def _minmax(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     least = ins.parts[0] == "min"
     if not is_float(kind):
@@ -349,11 +357,11 @@ def _minmax(ins, p):
 
 
 @decoder("copysign")
-def _copysign(ins, p):
+def _copysign(ins: Instruction, p: Program) -> Op:
     return float_op(ins, p, ins.parts[-1], lambda x, y: np.copysign(y, x), 2)
 
 
-def _f64(fn):
+def _f64(fn: Callable) -> Callable:
     """Compute an f32 function in f64 and round once."""
     return lambda x: fn(x.astype(np.float64)) if x.dtype == np.float32 else fn(x)
 
@@ -371,15 +379,21 @@ _UNARY = {
 
 
 @decoder(*_UNARY)
-def _unary(ins, p):
+def _unary(ins: Instruction, p: Program) -> Op:
     return float_op(ins, p, ins.parts[-1], _UNARY[ins.parts[0]], 1)
 
 
 @decoder("testp")
-def _testp(ins, p):
+def _testp(ins: Instruction, p: Program) -> Op:
     kind, test = ins.parts[-1], ins.parts[1]
     if test not in ("finite", "infinite", "notanumber", "number"):
         raise NotImplementedError(test)
-    fn = {"finite": np.isfinite, "infinite": np.isinf, "notanumber": np.isnan, "number": lambda x: ~np.isnan(x)}[test]
+    tests: dict[str, Callable] = {
+        "finite": np.isfinite,
+        "infinite": np.isinf,
+        "notanumber": np.isnan,
+        "number": lambda x: ~np.isnan(x),
+    }
+    fn = tests[test]
     d, a = p.dst(ins.operands[0], "pred"), p.src(ins.operands[1], kind)
     return alu(lambda cta, R: np.copyto(R[d], fn(R[a])), d)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from .isa_arith import is_float, loader
-from .parse import Imm, Pair, Sym, Vec
-from .program import Op, alu, decoder, unsigned, width
+from .parse import Imm, Instruction, Pair, Sym, Vec
+from .program import Op, Program, alu, decoder, unsigned, width
 
 _CLOCKS = ("%clock", "%clock64", "%globaltimer", "%globaltimer_lo")
 
 
 @decoder("mov")
-def _mov(ins, p):
+def _mov(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     to, source = ins.operands
     if isinstance(to, Vec):  # unpack
@@ -49,7 +52,7 @@ def _mov(ins, p):
 
 
 @decoder("cvta", "isspacep", "mapa")
-def _cvta(ins, p):
+def _cvta(ins: Instruction, p: Program) -> Op:
     if ins.parts[0] != "cvta":
         raise NotImplementedError("generic addresses")
     k = unsigned(ins.parts[-1])
@@ -71,23 +74,24 @@ _UNORDERED = {
 _BOOL = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 
-def _comparison(op: str, kind: str):
+def _comparison(op: str, kind: str) -> Callable:
     if is_float(kind):
         if op == "ne":
             return lambda a, b: (a < b) | (a > b)
         return _ORDERED.get(op) or _UNORDERED[op]
-    return {
+    operations: dict[str, Callable] = {
         "ne": np.not_equal,
         "lo": np.less,
         "ls": np.less_equal,
         "hi": np.greater,
         "hs": np.greater_equal,
         **_ORDERED,
-    }[op]
+    }
+    return operations[op]
 
 
 @decoder("setp", "set")
-def _setp(ins, p):
+def _setp(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     parts = [x for x in ins.parts[1:-1] if x != "ftz"]
     if ins.parts[0] == "set":
@@ -105,17 +109,17 @@ def _setp(ins, p):
         a, b = (lambda R: R[sa]), (lambda R: R[sb])
     to = ins.operands[0]
     if kind.endswith("x2"):
-        d, q = p.dst(to.first, "pred"), p.dst(to.second, "pred")
+        first, second = p.dst(to.first, "pred"), p.dst(to.second, "pred")
 
         def both(cta, R):
             r = op(a(R), b(R))
-            R[d][:], R[q][:] = r[0::2], r[1::2]
+            R[first][:], R[second][:] = r[0::2], r[1::2]
 
         if combine:
             raise NotImplementedError("combined packed comparison")
-        return alu(both, d, q)
+        return alu(both, first, second)
     d = p.dst(to.first if isinstance(to, Pair) else to, "pred")
-    q = p.dst(to.second, "pred") if isinstance(to, Pair) else None
+    q: int | None = p.dst(to.second, "pred") if isinstance(to, Pair) else None
     c = p.predicate(ins.operands[3]) if combine else None
 
     def compare(cta, R):
@@ -129,7 +133,7 @@ def _setp(ins, p):
 
 
 @decoder("selp")
-def _selp(ins, p):
+def _selp(ins: Instruction, p: Program) -> Op:
     k = unsigned(ins.parts[-1])
     d, a, b = p.dst(ins.operands[0], k), p.src(ins.operands[1], k), p.src(ins.operands[2], k)
     test = p.predicate(ins.operands[3])
@@ -137,7 +141,7 @@ def _selp(ins, p):
 
 
 @decoder("slct")
-def _slct(ins, p):
+def _slct(ins: Instruction, p: Program) -> Op:
     k, ck = unsigned(ins.parts[-2]), ins.parts[-1]
     d, a, b, c = (
         p.dst(ins.operands[0], k),
@@ -149,7 +153,7 @@ def _slct(ins, p):
 
 
 @decoder("and", "or", "xor", "not", "cnot")
-def _logic(ins, p):
+def _logic(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     name = ins.parts[0]
     if kind == "pred":
@@ -157,20 +161,20 @@ def _logic(ins, p):
         a = p.predicate(ins.operands[1])
         if name == "not":
             return alu(lambda cta, R: np.logical_not(a(R), R[d]), d)
-        b, op = p.predicate(ins.operands[2]), _BOOL[name]
-        return alu(lambda cta, R: op(a(R), b(R), R[d]), d)
+        b, combine = p.predicate(ins.operands[2]), _BOOL[name]
+        return alu(lambda cta, R: combine(a(R), b(R), R[d]), d)
     k = unsigned(kind)
-    d, a = p.dst(ins.operands[0], k), p.src(ins.operands[1], k)
+    d, s = p.dst(ins.operands[0], k), p.src(ins.operands[1], k)
     if name == "not":
-        return alu(lambda cta, R: np.invert(R[a], R[d]), d)
+        return alu(lambda cta, R: np.invert(R[s], R[d]), d)
     if name == "cnot":
-        return alu(lambda cta, R: np.copyto(R[d], (R[a] == 0).astype(R[d].dtype)), d)
-    b, op = p.src(ins.operands[2], k), {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[name]
-    return alu(lambda cta, R: op(R[a], R[b], R[d]), d)
+        return alu(lambda cta, R: np.copyto(R[d], (R[s] == 0).astype(R[d].dtype)), d)
+    t, op = p.src(ins.operands[2], k), {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[name]
+    return alu(lambda cta, R: op(R[s], R[t], R[d]), d)
 
 
 @decoder("shl", "shr")
-def _shift(ins, p):
+def _shift(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     k = kind if kind[0] == "s" and ins.parts[0] == "shr" else unsigned(kind)
     op = np.left_shift if ins.parts[0] == "shl" else np.right_shift  # numpy's shifts clamp as PTX's do
@@ -184,9 +188,9 @@ def _shift(ins, p):
 
 
 @decoder("shf")
-def _funnel(ins, p):
+def _funnel(ins: Instruction, p: Program) -> Op:
     left, wrap = ins.parts[1] == "l", ins.parts[2] == "wrap"
-    d, a, b, c = (f(o, "u32") for f, o in zip((p.dst, p.src, p.src, p.src), ins.operands))
+    d, a, b, c = (f(o, "u32") for f, o in zip((p.dst, p.src, p.src, p.src), ins.operands, strict=False))
 
     def run(cta, R):
         pair = R[a].astype(np.uint64) | (R[b].astype(np.uint64) << np.uint64(32))
@@ -197,12 +201,12 @@ def _funnel(ins, p):
 
 
 @decoder("bfe")
-def _bfe(ins, p):
+def _bfe(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     bits = 8 * width(kind)
     d, a = p.dst(ins.operands[0], kind), p.src(ins.operands[1], kind)
     if isinstance(ins.operands[2], Imm) and isinstance(ins.operands[3], Imm):
-        pos, n = ins.operands[2].value & 255, ins.operands[3].value & 255
+        pos, n = int(ins.operands[2].value) & 255, int(ins.operands[3].value) & 255
         if n and pos + n <= bits:
             up = p.const(bits - pos - n, kind)
             down = p.const(bits - n, kind)
@@ -225,7 +229,7 @@ def _bfe(ins, p):
 
 
 @decoder("bfi")
-def _bfi(ins, p):
+def _bfi(ins: Instruction, p: Program) -> Op:
     if width(ins.parts[-1]) != 4:
         raise NotImplementedError("64-bit bfi")
     d = p.dst(ins.operands[0], "u32")
@@ -242,7 +246,7 @@ def _bfi(ins, p):
     return alu(run, d)
 
 
-def _highest(x):
+def _highest(x: np.ndarray) -> np.ndarray:
     """Index of the highest set bit of uint32/uint64, -1 for 0."""
     r = np.full(x.shape, -1, np.int64)
     for i in range(8 * x.dtype.itemsize):
@@ -251,14 +255,14 @@ def _highest(x):
 
 
 @decoder("clz")
-def _clz(ins, p):
+def _clz(ins: Instruction, p: Program) -> Op:
     k = unsigned(ins.parts[-1])
     d, a, top = p.dst(ins.operands[0], "u32"), p.src(ins.operands[1], k), 8 * width(k) - 1
     return alu(lambda cta, R: np.copyto(R[d], (top - _highest(R[a])).astype(np.uint32)), d)
 
 
 @decoder("bfind")
-def _bfind(ins, p):
+def _bfind(ins: Instruction, p: Program) -> Op:
     kind = ins.parts[-1]
     amount = "shiftamt" in ins.parts
     d, a = p.dst(ins.operands[0], "u32"), p.src(ins.operands[1], kind)
@@ -275,14 +279,14 @@ def _bfind(ins, p):
 
 
 @decoder("popc")
-def _popc(ins, p):
+def _popc(ins: Instruction, p: Program) -> Op:
     k = unsigned(ins.parts[-1])
     d, a = p.dst(ins.operands[0], "u32"), p.src(ins.operands[1], k)
     return alu(lambda cta, R: np.copyto(R[d], np.bitwise_count(R[a])), d)
 
 
 @decoder("brev")
-def _brev(ins, p):
+def _brev(ins: Instruction, p: Program) -> Op:
     k = unsigned(ins.parts[-1])
     d, a, n = p.dst(ins.operands[0], k), p.src(ins.operands[1], k), width(k)
     table = np.array([int(f"{i:08b}"[::-1], 2) for i in range(256)], np.uint8)
@@ -298,12 +302,12 @@ def _brev(ins, p):
 
 
 @decoder("prmt")
-def _prmt(ins, p):
+def _prmt(ins: Instruction, p: Program) -> Op:
     if len(ins.parts) != 2:
         raise NotImplementedError("prmt mode")
     d, a, b = p.dst(ins.operands[0], "u32"), p.src(ins.operands[1], "u32"), p.src(ins.operands[2], "u32")
     if isinstance(ins.operands[3], Imm):
-        sel = ins.operands[3].value & 0xFFFF
+        sel = int(ins.operands[3].value) & 0xFFFF
         low, sixteen, high = np.uint32(0xFFFF), np.uint32(16), np.uint32(0xFFFF0000)
         if sel == 0x5410:
             return alu(lambda cta, R: np.bitwise_or(R[a] & low, R[b] << sixteen, R[d]), d)
@@ -322,7 +326,7 @@ def _prmt(ins, p):
 
 
 @decoder("lop3")
-def _lop3(ins, p):
+def _lop3(ins: Instruction, p: Program) -> Op:
     if len(ins.parts) != 2:
         raise NotImplementedError("lop3 with a predicate")
     d, a, b, c = p.dst(ins.operands[0], "u32"), *(p.src(o, "u32") for o in ins.operands[1:4])
@@ -339,7 +343,7 @@ def _lop3(ins, p):
     return alu(run, d)
 
 
-def nothing(cta, R, m=None):
+def nothing(cta: Any, R: list, m: np.ndarray | None = None) -> None:
     """Hints, and instructions whose effect this machine has anyway."""
 
 
@@ -355,5 +359,5 @@ def nothing(cta, R, m=None):
     "pmevent",
     "nop",
 )
-def _nop(ins, p):
+def _nop(ins: Instruction, p: Program) -> Op:
     return Op(nothing, nothing)

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .isa_warp import warp_barrier
-from .parse import Imm
-from .program import Op, decoder
+from .parse import Imm, Instruction
+from .program import Op, Program, decoder
 
 
-def _condition(ins, p):
+def _condition(ins: Instruction, p: Program) -> Callable | None:
     return p.predicate(ins.guard) if ins.guard else None
 
 
 @decoder("bra")
-def _bra(ins, p):
+def _bra(ins: Instruction, p: Program) -> Op:
     return Op(None, control="bra", data=(_condition(ins, p), p.module.labels[ins.operands[0].name]))
 
 
 @decoder("ret", "exit")
-def _ret(ins, p):
+def _ret(ins: Instruction, p: Program) -> Op:
     return Op(None, control="ret", data=_condition(ins, p))
 
 
 @decoder("trap", "brkpt")
-def _trap(ins, p):
+def _trap(ins: Instruction, p: Program) -> Op:
     return Op(None, control="trap", data=_condition(ins, p))
 
 
 @decoder("bar", "barrier")
-def _bar(ins, p):
+def _bar(ins: Instruction, p: Program) -> Op:
     parts = [x for x in ins.parts[1:] if x not in ("cta", "aligned")]
     if parts[0] == "warp":
         return warp_barrier(ins, p)

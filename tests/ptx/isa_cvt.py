@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .formats import (
@@ -17,13 +19,14 @@ from .formats import (
     saturating_int,
     to_integral,
 )
-from .program import KINDS, alu, decoder, unsigned
+from .parse import Instruction
+from .program import KINDS, Op, Program, alu, decoder, unsigned
 
 _FLOATS = ("f16", "bf16", "f32", "f64")
 
 
 @decoder("cvt")
-def _cvt(ins, p):
+def _cvt(ins: Instruction, p: Program) -> Op:
     to, source = ins.parts[-2], ins.parts[-1]
     flags = ins.parts[1:-2]
     mode = next((m for m in flags if m in ("rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi")), "rn")
@@ -38,13 +41,13 @@ def _cvt(ins, p):
     return _integers(ins, p, to, source, sat)
 
 
-def _register_kind(p, operand, kind: str) -> str:
+def _register_kind(p: Program, operand: Any, kind: str) -> str:
     """The destination of a narrow integer may be a wider register: sign- or zero-extend into all of it."""
     cls = p.module.registers.get(getattr(operand, "name", ""), None)
     return kind[0] + cls[1:] if cls and cls != "pred" and int(cls[1:]) > int(kind[1:]) else kind
 
 
-def _integers(ins, p, to, source, sat):
+def _integers(ins: Instruction, p: Program, to: str, source: str, sat: bool) -> Op:
     a = p.src(ins.operands[1], source if source[0] != "b" else unsigned(source))
     d = p.dst(ins.operands[0], _register_kind(p, ins.operands[0], to))
     if sat:
@@ -61,7 +64,9 @@ def _integers(ins, p, to, source, sat):
     return alu(lambda cta, R: np.copyto(R[d], R[a].astype(dtype), casting="unsafe"), d)
 
 
-def _with_floats(ins, p, to, source, mode, relu, flush, sat):
+def _with_floats(
+    ins: Instruction, p: Program, to: str, source: str, mode: str, relu: bool, flush: bool, sat: bool
+) -> Op:
     if source in ("f16", "bf16"):
         s = p.src(ins.operands[1], "u16")
         load = (
@@ -112,7 +117,7 @@ def _with_floats(ins, p, to, source, mode, relu, flush, sat):
     return alu(run, d)
 
 
-def _packed(ins, p, to, source, mode, relu):
+def _packed(ins: Instruction, p: Program, to: str, source: str, mode: str, relu: bool) -> Op:
     """cvt.rn.{f16x2,bf16x2,e4m3x2,e5m2x2}.f32 d, a, b (a to the upper half), and fp8 pairs to f16x2."""
     if source == "f32":
         a, b = p.src(ins.operands[1], "f32"), p.src(ins.operands[2], "f32")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from .formats import bf16_to_f32, f32_to_bf16, f32_to_f16
 from .isa_bits import nothing
 from .memory import Fault
-from .parse import Imm, Mem
-from .program import Op, alu, decoder, memory, unsigned, width
+from .parse import Instruction, Mem
+from .program import Op, Program, alu, decoder, memory, unsigned, width
 
 
-def _space(ins) -> str:
+def _space(ins: Instruction) -> str:
     for x in ins.parts[1:]:
         if x in ("global", "local", "param", "const"):
             return x
@@ -22,13 +25,13 @@ def _space(ins) -> str:
     return "global"  # generic addresses: Triton forms none outside global memory
 
 
-def _shape(ins) -> tuple[str, int]:
+def _shape(ins: Instruction) -> tuple[str, int]:
     """Type of the items and how many."""
     count = next((int(x[1:]) for x in ins.parts if x in ("v2", "v4", "v8")), 1)
     return ins.parts[-1], count
 
 
-def _load_slots(p, operand, kind, count):
+def _load_slots(p: Program, operand: Any, kind: str, count: int) -> list[int]:
     """Destination slots; a narrow item fills a wider register, with its sign for s8 and s16."""
     out = []
     for o in p.items(operand):
@@ -41,7 +44,7 @@ def _load_slots(p, operand, kind, count):
 
 
 @decoder("ld", "ldu")
-def _ld(ins, p):
+def _ld(ins: Instruction, p: Program) -> Op:
     space = _space(ins)
     kind, count = _shape(ins)
     if space == "param":
@@ -99,7 +102,7 @@ def _ld(ins, p):
 
 
 @decoder("st")
-def _st(ins, p):
+def _st(ins: Instruction, p: Program) -> Op:
     space = _space(ins)
     kind, count = _shape(ins)
     if space == "param":
@@ -145,10 +148,10 @@ def _st(ins, p):
     return memory(run)
 
 
-# -- calls: only the runtime's assert and printf ------------------------------------------------------------------------
+# -- calls: only the runtime's assert and printf ---------------------------------------------------------------------
 
 
-def _st_param(ins, p, kind):
+def _st_param(ins: Instruction, p: Program, kind: str) -> Op:
     s = p.src(ins.operands[1], unsigned(kind))
     name = ins.operands[0].base.name
     return memory(
@@ -157,7 +160,7 @@ def _st_param(ins, p, kind):
 
 
 @decoder("call")
-def _call(ins, p):
+def _call(ins: Instruction, p: Program) -> Op:
     if "__assertfail" in ins.operands:
         names = [o for o in ins.operands if o.startswith("param")]
 
@@ -172,10 +175,10 @@ def _call(ins, p):
     raise NotImplementedError("call")
 
 
-# -- atomics --------------------------------------------------------------------------------------------------------------
+# -- atomics ---------------------------------------------------------------------------------------------------------
 
 
-def _add_float(kind):
+def _add_float(kind: str) -> Callable:
     if kind in ("f32", "f64"):
         return lambda old, b, c: old + b
     if kind.startswith("bf16"):
@@ -198,7 +201,7 @@ _ATOMIC = {
 
 
 @decoder("atom", "red")
-def _atom(ins, p):
+def _atom(ins: Instruction, p: Program) -> Op:
     space = _space(ins)
     name = next(x for x in ins.parts[1:] if x in _ATOMIC)
     kind, count = _shape(ins)
@@ -262,11 +265,11 @@ def _atom(ins, p):
     return memory(run)
 
 
-# -- asynchronous copies and fences -------------------------------------------------------------------------------------
+# -- asynchronous copies and fences ----------------------------------------------------------------------------------
 
 
 @decoder("cp")
-def _cp(ins, p):
+def _cp(ins: Instruction, p: Program) -> Op:
     """cp.async global -> shared. The bytes arrive at the last moment the code allows: at wait_group."""
     if ins.parts[1] != "async" or "bulk" in ins.parts or "mbarrier" in ins.parts:
         raise NotImplementedError("bulk copy")
@@ -310,10 +313,11 @@ class Copies:
     """Groups of cp.async under way, for each warp: a list of committed groups and the open one."""
 
     def __init__(self, warps: int):
-        self.open = [[] for _ in range(warps)]
-        self.groups = [[] for _ in range(warps)]
+        self.open: list[list[tuple]] = [[] for _ in range(warps)]
+        self.groups: list[list[list[tuple]]] = [[] for _ in range(warps)]
 
-    def add(self, cta, idx, size, warp, where, full):
+    def add(self, cta: Any, idx: np.ndarray, size: int, warp: np.ndarray, where: np.ndarray, full: np.ndarray) -> None:
+        """A copy of units `where` of global memory, or of zeros where not `full`, to units `idx` of shared memory."""
         cta.shared.in_flight += 1
         parts = np.unique(warp)
         for w in parts:
@@ -321,12 +325,14 @@ class Copies:
             self.open[w].append((idx[pick], size, warp[pick], where[pick], full[pick]))
         cta.shared.in_flight += len(parts) - 1
 
-    def commit(self, cta, m):
+    def commit(self, cta: Any, m: np.ndarray | None) -> None:
+        """The open copies form a group."""
         for w in cta.warps(m):
             self.groups[w].append(self.open[w])
             self.open[w] = []
 
-    def wait(self, cta, m, keep: int):
+    def wait(self, cta: Any, m: np.ndarray | None, keep: int) -> None:
+        """Finish all groups but the last `keep`."""
         for w in cta.warps(m):
             while len(self.groups[w]) > keep:
                 for idx, size, warp, where, full in self.groups[w].pop(0):
@@ -339,7 +345,7 @@ class Copies:
 
 
 @decoder("fence", "membar")
-def _fence(ins, p):
+def _fence(ins: Instruction, p: Program) -> Op:
     if "proxy" in ins.parts:
         if any(x.startswith("async") for x in ins.parts):
             return memory(lambda cta, R, m: cta.shared.fence(np.array(cta.warps(m))))
@@ -350,7 +356,7 @@ def _fence(ins, p):
 
 
 @decoder("mbarrier")
-def _mbarrier(ins, p):
+def _mbarrier(ins: Instruction, p: Program) -> Op:
     """Counting barriers in shared memory, without transaction counts. State: [expected, pending, phase]."""
     what = ins.parts[1]
     if what in ("expect_tx", "complete_tx") or "expect_tx" in ins.parts:

@@ -5,30 +5,33 @@ missing (Op.sync)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from .formats import E4M3, E5M2
 from .isa_bits import nothing
 from .memory import Fault
-from .parse import Imm, Pair
-from .program import Op, alu, decoder, memory
+from .parse import Imm, Instruction, Pair
+from .program import Op, Program, alu, decoder, memory
 
 WARP = 32
 
 
-def _full_mask(operand):
-    if isinstance(operand, Imm) and operand.value & 0xFFFFFFFF != 0xFFFFFFFF:
+def _full_mask(operand: Any) -> None:
+    if isinstance(operand, Imm) and int(operand.value) & 0xFFFFFFFF != 0xFFFFFFFF:
         raise NotImplementedError("a member mask that leaves lanes out")
 
 
-def _warp_op(fn, *dsts) -> Op:
+def _warp_op(fn: Callable, *dsts: int) -> Op:
     op = alu(fn, *dsts)
     op.sync = WARP
     return op
 
 
 @decoder("shfl")
-def _shfl(ins, p):
+def _shfl(ins: Instruction, p: Program) -> Op:
     mode = ins.parts[2]
     _full_mask(ins.operands[4])
     to = ins.operands[0]
@@ -70,7 +73,7 @@ def _shfl(ins, p):
 
 
 @decoder("redux")
-def _redux(ins, p):
+def _redux(ins: Instruction, p: Program) -> Op:
     name, kind = ins.parts[2], ins.parts[-1]
     _full_mask(ins.operands[2])
     k = kind if kind[0] != "b" else "u32"
@@ -94,7 +97,7 @@ def _redux(ins, p):
 
 
 @decoder("vote", "activemask", "match")
-def _vote(ins, p):
+def _vote(ins: Instruction, p: Program) -> Op:
     if ins.parts[0] != "vote":
         raise NotImplementedError(ins.parts[0])
     mode = ins.parts[2]
@@ -119,7 +122,7 @@ def _vote(ins, p):
 
 
 @decoder("elect")
-def _elect(ins, p):
+def _elect(ins: Instruction, p: Program) -> Op:
     to = ins.operands[0]
     q = p.dst(to.second, "pred")
     d = p.dst(to.first, "u32")
@@ -132,24 +135,25 @@ def _elect(ins, p):
     return _warp_op(run, d, q)
 
 
-def warp_barrier(ins, p) -> Op:
+def warp_barrier(ins: Instruction, p: Program) -> Op:
+    """bar.warp.sync: nothing but that the warp is together."""
     return Op(nothing, nothing, WARP)
 
 
-# -- matrices -----------------------------------------------------------------------------------------------------------
+# -- matrices --------------------------------------------------------------------------------------------------------
 
 _F16 = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
-def elements(words, kind: str):
+def elements(words: np.ndarray, kind: str) -> np.ndarray:
     """uint32 words (..., n) -> float32 numbers (..., n * 4 / size of kind); tf32 drops the low 13 bits."""
     if kind == "tf32":
         return (words & np.uint32(0xFFFFE000)).view(np.float32)
     if kind == "bf16":
-        out = np.empty(words.shape + (2,), np.uint32)
+        out = np.empty((*words.shape, 2), np.uint32)
         np.left_shift(words, np.uint32(16), out[..., 0])
         np.bitwise_and(words, np.uint32(0xFFFF0000), out[..., 1])
-        return out.view(np.float32).reshape(words.shape[:-1] + (-1,))
+        return out.view(np.float32).reshape((*words.shape[:-1], -1))
     if kind == "f16":
         return _F16.take(words.view(np.uint16))
     if kind in ("e4m3", "e5m2"):
@@ -160,7 +164,7 @@ def elements(words, kind: str):
 
 
 @decoder("mma")
-def _mma(ins, p):
+def _mma(ins: Instruction, p: Program) -> Op:
     """mma.sync m16n8: products are exact, sums in f64, one rounding to f32 (the device's own sums round more often)."""
     shape, (td, ta, tb, tc) = ins.parts[3], ins.parts[-4:]
     if ins.parts[4:6] != ["row", "col"] or not shape.startswith("m16n8") or "sp" in ins.parts:
@@ -209,14 +213,17 @@ def _mma(ins, p):
     return op
 
 
-def _rows(cta, R, m, address, n):
-    """Addresses of the 8 n rows of each warp that takes part: (k, 8 n) flattened; the warps; the threads that gave them."""
+def _rows(
+    cta: Any, R: list, m: np.ndarray | None, address: Callable, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each warp that takes part, the addresses of its 8 n rows: (k, 8 n) flattened; the warps; the threads that gave
+    them."""
     warps = np.array(cta.warps(m))
     lanes = (warps[:, None] * WARP + np.arange(8 * n)).reshape(-1)
     return address(R)[lanes], warps, lanes
 
 
-def _matrix_op(address, n: int, body) -> Op:
+def _matrix_op(address: Callable, n: int, body: Callable) -> Op:
     """body(cta, R, m, addresses, warps), its faults laid to the thread that gave the address."""
 
     def run(cta, R, m):
@@ -231,7 +238,7 @@ def _matrix_op(address, n: int, body) -> Op:
 
 
 @decoder("ldmatrix")
-def _ldmatrix(ins, p):
+def _ldmatrix(ins: Instruction, p: Program) -> Op:
     n = int(next(x for x in ins.parts if x in ("x1", "x2", "x4"))[1:])
     if "m8n8" not in ins.parts or ins.parts[-1] != "b16":
         raise NotImplementedError("ldmatrix shape")
@@ -259,7 +266,7 @@ def _ldmatrix(ins, p):
 
 
 @decoder("stmatrix")
-def _stmatrix(ins, p):
+def _stmatrix(ins: Instruction, p: Program) -> Op:
     n = int(next(x for x in ins.parts if x in ("x1", "x2", "x4"))[1:])
     if "m8n8" not in ins.parts or ins.parts[-1] != "b16":
         raise NotImplementedError("stmatrix shape")

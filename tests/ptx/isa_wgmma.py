@@ -1,25 +1,26 @@
 """wgmma: matrix products of four warps, operands in shared memory (or A in registers).
 
-A product is computed when it is issued. Until a wait_group retires it, machine.py refuses any other use of its registers and
-SharedMemory refuses writes to its operands.
+A product is computed when it is issued. Until a wait_group retires it, machine.py refuses any other use of its
+registers and SharedMemory refuses writes to its operands.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
 from .isa_bits import nothing
 from .isa_warp import elements
 from .memory import Fault
-from .parse import Vec
-from .program import Op, decoder
+from .parse import Instruction, Vec
+from .program import Op, Program, decoder
 
 GROUP = 128  # threads
 
 
-def _pattern(mn: int, k_bytes: int, item: int, mn_major: bool, swizzle: int, lbo: int, sbo: int):
+def _pattern(mn: int, k_bytes: int, item: int, mn_major: bool, swizzle: int, lbo: int, sbo: int) -> np.ndarray:
     """Byte offsets (before swizzling) of the 16-byte units of one operand.
 
     K-major: (mn, units along k); a unit holds 16 / item numbers along k.
@@ -36,7 +37,9 @@ def _pattern(mn: int, k_bytes: int, item: int, mn_major: bool, swizzle: int, lbo
     return (u % swizzle) * 16 + (u // swizzle) * lbo + (k // 8) * sbo + (k % 8) * 16 * swizzle
 
 
-def _operand(cta, descriptor: int, mn: int, k_bytes: int, item: int, mn_major: bool, kind: str):
+def _operand(
+    cta: Any, descriptor: int, mn: int, k_bytes: int, item: int, mn_major: bool, kind: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers (mn, k) as f32 behind a shared memory descriptor, and the 16-byte units read."""
     start = (descriptor & 0x3FFF) << 4
     lbo, sbo = (descriptor >> 16 & 0x3FFF) << 4, (descriptor >> 32 & 0x3FFF) << 4
@@ -50,12 +53,12 @@ def _operand(cta, descriptor: int, mn: int, k_bytes: int, item: int, mn_major: b
     words = cta.shared.view(4, 4).take(idx, axis=0)
     if not mn_major:
         return elements(words.reshape(mn, k_bytes // 4), kind), idx
-    units = elements(words.reshape(at.shape + (4,)), kind)  # unit along mn, k, number
+    units = elements(words.reshape((*at.shape, 4)), kind)  # unit along mn, k, number
     return units.transpose(0, 2, 1).reshape(mn, -1), idx
 
 
 @decoder("wgmma")
-def _wgmma(ins, p):
+def _wgmma(ins: Instruction, p: Program) -> Op:
     if ins.parts[1] == "fence":
         return Op(nothing, nothing, GROUP)
     if ins.parts[1] == "commit_group":
@@ -68,6 +71,8 @@ def _wgmma(ins, p):
     if "sp" in ins.parts or ins.parts[1] != "mma_async":
         raise NotImplementedError("wgmma form")
     shape = re.fullmatch(r"m64n(\d+)k(\d+)", ins.parts[4])
+    if not shape:
+        raise NotImplementedError("wgmma shape")
     n, k = int(shape[1]), int(shape[2])
     td, ta, tb = ins.parts[5:8]
     if td != "f32" and td != "s32":
@@ -119,7 +124,7 @@ def _wgmma(ins, p):
     return Op(None, None, GROUP, "wgmma", run)
 
 
-def _uniform(values) -> int:
+def _uniform(values: np.ndarray) -> int:
     if (values != values[0]).any():
         raise Fault("wgmma descriptor differs between threads")
     return int(values[0])
@@ -128,26 +133,30 @@ def _uniform(values) -> int:
 class WarpGroup:
     """Products under way of four warps: groups of (accumulators, A registers, shared memory read)."""
 
-    def __init__(self):
-        self.open, self.groups = [], []
+    def __init__(self) -> None:
+        self.open: list[tuple] = []
+        self.groups: list[list[tuple]] = []
         self.pending: frozenset = frozenset()  # accumulators
         self.sources: frozenset = frozenset()  # A registers, which may be read but not written
 
-    def issue(self, names, a_names, units):
+    def issue(self, names: frozenset, a_names: frozenset, units: np.ndarray | None) -> None:
+        """A product has begun."""
         self.open.append((names, a_names, units))
         self._refresh()
 
-    def commit(self):
+    def commit(self) -> None:
+        """The products begun since form a group."""
         self.groups.append(self.open)
         self.open = []
 
-    def wait(self, cta, keep: int):
+    def wait(self, cta: Any, keep: int) -> None:
+        """All groups but the last `keep` have ended."""
         while len(self.groups) > keep:
             for _, _, units in self.groups.pop(0):
                 cta.shared.end_wgmma(units)
         self._refresh()
 
-    def _refresh(self):
+    def _refresh(self) -> None:
         under_way = [x for g in self.groups for x in g] + self.open
         self.pending = frozenset().union(*(x[0] for x in under_way))
         self.sources = frozenset().union(*(x[1] for x in under_way))

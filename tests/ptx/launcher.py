@@ -95,13 +95,13 @@ def ptx_launcher(
     Args:
         arch: compute capability to compile for, 80 or 90.
         seed: order of the programs: an integer draws them at random (the same order at every launch), "round-robin"
-            takes them in turn. None takes them in turn in cooperative launches and one after another in others, so that a
-            kernel that waits for other programs without a cooperative launch never ends.
-        sequential: with seed None, one after another in cooperative launches, too: to count the work of kernels that are
-            given what they would wait for.
+            takes them in turn. None takes them in turn in cooperative launches and one after another in others, so that
+            a kernel that waits for other programs without a cooperative launch never ends.
+        sequential: one after another in cooperative launches, too: to count the work of kernels that are given what
+            they would wait for.
         starve: index, in launch order, of a program that runs only when the others seem to wait for it.
-        resident_programs: how many programs fit on the device at once. A cooperative launch of more is an error, as with
-            the driver; in other launches later programs start when earlier ones have ended, as on hardware.
+        resident_programs: how many programs fit on the device at once. A cooperative launch of more is an error, as
+            with the driver; in other launches later programs start when earlier ones have ended, as on hardware.
         quantum: instructions of a program's turn.
         max_instructions: more warp-instructions than these in a launch are an error.
         checks: check accesses.

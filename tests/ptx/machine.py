@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 
 from .isa_mem import Copies
 from .isa_wgmma import WarpGroup
 from .memory import Fault, GlobalMemory, SharedMemory
-from .program import Program
+from .program import Op, Program
 
 RUN, BARRIER, SYNC = "runs", "waits at a barrier", "waits for the rest of its warp"
 _PATIENCE = 2048  # instructions a part of a program may run while another part could run, too
@@ -24,15 +25,16 @@ class Group:
 
     __slots__ = ("age", "barrier", "mask", "pc", "size", "state", "warps", "whole")
 
-    def __init__(self, cta: Cta, pc: int, mask):
-        self.pc, self.state, self.barrier, self.age = pc, RUN, None, 0
+    def __init__(self, cta: Cta, pc: int, mask: np.ndarray | None):
+        self.pc, self.state, self.age = pc, RUN, 0
+        self.barrier: int | None = None  # the one it waits at
         self.size = cta.lanes if mask is None else int(np.count_nonzero(mask))
         self.mask = None if self.size == cta.lanes else mask
-        if self.mask is None:
+        if mask is None or self.mask is None:
             self.whole, self.warps = 128, cta.all_warps
             return
         rows, alive = mask.reshape(-1, 32), cta.alive.reshape(-1, 32)
-        present = rows.any(1)
+        present: Any = rows.any(1)
         self.warps = np.flatnonzero(present).tolist()
         self.whole = 1
         if (rows[present] == alive[present]).all():
@@ -86,17 +88,17 @@ class Cta:
         self.local = np.zeros(self.lanes * max(program.local_bytes, 16) // 8 * 8, np.uint8)
         self.checks = checks
 
-    # -- what instructions ask for --------------------------------------------------------------------------------------
+    # -- what instructions ask for -----------------------------------------------------------------------------------
 
-    def warps(self, mask) -> list[int]:
+    def warps(self, mask: np.ndarray | None) -> list[int]:
         """Warps with a thread in the mask."""
         return self.all_warps if mask is None else np.flatnonzero(mask.reshape(-1, 32).any(1)).tolist()
 
-    def warp_groups(self, mask) -> list[int]:
+    def warp_groups(self, mask: np.ndarray | None) -> list[int]:
         """Groups of four warps in the mask."""
         return sorted({w // 4 for w in self.warps(mask)})
 
-    def local_index(self, address, width: int, lanes):
+    def local_index(self, address: np.ndarray, width: int, lanes: np.ndarray | None) -> np.ndarray:
         """Local memory: every thread has its own bytes; index of `width`-byte units."""
         per = self.local.size // self.lanes
         offset = address.astype(np.int64)
@@ -107,14 +109,16 @@ class Cta:
             )
         return ((self.all_lanes if lanes is None else lanes) * per + offset) // width
 
-    def local_view(self, item: int, count: int):
+    def local_view(self, item: int, count: int) -> np.ndarray:
+        """Local memory as (n,) items of `item` bytes, or (n, count)."""
         v = self.local.view(f"u{item}")
         return v.reshape(-1, count) if count > 1 else v
 
-    # -- running --------------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------------------------
 
     @property
     def done(self) -> bool:
+        """Whether all threads have ended."""
         return not self.groups
 
     def turn(self, limit: int, rng: random.Random | None = None) -> int:
@@ -137,7 +141,7 @@ class Cta:
             spent += max(self._run(g, min(limit - spent, _PATIENCE if len(self.groups) > 1 else limit)), 1)
         return self.counts["instructions"] - before
 
-    def _split_warps(self, rng) -> Group:
+    def _split_warps(self, rng: random.Random) -> Group:
         some = rng.sample(self.all_warps, rng.randint(1, len(self.all_warps) - 1))
         if self.program.wgmma:
             some = [w for w in self.all_warps if w // 4 in {s // 4 for s in some}]
@@ -157,7 +161,7 @@ class Cta:
             self._stuck()
         return min(ready, key=lambda g: (g.age // _PATIENCE, g.pc))
 
-    def _merge(self):
+    def _merge(self) -> None:
         at: dict = {}
         for g in self.groups:
             key = g.pc if g.state != BARRIER else (g.pc, g.barrier)
@@ -175,7 +179,7 @@ class Cta:
             joined.age = min(g.age for g in gs)
             self.groups.append(joined)
 
-    def _stuck(self):
+    def _stuck(self) -> None:
         lines = [f"warps {g.warps} ({g.size} threads) {self._waits(g)}" for g in self.groups]
         raise PtxError(f"program {self.ident} cannot go on: " + "; ".join(lines))
 
@@ -185,11 +189,12 @@ class Cta:
         return f"{name} at {self.place(at)}"
 
     def place(self, pc: int) -> str:
+        """An instruction in words."""
         ins = self.program.module.instructions[min(pc, len(self.program.module.instructions) - 1)]
         source = f", {ins.loc}" if ins.loc else ""
         return f"PTX line {ins.line}{source}: {' '.join(ins.text.split())[:120]}"
 
-    def _charge(self, g: Group, n: int):
+    def _charge(self, g: Group, n: int) -> None:
         """n instructions were executed by the warps of g."""
         if n:
             self.counts["instructions"] += n * len(g.warps)
@@ -266,9 +271,9 @@ class Cta:
     def _pending(self) -> bool:
         return self.checks and self.program.wgmma and any(w.pending for w in self.wgmma)
 
-    def _registers_under_way(self, g: Group):
+    def _registers_under_way(self, g: Group) -> tuple[frozenset, frozenset]:
         if not self._pending():
-            return None, None
+            return frozenset(), frozenset()
         groups = [self.wgmma[i] for i in self.warp_groups(g.mask)]
         return frozenset().union(*(w.pending for w in groups)), frozenset().union(*(w.sources for w in groups))
 
@@ -276,9 +281,9 @@ class Cta:
         who = f"warp {f.lane // 32}, lane {f.lane % 32}" if f.lane is not None else f"warps {g.warps}"
         return PtxError(f"{f.message}\n  program {self.ident}, {who}, {self.place(pc)}")
 
-    # -- control --------------------------------------------------------------------------------------------------------
+    # -- control -----------------------------------------------------------------------------------------------------
 
-    def _control(self, g: Group, op, pc: int) -> int:
+    def _control(self, g: Group, op: Op, pc: int) -> int:
         """Carry out a control instruction; returns the next pc, or -1 when the group does not simply go on."""
         R, m = self.R, g.mask
         kind = op.control
@@ -321,7 +326,7 @@ class Cta:
             raise self._error(Fault("the program ends with a cp.async under way (no cp.async.wait_group)"), g, pc)
         return -1
 
-    def _split(self, g: Group, mask, target: int, fall: int):
+    def _split(self, g: Group, mask: np.ndarray, target: int, fall: int) -> None:
         rest = ~mask if g.mask is None else g.mask & ~mask
         self.groups.remove(g)
         for pc, part in ((target, mask), (fall, rest)):
@@ -329,7 +334,7 @@ class Cta:
             new.age = g.age
             self.groups.append(new)
 
-    def _barrier(self, g: Group, op, pc: int) -> int:
+    def _barrier(self, g: Group, op: Op, pc: int) -> int:
         ident, fixed, count, waits = op.data
         number = ident if fixed else int(self.R[ident][0 if g.mask is None else int(np.flatnonzero(g.mask)[0])])
         self.counts["barriers"] += len(g.warps)
@@ -344,7 +349,7 @@ class Cta:
         self._release(number)
         return -1 if waits else pc + 1
 
-    def _release(self, number: int):
+    def _release(self, number: int) -> None:
         """Let the warps at a barrier go if all that it expects have arrived."""
         arrived, count = self.barriers[number]
         missing = count - np.count_nonzero(arrived) if count else np.count_nonzero(self.alive & ~arrived)

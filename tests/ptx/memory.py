@@ -1,11 +1,17 @@
 """Global and shared memory of the emulated device, with the checks of a memory and race checker.
 
-All addresses come as integer arrays, one entry a lane; all checks are vectorised and raise Fault with the first bad lane.
+All addresses come as integer arrays, one entry a lane; all checks are vectorised and raise Fault with the first bad
+lane.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from .machine import Cta
 
 GLOBAL_BASE = 0x7F40_0000_0000
 SHARED_BASE = 0x400  # where dynamic shared memory starts on recent devices; keeps 1024-byte alignment for swizzles
@@ -20,7 +26,7 @@ class Fault(Exception):
         super().__init__(message)
         self.message, self.index, self.lane = message, index, lane
 
-    def at_lane(self, lanes):
+    def at_lane(self, lanes: np.ndarray) -> None:
         """The array's entries belong to these threads."""
         if self.lane is None and self.index is not None and self.index < len(lanes):
             self.lane = int(lanes[self.index])
@@ -37,7 +43,8 @@ class GlobalMemory:
         self.size = _GAP
         self.checks = checks
         self.views: dict = {}
-        self.data = None
+        self.data = np.zeros(0, np.uint8)
+        self.valid: dict[int, Any] = {}  # by width: whether all bytes of a unit belong to a range
         self.tracking = False
 
     def add(self, name: str, nbytes: int) -> int:
@@ -87,7 +94,7 @@ class GlobalMemory:
             if name in self.sources:
                 self.sources[name][:] = self.data[start : start + size]
 
-    def view(self, item: int, count: int):
+    def view(self, item: int, count: int) -> np.ndarray:
         """The memory as (n,) items of `item` bytes, or (n, count)."""
         key = (item, count)
         if key not in self.views:
@@ -95,7 +102,7 @@ class GlobalMemory:
             self.views[key] = v.reshape(-1, count) if count > 1 else v
         return self.views[key]
 
-    def index(self, address, width: int):
+    def index(self, address: np.ndarray, width: int) -> np.ndarray:
         """Index of each `width`-byte unit at `address` (uint64 array), checked."""
         offset = address - np.uint64(GLOBAL_BASE)
         if self.checks and width > 1:
@@ -113,9 +120,9 @@ class GlobalMemory:
             )
         return idx
 
-    # -- bytes that go from one program to another --------------------------------------------------------------------------
+    # -- bytes that go from one program to another -------------------------------------------------------------------
 
-    def track(self, granule: int, programs: list):
+    def track(self, granule: int, programs: list[tuple[int, int, int]]) -> None:
         """Remember who wrote what during the launch, for granules of `granule` bytes; programs: their ids."""
         self.tracking, self.granule, self.programs = True, granule, programs
         self.owner = np.zeros(self.size // granule, np.int32)  # 1 + number of the program that wrote last
@@ -129,15 +136,16 @@ class GlobalMemory:
             self.views[key] = getattr(self, name).reshape(-1, max(width // self.granule, 1))
         return self.views[key]
 
-    def note_write(self, idx, width: int, number: int):
+    def note_write(self, idx: np.ndarray, width: int, number: int) -> None:
+        """Program `number` writes these units."""
         if self.tracking:
             self.clock += 1
             self._state("owner", width)[idx] = number
             self._state("stamp", width)[idx] = self.clock
 
-    def check_weak(self, idx, width: int, cta):
-        """A load that may be served from a stale cache line: it must not see another program's writes of this launch unless
-        this program has acquired and that one has released since."""
+    def check_weak(self, idx: np.ndarray, width: int, cta: Cta) -> None:
+        """A load that may be served from a stale cache line: it must not see another program's writes of this launch
+        unless this program has acquired and that one has released since."""
         if not self.tracking:
             return
         owner = self._state("owner", width).take(idx, axis=0)
@@ -161,7 +169,7 @@ class GlobalMemory:
                     i,
                 )
 
-    def order(self, cta, acquire: bool, release: bool):
+    def order(self, cta: Cta, acquire: bool, release: bool) -> None:
         """A fence, or an atomic or access with these semantics."""
         if self.tracking:
             if acquire:
@@ -170,6 +178,7 @@ class GlobalMemory:
                 self.released[cta.number] = self.clock
 
     def where(self, address: int) -> str:
+        """The address in words."""
         offset = address - GLOBAL_BASE
         best = min(self.regions, key=lambda r: max(r[1] - offset, offset - (r[1] + r[2] - 1), 0), default=None)
         if best is None:
@@ -182,6 +191,7 @@ class GlobalMemory:
         return f"byte {offset - start} of '{name}' ({size} bytes)"
 
     def read_string(self, address: int) -> str:
+        """A C string."""
         start = address - GLOBAL_BASE
         raw = self.data[start : start + 4096].tobytes()
         return raw.split(b"\0", 1)[0].decode("utf8", "replace")
@@ -220,7 +230,7 @@ class SharedMemory:
             self.unfenced = np.zeros(n, np.int32)
         self.any_busy = 0
 
-    def view(self, item: int, count: int):
+    def view(self, item: int, count: int) -> np.ndarray:
         key = (item, count)
         v = self.views.get(key)
         if v is None:
@@ -235,7 +245,7 @@ class SharedMemory:
             v = self.views[key] = getattr(self, name).reshape(-1, max(width // self.granule, 1))
         return v
 
-    def index(self, address, width: int):
+    def index(self, address: np.ndarray, width: int) -> np.ndarray:
         """Index of each `width`-byte unit at `address` (uint32 array), checked for alignment and range."""
         offset = address.astype(np.int64) - SHARED_BASE
         if width > 1:
@@ -252,7 +262,7 @@ class SharedMemory:
             )
         return idx
 
-    # -- checks; idx: (k,) units of `width` bytes, warp: (k,) int32 ------------------------------------------------------
+    # -- checks; idx: (k,) units of `width` bytes, warp: (k,) int32 --------------------------------------------------
 
     def _fault(self, mask, text: str, idx, width):
         i = int(np.flatnonzero(mask.any(1))[0])
@@ -262,7 +272,8 @@ class SharedMemory:
         w = int(tags[mask][0]) & 63
         return "several warps" if w == _MANY else "an atomic" if w == _ATOMIC else f"warp {w}"
 
-    def check_read(self, idx, width: int, warp, atomic: bool = False):
+    def check_read(self, idx: np.ndarray, width: int, warp: np.ndarray, atomic: bool = False) -> None:
+        """Before a read."""
         if not self.checks:
             return
         tags = self._state("written", width).take(idx, axis=0)
@@ -310,7 +321,15 @@ class SharedMemory:
             rows = differs.any(1)
             state[idx[rows]] = np.where(differs[rows], many, new[rows])
 
-    def check_write(self, idx, width: int, warp, values, atomic: bool = False, asynchronous: bool = False):
+    def check_write(
+        self,
+        idx: np.ndarray,
+        width: int,
+        warp: np.ndarray,
+        values: np.ndarray | None,
+        atomic: bool = False,
+        asynchronous: bool = False,
+    ) -> None:
         """Before a write of `values` ((k, bytes) uint8, or None when not known yet)."""
         if not self.checks:
             return
@@ -382,7 +401,7 @@ class SharedMemory:
                 i,
             )
 
-    def land(self, idx, width: int, warp):
+    def land(self, idx: np.ndarray, width: int, warp: np.ndarray) -> None:
         """A cp.async has completed for its own warp."""
         if self.checks:
             self._state("flight", width)[idx] = 0
@@ -390,13 +409,13 @@ class SharedMemory:
             if self.wgmma:
                 self._state("unfenced", width)[idx] = 0  # what fills buffers for wgmma in practice needs no proxy fence
 
-    def fence(self, warps):
+    def fence(self, warps: np.ndarray) -> None:
         """fence.proxy.async by these warps."""
         if self.checks and self.wgmma:
             ordered = self.written < self.epoch << 6  # by a barrier before this fence
             self.unfenced[ordered | np.isin(self.unfenced, warps + 1)] = 0
 
-    def start_wgmma(self, chunks):
+    def start_wgmma(self, chunks: np.ndarray) -> np.ndarray | None:
         """A wgmma starts to read these 16-byte units; returns what `end_wgmma` needs."""
         if not self.checks:
             return None
@@ -409,7 +428,7 @@ class SharedMemory:
         if np.count_nonzero(flight):
             raise self._fault(flight != 0, "wgmma reads shared memory that a cp.async still writes", chunks, width)
         if self.races:
-            # every warp of the group reads through the asynchronous proxy, so even a warp's own writes of this epoch are unordered
+            # every warp of the group reads through the asynchronous proxy: even a warp's own writes are unordered
             fresh = self.epoch << 6
             if np.count_nonzero(tags >= fresh):
                 raise self._fault(
@@ -431,7 +450,8 @@ class SharedMemory:
         self.any_busy += 1
         return chunks
 
-    def end_wgmma(self, chunks):
+    def end_wgmma(self, chunks: np.ndarray | None) -> None:
+        """A wgmma has ended: the argument is what `start_wgmma` returned."""
         if chunks is None:
             return
         self._state("busy", 16)[chunks] -= 1

@@ -1,49 +1,64 @@
-"""PTX text -> instructions. No meaning here, only syntax: what Triton's NVPTX back end and its inline assembly print."""
+"""PTX text -> instructions. Only syntax, no meaning: what Triton's NVPTX back end and its inline assembly print."""
 
 from __future__ import annotations
 
 import re
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Reg:
+    """A register."""
+
     name: str
     negated: bool = False  # !%p as a source
 
 
 @dataclass(frozen=True)
 class Imm:
+    """A number."""
+
     value: int | float
     bits: int = 0  # 32 or 64 when the literal gave the bits of a float (0f..., 0d...): value then holds these bits
 
 
 @dataclass(frozen=True)
 class Sym:
+    """A name."""
+
     name: str  # a variable, a label or a special register such as %tid.x
     offset: int = 0
 
 
 @dataclass(frozen=True)
 class Vec:
+    """Operands in braces."""
+
     items: tuple
 
 
 @dataclass(frozen=True)
 class Mem:
-    base: object  # Reg, Sym or Imm
+    """An address in brackets."""
+
+    base: Any  # Reg, Sym or Imm
     offset: int = 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    first: object  # p|q as destinations
-    second: object
+    """Two destinations, p|q."""
+
+    first: Any
+    second: Any
 
 
 @dataclass
 class Instruction:
+    """One instruction of the text."""
+
     opcode: str
     parts: list[str]  # opcode split at its dots
     operands: list
@@ -55,6 +70,8 @@ class Instruction:
 
 @dataclass
 class Module:
+    """A PTX text: its entry and its variables."""
+
     name: str = ""
     target: str = ""
     threads: int = 0  # of one program, when the entry says so (.reqntid)
@@ -87,10 +104,16 @@ def _split(text: str) -> list[str]:
             out.append(text[start:i].strip())
             start = i + 1
     last = text[start:].strip()
-    return out + [last] if last else out
+    return [*out, last] if last else out
 
 
-def _number(text: str):
+def _expect(match: re.Match[str] | None, text: str) -> re.Match[str]:
+    if match is None:
+        raise NotImplementedError(f"cannot parse: {text}")
+    return match
+
+
+def _number(text: str) -> Imm | None:
     if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
         return Imm(int(text[2:], 16), 32)
     if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
@@ -103,6 +126,8 @@ def _number(text: str):
 
 
 class Parser:
+    """Reads one text."""
+
     def __init__(self, text: str):
         self.m = Module()
         self.files = dict(re.findall(r'\.file\s+(\d+)\s+"(?:[^"]*/)?([^"/]*)"', text))  # printed after the code
@@ -112,6 +137,7 @@ class Parser:
         self.text = text
 
     def parse(self) -> Module:
+        """The module."""
         body, buffer, line0 = False, "", 0
         head = ""
         for number, raw in enumerate(self.text.splitlines(), 1):
@@ -174,14 +200,14 @@ class Parser:
                 break
         return self.m
 
-    def _module_statement(self, text: str):
+    def _module_statement(self, text: str) -> None:
         text = re.sub(r"^\.(extern|visible|weak)\s+", "", text)
         m = _VARIABLE.match(text)
         if not m or m[1] not in ("global", "shared", "const"):
             return  # prototypes of external functions
         self._variable(m)
 
-    def _variable(self, m):
+    def _variable(self, m: re.Match[str]) -> None:
         space, align, kind, name = m[1], int(m[2] or 1), m[3], m[4]
         size = int(re.sub(r"\D", "", kind)) // 8
         count = (int(m[6]) if m[6] else None) if m[5] else 1
@@ -195,13 +221,13 @@ class Parser:
         else:
             getattr(self.m, space)[name] = (align, None if count is None else count * size)
 
-    def _head(self, text: str):
-        m = re.search(r"\.entry\s+([\w$.]+)\s*\((.*?)\)", text, re.S)
+    def _head(self, text: str) -> None:
+        m = _expect(re.search(r"\.entry\s+([\w$.]+)\s*\((.*?)\)", text, re.S), text)
         self.m.name = m[1]
         threads = re.search(r"\.reqntid\s+(\d+)", text)
         self.m.threads = int(threads[1]) if threads else 0
         for item in _split(m[2]):
-            kind = re.search(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)", item)[1]
+            kind = _expect(re.search(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)", item), item)[1]
             self.m.params.append((item.split()[-1], kind))
 
     def _label(self, name: str, define: bool = False) -> str:
@@ -216,11 +242,12 @@ class Parser:
                 return scope[name]
         return name
 
-    def _statement(self, text: str, line: int):
+    def _statement(self, text: str, line: int) -> None:
+        m: re.Match[str] | None
         if text.startswith(".reg"):
-            m = re.match(r"\.reg\s+(?:\.v\d\s+)?\.(\w+)\s+(.*)", text, re.S)
-            kind = "pred" if m[1] == "pred" else _WIDTH[re.sub(r"\D", "", m[1])]
-            for name in _split(m[2]):
+            declared = _expect(re.match(r"\.reg\s+(?:\.v\d\s+)?\.(\w+)\s+(.*)", text, re.S), text)
+            kind = "pred" if declared[1] == "pred" else _WIDTH[re.sub(r"\D", "", declared[1])]
+            for name in _split(declared[2]):
                 family = re.match(r"(.*)<(\d+)>$", name)
                 if family:
                     for i in range(int(family[2])):
@@ -252,7 +279,7 @@ class Parser:
             operands = [self._operand(o) for o in _split(rest)]
         self.m.instructions.append(Instruction(opcode, opcode.split("."), operands, guard, line, self.loc, text))
 
-    def _operand(self, text: str):
+    def _operand(self, text: str) -> Any:
         text = text.strip()
         if text.startswith("{"):
             return Vec(tuple(self._operand(o) for o in _split(text[1:-1])))
@@ -282,6 +309,7 @@ class Parser:
 
 
 def parse(text: str) -> Module:
+    """The module of a PTX text."""
     return Parser(text).parse()
 
 

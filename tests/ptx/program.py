@@ -1,16 +1,17 @@
 """Decoded programs: instructions become Python functions over a list of numpy arrays.
 
-Every operand is a slot: an index into the list R that each program of the grid builds once. R[slot] is an array with one
-entry for each thread of the program: a register seen as some type, a constant, or a special register. So `add.s32` is
-`np.add(R[a], R[b], R[d])`, for all warps at once.
+Every operand is a slot: an index into the list R that each program of the grid builds once. R[slot] is an array with
+one entry for each thread of the program: a register seen as some type, a constant, a parameter of the kernel, or a
+special register. So `add.s32` is `np.add(R[a], R[b], R[d])`, for all warps at once.
 
 A decoder (registered with @decoder) gets an Instruction and the Program and returns an Op.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,9 @@ _STORE = {"pred": np.bool_, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64
 DECODERS: dict[str, Callable] = {}
 
 
-def decoder(*names):
+def decoder(*names: str) -> Callable[[Callable], Callable]:
+    """Register the function as the decoder of these opcodes."""
+
     def register(fn):
         for n in names:
             DECODERS[n] = fn
@@ -61,26 +64,29 @@ def width(kind: str) -> int:
 
 @dataclass
 class Op:
-    """fast(cta, R): all threads take part. slow(cta, R, m): the threads of the mask m. sync: how many threads must take part
-    together (1, 32: a warp, 128: a warp group). control: "" for straight code, else how machine.py treats it."""
+    """A decoded instruction.
+
+    fast(cta, R): all threads take part. slow(cta, R, m): the threads of the mask m. sync: how many threads must take
+    part together (1, 32: a warp, 128: a warp group). control: "" for straight code, else how machine.py treats it."""
 
     fast: Callable | None
     slow: Callable | None = None
     sync: int = 1
     control: str = ""
-    data: object = None
+    data: Any = None
     uses: frozenset = frozenset()  # names of all its registers
     writes: frozenset = frozenset()  # names of its destinations
 
 
 def alu(fn: Callable, *dsts: int) -> Op:
-    """An operation without side effects: fn(cta, R) writes the slots `dsts`; under a mask the other threads get them back."""
+    """An operation without side effects: fn(cta, R) writes the slots `dsts`; under a mask the other threads get them
+    back."""
 
     def slow(cta, R, m):
         old = [R[d].copy() for d in dsts]
         fn(cta, R)
         keep = ~m
-        for d, o in zip(dsts, old):
+        for d, o in zip(dsts, old, strict=True):
             np.copyto(R[d], o, where=keep)
 
     return Op(fn, slow)
@@ -106,7 +112,7 @@ def memory(fn: Callable, sync: int = 1) -> Op:
     return Op(fast, slow, sync)
 
 
-def _registers(operand):
+def _registers(operand: Any) -> Iterator[str]:
     if isinstance(operand, Reg):
         yield operand.name
     elif isinstance(operand, Vec):
@@ -127,7 +133,7 @@ class Program:
         self.symbols = dict(symbols)
         self.slots: list = []  # see build_slots
         self._known: dict = {}
-        self._rows = {c: {} for c in _BYTES}
+        self._rows: dict[str, dict[str, int]] = {c: {} for c in _BYTES}
         at = 0
         for name, (align, nbytes) in module.shared.items():  # static arrays, then the dynamic one
             if nbytes is not None:
@@ -140,7 +146,7 @@ class Program:
             self.symbols[name] = SHARED_BASE + at
         self.shared_bytes = at + shared_bytes
         self.local_bytes = 0
-        for name, (align, nbytes) in module.local.items():
+        for name, (_, nbytes) in module.local.items():
             at = (self.local_bytes + 15) // 16 * 16
             self.symbols[name] = at
             self.local_bytes = at + nbytes
@@ -156,8 +162,8 @@ class Program:
             for i in module.instructions
         )
         self.ops = [self._decode(i) for i in module.instructions]
-        self.fast = [o.fast for o in self.ops]
-        self.slow = [o.slow for o in self.ops]
+        self.fast: list[Any] = [o.fast for o in self.ops]
+        self.slow: list[Any] = [o.slow for o in self.ops]
         self.sync = [o.sync for o in self.ops]
         n = len(self.ops)
         self.end = [n] * (n + 1)  # for each pc, the next instruction that is not straight code
@@ -174,22 +180,24 @@ class Program:
                     least = min(least, width(i.parts[-1]))
         return least
 
-    # -- slots ----------------------------------------------------------------------------------------------------------
+    # -- slots -------------------------------------------------------------------------------------------------------
 
-    def _slot(self, key, spec) -> int:
+    def _slot(self, key: tuple, spec: tuple) -> int:
         if key not in self._known:
             self._known[key] = len(self.slots)
             self.slots.append(spec)
         return self._known[key]
 
     def reg(self, name: str, kind: str) -> int:
+        """The slot of a register seen as `kind`."""
         cls = self.module.registers[name]
         if (cls != "pred" and width(kind) > _BYTES[cls]) or (cls == "pred") != (kind == "pred"):
             raise NotImplementedError(f"register {name} ({cls}) used as {kind}")
         row = self._rows[cls].setdefault(name, len(self._rows[cls]))
         return self._slot((name, kind), ("reg", cls, row, kind))
 
-    def const(self, value, kind: str) -> int:
+    def const(self, value: Any, kind: str) -> int:
+        """The slot of a constant."""
         dtype = KINDS[kind]
         if isinstance(value, Imm):
             if kind[0] == "f":
@@ -205,18 +213,18 @@ class Program:
             value &= (1 << bits) - 1
             if kind[0] == "s" and value >> (bits - 1):
                 value -= 1 << bits
-        array = np.full(self.lanes, value, dtype)
+        array: np.ndarray = np.full(self.lanes, value, dtype)
         return self._slot((array.tobytes()[: array.itemsize], kind), ("const", array))
 
     def param(self, name: str, offset: int, kind: str) -> int:
         """A value inside the kernel's parameter `name`; it is known only when the program runs."""
         return self._slot(("param", name, offset, kind), ("param", name, offset, kind))
 
-    def array(self, values, key) -> int:
+    def array(self, values: np.ndarray, key: tuple) -> int:
         """A constant with a value for each thread."""
         return self._slot(("array", key), ("const", values))
 
-    def src(self, operand, kind: str) -> int:
+    def src(self, operand: Any, kind: str) -> int:
         """The slot to read `operand` as `kind` (u8 ... f64, pred)."""
         if isinstance(operand, Reg) and not operand.negated:
             return self.reg(operand.name, kind)
@@ -230,6 +238,7 @@ class Program:
         raise NotImplementedError(f"operand {operand}")
 
     def special(self, name: str, kind: str) -> int:
+        """The slot of a special register."""
         thread = np.arange(self.lanes, dtype=np.uint32)
         fixed = {
             "%tid.x": thread,
@@ -258,7 +267,8 @@ class Program:
             return self._slot((name, kind), ("special", name.replace("cluster", "cta"), kind))
         raise NotImplementedError(f"special register {name}")
 
-    def dst(self, operand, kind: str) -> int:
+    def dst(self, operand: Any, kind: str) -> int:
+        """The slot to write `operand` as `kind`."""
         if isinstance(operand, Reg):
             return self.reg(operand.name, kind)
         if isinstance(operand, Sym) and operand.name == "_":
@@ -267,16 +277,17 @@ class Program:
             return self.reg(name, kind)
         raise NotImplementedError(f"destination {operand}")
 
-    def items(self, operand) -> list:
+    def items(self, operand: Any) -> list:
+        """The operands of a vector, or the one operand."""
         return list(operand.items) if isinstance(operand, Vec) else [operand]
 
-    def address(self, operand: Mem, kind: str) -> Callable:
+    def address(self, operand: Any, kind: str) -> Callable:
         """A function R -> addresses (u32 or u64) of a memory operand."""
         if not isinstance(operand, Mem):
             operand = Mem(operand)
         if isinstance(operand.base, (Sym, Imm)):
             base = operand.base.value if isinstance(operand.base, Imm) else self.symbols[operand.base.name]
-            fixed = np.full(self.lanes, base + operand.offset, KINDS[kind])
+            fixed: np.ndarray = np.full(self.lanes, base + operand.offset, KINDS[kind])
             return lambda R: fixed
         cls = self.module.registers[operand.base.name]
         if kind == "u64" and cls == "b32":
@@ -286,10 +297,10 @@ class Program:
         s = self.reg(operand.base.name, kind)
         if not operand.offset:
             return lambda R: R[s]
-        add = np.full(self.lanes, operand.offset & (2**64 - 1 if kind == "u64" else 2**32 - 1), KINDS[kind])
+        add: np.ndarray = np.full(self.lanes, operand.offset & (2**64 - 1 if kind == "u64" else 2**32 - 1), KINDS[kind])
         return lambda R: R[s] + add
 
-    def predicate(self, operand) -> Callable:
+    def predicate(self, operand: Any) -> Callable:
         """A function R -> bool array for %p, !%p or an immediate."""
         if isinstance(operand, Imm):
             value = np.full(self.lanes, bool(operand.value))
@@ -299,7 +310,7 @@ class Program:
             return lambda R: ~R[s]
         return lambda R: R[s]
 
-    # -- decoding -------------------------------------------------------------------------------------------------------
+    # -- decoding ----------------------------------------------------------------------------------------------------
 
     def _decode(self, ins: Instruction) -> Op:
         fn = DECODERS.get(ins.parts[0])
@@ -346,7 +357,9 @@ class Program:
     def build_slots(self, params: dict[str, bytes], specials: dict[str, int]) -> list:
         """The list R for one program of the grid, from the launch's parameters; registers start as zero."""
         n = self.lanes
-        store = {c: np.zeros((max(len(rows), 1), n), _STORE[c]) for c, rows in self._rows.items()}
+        store: dict[str, np.ndarray] = {
+            c: np.zeros((max(len(rows), 1), n), _STORE[c]) for c, rows in self._rows.items()
+        }
         views: dict = {}
         out = []
         for spec in self.slots:
