@@ -60,8 +60,14 @@ def _cvta(ins: Instruction, p: Program) -> Op:
     return alu(lambda cta, R: np.copyto(R[d], R[s]), d)
 
 
-_ORDERED = {"eq": np.equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
-_UNORDERED = {
+_ORDERED: dict[str, Callable] = {
+    "eq": np.equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
+_UNORDERED: dict[str, Callable] = {
     "equ": lambda a, b: ~((a < b) | (a > b)),
     "neu": np.not_equal,
     "ltu": lambda a, b: ~(a >= b),
