@@ -160,7 +160,9 @@ def emulate_ptx(
         NotImplementedError: an instruction that is not known here.
     """
     compiled = compile_ptx(kernel, {**args, **constexprs}, arch, num_warps=num_warps, **options)
-    ordered = {name: args[name] for name in compiled.arguments}
+    ordered = {
+        name: args[name] if name in args else kernel.signature.parameters[name].default for name in compiled.arguments
+    }
     stats = run_ptx(
         compiled.ptx,
         ordered,

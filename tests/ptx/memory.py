@@ -6,7 +6,7 @@ lane.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class GlobalMemory:
         self.checks = checks
         self.views: dict = {}
         self.data = np.zeros(0, np.uint8)
-        self.valid: dict[int, Any] = {}  # by width: whether all bytes of a unit belong to a range
+        self.valid: dict[int, np.ndarray] = {}  # see _valid
         self.tracking = False
 
     def add(self, name: str, nbytes: int) -> int:
@@ -86,7 +86,7 @@ class GlobalMemory:
             if name in self.sources:
                 self.data[start : start + size] = self.sources[name]
             valid[start : start + size] = True
-        self.valid = {w: valid.reshape(-1, w).all(1) if w > 1 else valid for w in (1, 2, 4, 8, 16, 32)}
+        self.valid = {1: valid}
 
     def copy_back(self) -> None:
         """The tensors get what is on the device."""
@@ -102,6 +102,13 @@ class GlobalMemory:
             self.views[key] = v.reshape(-1, count) if count > 1 else v
         return self.views[key]
 
+    def _valid(self, width: int) -> np.ndarray:
+        """Whether all bytes of a unit belong to a range, for each unit of `width` bytes."""
+        if width not in self.valid:
+            half = self._valid(width // 2)
+            self.valid[width] = half[0::2] & half[1::2]
+        return self.valid[width]
+
     def index(self, address: np.ndarray, width: int) -> np.ndarray:
         """Index of each `width`-byte unit at `address` (uint64 array), checked."""
         offset = address - np.uint64(GLOBAL_BASE)
@@ -111,7 +118,7 @@ class GlobalMemory:
                 i = int(np.flatnonzero(low)[0])
                 raise Fault(f"misaligned global access: {width} bytes at 0x{int(address[i]):x}", i)
         idx = (offset // np.uint64(width)).view(np.int64)
-        ok = self.valid[width].take(idx, mode="clip")
+        ok = self._valid(width).take(idx, mode="clip")
         if np.count_nonzero(ok) != ok.size:
             i = int(np.flatnonzero(~ok)[0])
             raise Fault(

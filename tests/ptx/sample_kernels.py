@@ -190,3 +190,9 @@ def next_row(prev, new, t, n, scale, bias, BLOCK: tl.constexpr):
 def arrival(counter, order):
     """Program p stores in order[p] how many programs came before."""
     tl.store(order + tl.program_id(0), tl.atomic_add(counter, 1))
+
+
+@triton.jit
+def optional(o, first=3, second=None, BLOCK: tl.constexpr = 32):
+    """Arguments with defaults."""
+    tl.store(o + tl.arange(0, BLOCK), tl.arange(0, BLOCK) + first)

@@ -152,7 +152,7 @@ def run_grid(
             if cta.done:
                 live.remove(cta)
                 path = max(path, int(cta.per_warp.max()))
-            if counts["instructions"] > max_instructions:
+            if counts["instructions"] > max_instructions and (live or started < len(ids)):
                 raise _endless(live, len(ids) - started, max_instructions)
     return {**counts, "turns": turns, "programs": len(ids), "critical_path": path}
 
@@ -162,5 +162,6 @@ def _endless(live: Sequence[Cta], waiting: int, max_instructions: int) -> PtxErr
         f"program {c.ident}: " + ", ".join(f"warps {g.warps} {g.state} at {c.place(g.pc)}" for g in c.groups[:2])
         for c in live[:4]
     )
-    more = f" ({waiting} more wait for one of them to end)" if waiting else ""
-    return PtxError(f"{len(live)} programs did not end within {max_instructions} instructions{more}: {where}")
+    more = f" ({waiting} of them never began)" if waiting else ""
+    ended = f"{len(live) + waiting} programs did not end within {max_instructions} instructions"
+    return PtxError(f"{ended}{more}: {where}")

@@ -101,6 +101,13 @@ def test_other_arguments():
         start(ptx_launcher(90), k.beyond, (1,), {"x": o, "n": 0}, {"BLOCK": 64})
 
 
+@pytest.mark.parametrize("args", [{}, {"first": 1}, {"first": 7, "second": None}])
+def test_defaults(args):
+    o = torch.zeros(32, dtype=torch.int32)
+    start(ptx_launcher(90), k.optional, (1,), {"o": o, **args}, {})
+    assert o.tolist() == list(range(args.get("first", 3), args.get("first", 3) + 32))
+
+
 def test_specialisation():
     """As Triton's launcher: t is never specialised, n not on alignment, and a None or an integer 1 is a constant."""
     row = torch.zeros(64)
@@ -147,7 +154,7 @@ def test_cooperative_launch_too_large():
     ],
 )
 def test_wait_for_a_program_that_has_not_started(cooperative, options):
-    with pytest.raises(PtxError, match=r"did not end within 20000 instructions \(\d more wait"):
+    with pytest.raises(PtxError, match=r"4 programs did not end within 20000 instructions \(\d of them never began"):
         ring(ptx_launcher(90, max_instructions=20_000, **options), cooperative=cooperative)
 
 
