@@ -1,6 +1,6 @@
 """The only code that starts a kernel, so that one place decides how it runs.
 
-A starter is a callable with the parameters of `launch`. Without one, the kernel is handed to Triton, which needs tensors on
+A starter is a callable with the parameters of `launch`. Without one, the kernel goes to Triton, which needs tensors on
 a GPU, or `TRITON_INTERPRET=1` in the environment before Triton is imported. With one (`using`), it gets every kernel
 instead: tests execute the compiled kernel on the CPU that way, `trigru inspect` records what would be launched.
 """

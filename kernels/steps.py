@@ -11,8 +11,8 @@ from itertools import accumulate
 class Steps:
     """The rows of a time-major sequence flattened to (num_rows, features).
 
-    counts[t] sequences are alive at step t: all of them in a padded sequence, fewer and fewer in a packed one, where the
-    sequences are sorted by decreasing length. Row offsets[t] + b is sequence b at step t.
+    counts[t] sequences are alive at step t: all of them in a padded sequence, fewer and fewer in a packed one, where
+    the sequences are sorted by decreasing length. Row offsets[t] + b is sequence b at step t.
     """
 
     counts: Sequence[int]
@@ -23,7 +23,9 @@ class Steps:
     @staticmethod
     def padded(seq_len: int, batch: int) -> Steps:
         """Steps of a (seq_len, batch, features) sequence."""
-        return Steps((batch,) * seq_len, range(0, (seq_len + 1) * batch, batch) if batch else (0,) * (seq_len + 1), batch, False)
+        return Steps(
+            (batch,) * seq_len, range(0, (seq_len + 1) * batch, batch) if batch else (0,) * (seq_len + 1), batch, False
+        )
 
     @staticmethod
     def of_batch_sizes(batch_sizes: Sequence[int]) -> Steps:

@@ -1,12 +1,14 @@
 """The stepwise schedule: one launch a time step ("torch"), two for "cho" and "chung".
 
-A launch multiplies the whole state by a tile of W_hh and runs the gates on the product as its epilogue. W_hh comes from L2
-every step. It works for any shape on any device that Triton knows, and its launches can be captured in a CUDA graph.
+A launch multiplies the whole state by a tile of W_hh and runs the gates on the product as its epilogue. W_hh comes from
+L2 every step. It works for any shape on any device that Triton knows, and its launches can be captured in a CUDA graph.
 
 Sizes: B batch, H hidden_size, N rows of all steps together (see steps.py). Accumulators are (BLOCK_H, BLOCK_B): the
 weights are the left operand, so a small batch still fills the tensor cores' long side. The running state and its
 derivative are float32; what is multiplied is rounded to the tensors' dtype, in backward exactly as in forward.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -16,6 +18,7 @@ from torch import Tensor
 from .config import StepwiseConfig
 from .gates import blend, blend_grad, candidate, reset_after_grad, reset_before_grad, sigmoid
 from .launch import launch
+from .products import multiply
 from .steps import Steps
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
@@ -81,9 +84,9 @@ def forward_step(
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         h = _load_state(output_ptr, h0_ptr, b, k, row_before, carried, count, H)
-        ar = tl.dot(_load_weight(w_hh_ptr, 0, j, k, H), h, ar, input_precision=PRECISION)
-        az = tl.dot(_load_weight(w_hh_ptr, 1, j, k, H), h, az, input_precision=PRECISION)
-        an = tl.dot(_load_weight(w_hh_ptr, 2, j, k, H), h, an, input_precision=PRECISION)
+        ar = multiply(_load_weight(w_hh_ptr, 0, j, k, H), h, ar, PRECISION)
+        az = multiply(_load_weight(w_hh_ptr, 1, j, k, H), h, az, PRECISION)
+        an = multiply(_load_weight(w_hh_ptr, 2, j, k, H), h, an, PRECISION)
     if HAS_BIAS:
         an += tl.load(b_hn_ptr + j, mask=j < H, other=0.0).to(tl.float32)[:, None]
 
@@ -136,8 +139,8 @@ def reset_update_step(
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         h = _load_state(output_ptr, h0_ptr, b, k, row_before, carried, count, H)
-        ar = tl.dot(_load_weight(w_hh_ptr, 0, j, k, H), h, ar, input_precision=PRECISION)
-        az = tl.dot(_load_weight(w_hh_ptr, 1, j, k, H), h, az, input_precision=PRECISION)
+        ar = multiply(_load_weight(w_hh_ptr, 0, j, k, H), h, ar, PRECISION)
+        az = multiply(_load_weight(w_hh_ptr, 1, j, k, H), h, az, PRECISION)
 
     at_gate, inside = _tile(row + b, 3 * H, j, H)
     mask = inside & (b < count)[None, :]
@@ -180,7 +183,7 @@ def candidate_step(
         k = first + tl.arange(0, BLOCK_K)
         at, inside = _tile(b, H, k, H)
         rh = tl.load(reset_state_ptr + at, mask=inside & (b < count)[None, :], other=0.0)
-        an = tl.dot(_load_weight(w_hh_ptr, 2, j, k, H), rh, an, input_precision=PRECISION)
+        an = multiply(_load_weight(w_hh_ptr, 2, j, k, H), rh, an, PRECISION)
 
     at_gate, inside = _tile(row + b, 3 * H, j, H)
     mask = inside & (b < count)[None, :]
@@ -221,9 +224,9 @@ def bptt_step(
 ):
     """One step of back-propagation through time: finish d_h with the products of the step after, then its gates.
 
-    `extent` is H, or 0 where there is no step after. Sequences alive at the step after but not at this one (count <= b <
-    count_after) only get their d_h finished, which is then the derivative by their h0. With "cho" and "chung", dr is left
-    to `bptt_reset_step`.
+    `extent` is H, or 0 where there is no step after. Sequences alive at the step after but not at this one (count <= b
+    < count_after) only get their d_h finished, which is then the derivative by their h0. With "cho" and "chung", dr is
+    left to `bptt_reset_step`.
     """
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -233,13 +236,13 @@ def bptt_step(
         at, inside = _tile(row_after + b, 3 * H, k, H)
         after = inside & (b < count_after)[None, :]
         dr = tl.load(d_gates_ptr + at, mask=after, other=0.0)
-        dh = tl.dot(_load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, input_precision=PRECISION)
+        dh = multiply(_load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
         dz = tl.load(d_gates_ptr + at + H, mask=after, other=0.0)
-        dh = tl.dot(_load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, input_precision=PRECISION)
+        dh = multiply(_load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
         if VARIANT == "torch":
             at_an, _ = _tile(row_after + b, H, k, H)
             d_an = tl.load(d_an_ptr + at_an, mask=after, other=0.0)
-            dh = tl.dot(_load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, input_precision=PRECISION)
+            dh = multiply(_load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
 
     at_row, inside = _tile(row + b, H, j, H)
     mask = inside & (b < count)[None, :]
@@ -285,7 +288,7 @@ def bptt_reset_step(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Second half of a back-propagation step of "cho" and "chung": through the candidate's product to the reset gate."""
+    """Second half of a back-propagation step of "cho" and "chung": through the candidate's product to the reset."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     d_rh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
@@ -293,7 +296,7 @@ def bptt_reset_step(
         k = first + tl.arange(0, BLOCK_K)
         at, inside = _tile(row + b, 3 * H, k, H)
         dn = tl.load(d_gates_ptr + at + 2 * H, mask=inside & (b < count)[None, :], other=0.0)
-        d_rh = tl.dot(_load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, input_precision=PRECISION)
+        d_rh = multiply(_load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
 
     at_gate, inside = _tile(row + b, 3 * H, j, H)
     mask = inside & (b < count)[None, :]
@@ -338,7 +341,13 @@ def forward(
     reserve = gates_in.new_empty((steps.num_rows, gates * hidden_size) if save else (0, 0))
     state = h0.to(torch.float32, copy=True)
     tiles = config.constexprs() | {"SAVE": save, "PRECISION": precision}
-    shared = {"gates_in_ptr": gates_in, "w_hh_ptr": w_hh, "state_ptr": state, "output_ptr": output, "reserve_ptr": reserve}
+    shared = {
+        "gates_in_ptr": gates_in,
+        "w_hh_ptr": w_hh,
+        "state_ptr": state,
+        "output_ptr": output,
+        "reserve_ptr": reserve,
+    }
     if variant != "torch":
         shared |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
     for row, count, row_before, carried in steps.walk(reverse):
@@ -375,16 +384,16 @@ def backward(
         The others as given to `forward` or returned by it.
 
     Returns:
-        d_gates (N, 3H): derivatives by the pre-activations of r, z, n; d_an (N, H): derivative by W_hn h + b_hn for "torch",
-        None otherwise, where it is dn; d_h0 (B, H), float32.
+        d_gates (N, 3H): derivatives by the pre-activations of r, z, n; d_an (N, H): derivative by W_hn h + b_hn for
+        "torch", None otherwise, where it is dn; d_h0 (B, H), float32.
     """
     hidden_size = h0.shape[1]
     d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
     d_an = grad_output.new_empty(steps.num_rows, hidden_size) if variant == "torch" else None
     d_state = grad_h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     tiles = config.constexprs() | {"PRECISION": precision}
-    shared = {"h0_ptr": h0, "w_hh_ptr": w_hh, "output_ptr": output, "reserve_ptr": reserve, "d_state_ptr": d_state}
-    shared |= {"d_gates_ptr": d_gates, "H": hidden_size}
+    shared: dict[str, Any] = {"h0_ptr": h0, "w_hh_ptr": w_hh, "output_ptr": output, "reserve_ptr": reserve}
+    shared |= {"d_state_ptr": d_state, "d_gates_ptr": d_gates, "H": hidden_size}
     whole = {"grad_output_ptr": grad_output, "d_an_ptr": d_gates if d_an is None else d_an}
     row_after = count_after = 0
     for row, count, row_before, carried in [*reversed(list(steps.walk(reverse))), (0, 0, 0, 0)]:

@@ -26,8 +26,8 @@ def gru(
     """One GRU layer in one direction, time-major. The equations are those of `trigru.reference`.
 
     Args:
-        input: (seq_len, batch, input_size), seq_len at least 1. With `batch_sizes`: (sum of lengths, input_size), laid out
-            as `PackedSequence.data`.
+        input: (seq_len, batch, input_size), seq_len at least 1. With `batch_sizes`: (sum of lengths, input_size), laid
+            out as `PackedSequence.data`.
         h0: state before the first step, (batch, hidden_size).
         w_ih: input weights of the gates r, z, n stacked, (3 * hidden_size, input_size).
         w_hh: recurrent weights, (3 * hidden_size, hidden_size).
@@ -52,9 +52,7 @@ def gru(
     check_schedule(schedule)
     _check(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
     weights = (w_ih, w_hh, b_ih, b_hh)
-    return operators.gru(
-        input, h0, weights, batch_sizes, variant=variant, schedule=schedule, reverse=reverse
-    )
+    return operators.gru(input, h0, weights, batch_sizes, variant=variant, schedule=schedule, reverse=reverse)
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -26,14 +26,15 @@ class GRU(nn.RNNBase):
     Inputs: input, hx
         input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first, unbatched (seq_len,
             input_size), or a PackedSequence.
-        hx: (directions * num_layers, batch, hidden_size), or (directions * num_layers, hidden_size) unbatched; zeros if None.
+        hx: (directions * num_layers, batch, hidden_size), or (directions * num_layers, hidden_size) unbatched; zeros if
+            None.
 
     Outputs: output, h_n
         output: as input, with directions * hidden_size features. h_n: as hx.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `nn.GRU`; ValueError for an unknown variant or schedule; RuntimeError for
-            a schedule by name that cannot run here.
+        ValueError, TypeError, RuntimeError: as `nn.GRU`; ValueError for an unknown variant or schedule; RuntimeError
+            for a schedule by name that cannot run here.
 
     Example:
         >>> layer = trigru.GRU(8, 16, batch_first=True)
@@ -90,7 +91,11 @@ class GRU(nn.RNNBase):
         """See the class."""
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
-            hx = self._initial_state(data, int(batch_sizes[0])) if hx is None else self.permute_hidden(hx, sorted_indices)
+            hx = (
+                self._initial_state(data, int(batch_sizes[0]))
+                if hx is None
+                else self.permute_hidden(hx, sorted_indices)
+            )
             self.check_forward_args(data, hx, batch_sizes)
             output, h_n = self._run(data, hx, batch_sizes)
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
@@ -127,10 +132,14 @@ class GRU(nn.RNNBase):
         for layer in range(self.num_layers):
             outputs = []
             for suffix in suffixes:
+                w_ih, w_hh, b_ih, b_hh = self._weights(f"l{layer}{suffix}")
                 output, h_n = gru(
                     input,
                     states[len(finals)],
-                    *self._weights(f"l{layer}{suffix}"),
+                    w_ih,
+                    w_hh,
+                    b_ih,
+                    b_hh,
                     variant=self.variant,
                     schedule=self.schedule,
                     reverse=suffix == "_reverse",
@@ -143,11 +152,12 @@ class GRU(nn.RNNBase):
                 input = F.dropout(input, self.dropout)
         return input, torch.stack(finals)
 
-    def _weights(self, suffix: str) -> list[Tensor | None]:
+    def _weights(self, suffix: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh of a layer and direction, looked up by name so that parametrizations are seen."""
-        names = ("weight_ih_", "weight_hh_", "bias_ih_", "bias_hh_") if self.bias else ("weight_ih_", "weight_hh_")
-        weights: list[Tensor | None] = [getattr(self, name + suffix) for name in names]
-        return weights if self.bias else [*weights, None, None]
+        w_ih, w_hh = getattr(self, "weight_ih_" + suffix), getattr(self, "weight_hh_" + suffix)
+        if not self.bias:
+            return w_ih, w_hh, None, None
+        return w_ih, w_hh, getattr(self, "bias_ih_" + suffix), getattr(self, "bias_hh_" + suffix)
 
 
 class GRUCell(nn.RNNCellBase):
@@ -197,10 +207,7 @@ class GRUCell(nn.RNNCellBase):
                 raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
-        if hx is None:
-            h = x.new_zeros(x.shape[0], self.hidden_size)
-        else:
-            h = hx if batched else hx.unsqueeze(0)
+        h = x.new_zeros(x.shape[0], self.hidden_size) if hx is None else (hx if batched else hx.unsqueeze(0))
         if input.dtype != self.weight_ih.dtype:  # nn.GRUCell's error here is a RuntimeError, nn.GRU's a ValueError
             raise RuntimeError(f"input: expected the weights' dtype {self.weight_ih.dtype}, got {input.dtype}")
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

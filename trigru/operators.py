@@ -2,9 +2,10 @@
 
     gru(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save) -> (output, h_n, reserve)
 
-input (T, B, I) padded, or (N, I) packed with batch_sizes (T,) on the CPU, as in PackedSequence; h0 (B, H); output (T, B, H)
-or (N, H); h_n (B, H); reserve: what backward needs of the gates, one flat tensor, empty unless `save`. Backward is an
-operator of its own, so that a compiler sees it whole; its own derivative goes through the reference implementation.
+input (T, B, I) padded, or (N, I) packed with batch_sizes (T,) on the CPU, as in PackedSequence; h0 (B, H); output
+(T, B, H) or (N, H); h_n (B, H); reserve: what backward needs of the gates, one flat tensor, empty unless `save`.
+Backward is an operator of its own, so that a compiler sees it whole; its own derivative goes through the reference
+implementation.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ _LIBRARY.define(
     tags=[torch.Tag.pt2_compliant_tag],
 )
 _LIBRARY.define(
-    "gru_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
-    "Tensor? b_hh, Tensor? batch_sizes, Tensor output, Tensor reserve, str variant, str schedule, bool reverse, bool[] needs) "
-    "-> (Tensor d_input, Tensor d_h0, Tensor d_w_ih, Tensor d_w_hh, Tensor d_b_ih, Tensor d_b_hh)",
+    "gru_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor h0, Tensor w_ih, Tensor w_hh, "
+    "Tensor? b_ih, Tensor? b_hh, Tensor? batch_sizes, Tensor output, Tensor reserve, str variant, str schedule, "
+    "bool reverse, bool[] needs) -> "
+    "(Tensor d_input, Tensor d_h0, Tensor d_w_ih, Tensor d_w_hh, Tensor d_b_ih, Tensor d_b_hh)",
     tags=[torch.Tag.pt2_compliant_tag],
 )
 
@@ -48,7 +50,21 @@ def _forward(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, 
 
 
 def _backward(
-    grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, output, reserve, variant, schedule, reverse, needs
+    grad_output,
+    grad_h_n,
+    input,
+    h0,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    batch_sizes,
+    output,
+    reserve,
+    variant,
+    schedule,
+    reverse,
+    needs,
 ):
     chosen = plan.choose(schedule, input.device, input.dtype, h0.shape[0], h0.shape[1])
     tensors = (grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, output, reserve)
@@ -71,7 +87,21 @@ def _forward_fake(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, sched
 
 
 def _backward_fake(
-    grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, output, reserve, variant, schedule, reverse, needs
+    grad_output,
+    grad_h_n,
+    input,
+    h0,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    batch_sizes,
+    output,
+    reserve,
+    variant,
+    schedule,
+    reverse,
+    needs,
 ):
     bias_shape = (w_hh.shape[0],)
     shapes = (input.shape, h0.shape, w_ih.shape, w_hh.shape, bias_shape, bias_shape)
@@ -79,7 +109,7 @@ def _backward_fake(
 
 
 def _save_forward(ctx, inputs, output):
-    *tensors, variant, schedule, reverse, save = inputs
+    *tensors, variant, schedule, reverse, _save = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[0], output[2])
     ctx.options = (variant, schedule, reverse)
@@ -102,7 +132,7 @@ def _save_backward(ctx, inputs, output):
 
 
 def _differentiate_twice(ctx, *grads_of_results):
-    """Derivative of `gru_backward`: the same first derivatives, taken through the reference, are differentiated again."""
+    """Derivative of `gru_backward`: the first derivatives, taken through the reference, are differentiated again."""
     variant, reverse, needs = ctx.options
     *tensors, batch_sizes = ctx.saved_tensors
     higher = torch.is_grad_enabled()
@@ -163,7 +193,9 @@ _LIBRARY.impl("gru_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("trigru::gru", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("trigru::gru_backward", _backward_fake, lib=_LIBRARY)
 torch.library.register_autograd("trigru::gru", _differentiate, setup_context=_save_forward, lib=_LIBRARY)
-torch.library.register_autograd("trigru::gru_backward", _differentiate_twice, setup_context=_save_backward, lib=_LIBRARY)
+torch.library.register_autograd(
+    "trigru::gru_backward", _differentiate_twice, setup_context=_save_backward, lib=_LIBRARY
+)
 
 
 def gru(

@@ -80,7 +80,7 @@ def choose(schedule: str, device: torch.device, dtype: torch.dtype, batch: int, 
         if obstacle is not None:
             return Plan("eager", f"{obstacle}, so torch operations run")
         if device.type == "cpu":
-            return Plan("eager", "on a CPU torch operations are faster than Triton's interpreter or a replaced launcher")
+            return Plan("eager", "on a CPU torch operations are the fastest schedule")
         return Plan("stepwise", "Triton runs on this device", stepwise_config(dtype, batch, hidden_size))
     if obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")

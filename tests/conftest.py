@@ -1,0 +1,30 @@
+"""Fixtures that several rooms of the tests share."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+import triton
+from trigru.kernels.launch import using
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers(monkeypatch):
+    """The same random numbers in every run, and float32 multiplied as float32 unless a test says otherwise."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(params=["interpreter"] if INTERPRETED else ["sm_80", "sm_90"])
+def on_cpu(request):
+    """Run Triton schedules on CPU tensors: in Triton's interpreter where TRITON_INTERPRET=1 is set, else as code
+    compiled for each architecture and executed from its PTX with every access checked."""
+    if INTERPRETED:
+        return contextlib.nullcontext
+    from ptx import ptx_launcher
+
+    return lambda **options: using(ptx_launcher(arch=int(request.param[3:]), **options))
