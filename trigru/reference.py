@@ -25,6 +25,35 @@ def check_variant(variant: str) -> None:
         raise ValueError(f"variant: expected one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
 
 
+def gates(
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    variant: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gates of one step: reset r, update z and candidate n, each (batch, hidden_size).
+
+    Arguments and errors are those of `gru_cell`."""
+    check_variant(variant)
+    w_ir, w_iz, w_in = w_ih.chunk(3)
+    w_hr, w_hz, w_hn = w_hh.chunk(3)
+    no_bias = x.new_zeros(3 * h.shape[-1])
+    b_ir, b_iz, b_in = (no_bias if b_ih is None else b_ih).chunk(3)
+    b_hr, b_hz, b_hn = (no_bias if b_hh is None else b_hh).chunk(3)
+
+    r = torch.sigmoid(x @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
+    z = torch.sigmoid(x @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
+    if variant == "torch":
+        n = torch.tanh(x @ w_in.T + b_in + r * (h @ w_hn.T + b_hn))
+    else:
+        n = torch.tanh(x @ w_in.T + b_in + (r * h) @ w_hn.T + b_hn)
+    return r, z, n
+
+
 def gru_cell(
     x: Tensor,
     h: Tensor,
@@ -51,19 +80,7 @@ def gru_cell(
     Raises:
         ValueError: unknown variant.
     """
-    check_variant(variant)
-    w_ir, w_iz, w_in = w_ih.chunk(3)
-    w_hr, w_hz, w_hn = w_hh.chunk(3)
-    no_bias = x.new_zeros(3 * h.shape[-1])
-    b_ir, b_iz, b_in = (no_bias if b_ih is None else b_ih).chunk(3)
-    b_hr, b_hz, b_hn = (no_bias if b_hh is None else b_hh).chunk(3)
-
-    r = torch.sigmoid(x @ w_ir.T + b_ir + h @ w_hr.T + b_hr)
-    z = torch.sigmoid(x @ w_iz.T + b_iz + h @ w_hz.T + b_hz)
-    if variant == "torch":
-        n = torch.tanh(x @ w_in.T + b_in + r * (h @ w_hn.T + b_hn))
-    else:
-        n = torch.tanh(x @ w_in.T + b_in + (r * h) @ w_hn.T + b_hn)
+    _, z, n = gates(x, h, w_ih, w_hh, b_ih, b_hh, variant=variant)
     if variant == "chung":
         return (1 - z) * h + z * n
     return (1 - z) * n + z * h
