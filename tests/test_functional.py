@@ -1,0 +1,61 @@
+"""`trigru.gru`: errors at the boundary, and `trigru.explain`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import layer
+from torch.nn.utils.rnn import pack_sequence
+
+import trigru
+
+
+def arguments(**changed):
+    case = layer(3, 2, 5, 7)
+    names = ("input", "h0", "w_ih", "w_hh", "b_ih", "b_hh")
+    return dict(zip(names, (x.float() for x in case.tensors), strict=True)) | changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "message"),
+    [
+        ({"variant": "gru"}, ValueError, r"variant: expected one of 'torch', 'cho', 'chung', got 'gru'"),
+        ({"schedule": "fast"}, ValueError, r"schedule: expected one of 'auto'.*, got 'fast'"),
+        ({"input": torch.zeros(3, 5)}, RuntimeError, r"input: expected 3 dimensions, got 2"),
+        ({"input": torch.zeros(0, 2, 5)}, RuntimeError, r"input: expected a sequence length larger than 0"),
+        ({"input": torch.zeros(3, 2, 4)}, RuntimeError, r"w_ih: expected shape \(21, 4\), got \(21, 5\)"),
+        ({"input": torch.zeros(3, 2, 5).double()}, ValueError, r"input: expected the weights' dtype"),
+        ({"h0": torch.zeros(3, 7)}, RuntimeError, r"h0: expected shape \(2, 7\), got \(3, 7\)"),
+        ({"h0": torch.zeros(2, 7).half()}, RuntimeError, r"h0: expected dtype torch.float32 .*, got torch.float16"),
+        ({"h0": torch.zeros(2, 7, device="meta")}, RuntimeError, r"h0: expected device cpu .*, got meta"),
+        ({"w_hh": torch.zeros(21, 8)}, RuntimeError, r"w_hh: expected shape \(24, 8\), got \(21, 8\)"),
+        ({"b_ih": torch.zeros(20)}, RuntimeError, r"b_ih: expected shape \(21,\), got \(20,\)"),
+        ({"b_hh": torch.zeros(21).double()}, RuntimeError, r"b_hh: expected dtype"),
+    ],
+)
+def test_what_does_not_fit_is_named(changed, kind, message):
+    with pytest.raises(kind, match=message):
+        trigru.gru(**arguments(**changed))
+
+
+def test_a_schedule_by_name_that_cannot_run_is_an_error():
+    with pytest.raises(RuntimeError, match=r"schedule 'stepwise' cannot run here: .*GPU.* on cpu"):
+        trigru.gru(**arguments(schedule="stepwise"))
+    with pytest.raises(RuntimeError, match=r"schedule 'stepwise' cannot run here: .*torch.float64"):
+        trigru.gru(**{k: v.double() for k, v in arguments().items()}, schedule="stepwise")
+
+
+def test_explain_says_what_runs_and_why():
+    x = torch.zeros(3, 2, 5)
+    told = trigru.explain(trigru.GRU(5, 7, variant="cho"), x)
+    assert (told.schedule, told.device, told.dtype, told.variant) == ("eager", x.device, x.dtype, "cho")
+    assert "on cpu" in told.reason
+    assert "eager" in str(told)
+    assert trigru.explain(trigru.GRUCell(5, 7), x[0]).schedule == "eager"
+    assert trigru.explain(trigru.GRU(5, 7), pack_sequence([x[:, 0], x[:2, 1]])).schedule == "eager"
+    assert trigru.explain(trigru.gru, x, torch.zeros(2, 7)).schedule == "eager"
+    assert trigru.explain(trigru.GRU(5, 7, schedule="eager"), x).reason == "asked for by name"
+    with pytest.raises(RuntimeError, match="cannot run here"):
+        trigru.explain(trigru.GRU(5, 7, schedule="stepwise"), x)
+    with pytest.raises(TypeError, match=r"call: expected a trigru\.GRU"):
+        trigru.explain(torch.nn.GRU(5, 7), x)

@@ -1,0 +1,108 @@
+"""The torch.library operators: registration, gradients asked for and not, second derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import layer
+from torch.autograd import gradcheck, gradgradcheck
+
+import trigru
+
+LAYOUTS = [(packed, reverse) for packed in (False, True) for reverse in (False, True)]
+
+
+def leaves_of(case):
+    return [x for x in case.arguments(torch.float64) if x is not None]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(("packed", "reverse"), LAYOUTS)
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_first_and_second_derivatives_against_finite_differences(variant, packed, reverse, bias):
+    case = layer(3, 2, 2, 2, variant=variant, reverse=reverse, packed=packed, bias=bias, dtype=torch.float64)
+
+    def call(*leaves):
+        return trigru.gru(*leaves, batch_sizes=case.batch_sizes, **case.options)
+
+    assert gradcheck(call, leaves_of(case))
+    assert gradgradcheck(call, leaves_of(case))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+@pytest.mark.parametrize("save", [True, False], ids=["grad", "no grad"])
+def test_opcheck(variant, packed, save):
+    case = layer(3, 2, 4, 5, packed=packed, variant=variant)
+    arguments = case.arguments(torch.float32)
+    if not save:
+        arguments = [x.detach() for x in arguments]
+    options = (variant, "auto", False)
+    torch.library.opcheck(torch.ops.trigru.gru.default, (*arguments, case.batch_sizes, *options, save))
+    if save:
+        detached = [x.detach() for x in arguments]
+        output, h_n, reserve = torch.ops.trigru.gru(*detached, case.batch_sizes, *options, True)
+        grads = (torch.randn_like(output).requires_grad_(), torch.randn_like(h_n))
+        saved = (*arguments, case.batch_sizes, output, reserve)
+        torch.library.opcheck(torch.ops.trigru.gru_backward.default, (*grads, *saved, *options, [True] * 6))
+
+
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the `needs` of every backward operator that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.needs: list[list[bool]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.trigru.gru_backward.default:
+            self.needs.append(args[-1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", range(6))
+def test_only_what_needs_a_gradient_is_computed(frozen):
+    case = layer()
+    arguments = case.arguments(torch.float32)
+    full = torch.autograd.grad(trigru.gru(*arguments)[0].sum(), arguments)
+    arguments[frozen].requires_grad_(False)
+    others = [x for i, x in enumerate(arguments) if i != frozen]
+    with Calls() as calls:
+        got = torch.autograd.grad(trigru.gru(*arguments)[0].sum(), others)
+    assert calls.needs == [[i != frozen for i in range(6)]]
+    for g, w in zip(got, [x for i, x in enumerate(full) if i != frozen], strict=True):
+        torch.testing.assert_close(g, w)
+
+
+def saved_elements(call) -> int:
+    """Elements of distinct memory that autograd keeps for the backward of `call`."""
+    sizes = {}
+
+    def keep(x):
+        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // x.element_size()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        call()
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_forward_keeps_the_states_and_one_tensor_of_gates(variant):
+    case = layer(5, 3, 4, 6, variant=variant)
+    arguments = case.arguments(torch.float32)
+    given = sum(x.numel() for x in arguments)
+    states = 5 * 3 * 6
+    kept = saved_elements(lambda: trigru.gru(*arguments, variant=variant)) - given
+    assert kept == states * (5 if variant == "torch" else 4)
+
+
+def test_nothing_is_kept_without_gradients():
+    case = layer()
+    arguments = case.arguments(torch.float32)
+    with torch.no_grad():
+        assert saved_elements(lambda: trigru.gru(*arguments)) == 0
+        reserve = torch.ops.trigru.gru(*arguments, None, "torch", "auto", False, False)[2]
+    assert reserve.numel() == 0
+    with torch.inference_mode():
+        assert trigru.gru(*arguments)[0].is_inference()
