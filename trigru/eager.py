@@ -1,0 +1,458 @@
+"""The hand-written schedule in plain torch operations: any device, any floating dtype, no autograd.
+
+Steps are worked through in chunks whose buffers stay in cache. Everything without a recurrence (the input's projection,
+the element-wise factors of the derivatives, the products for the weights) is done once a chunk, so that a step is left
+with the few operations that must wait for the step before.
+
+A chunk's rows are those of its steps, one after another, as in PackedSequence.data; a row holds one plane of
+hidden_size columns a gate:
+
+    "torch"         forward [an r z n], backward [d_an dr dz dn]: the recurrent product owns the first three planes, the
+                    input's projection the last three, so each is one product and nothing is concatenated
+    "cho", "chung"  forward [r z n], backward [dr dz dn]
+
+The weights are used with scaled rows, which removes operations from the step. "chung" is "cho" with the rows of z
+negated, since 1 - sigmoid(x) = sigmoid(-x). Where sigmoid is the faster operation, the rows of n are doubled, since
+tanh(x) = 2 sigmoid(2 x) - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .eager_products import add_product, affine, product
+
+CHUNK_ELEMENTS = 1 << 18
+"""Elements of one plane of a chunk, at most (but one step at least)."""
+
+CHUNK_STEPS = 64
+"""Steps of a chunk, at most: views of a step's buffers are made once and serve every chunk."""
+
+REUSE_ELEMENTS = 1 << 13
+"""Elements of a step up to which gates are computed in such reused buffers and then copied to the reserve; above, the
+copies cost more than the views."""
+
+SIGMOID_ELEMENTS = 512
+"""Elements of a step from which sigmoid is faster than tanh (float32 on an AMD CPU: 8 times at 32768)."""
+
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+
+
+class _Chunk(NamedTuple):
+    """Consecutive steps: the first one, the rows [start, stop) of all, and the batch size of each."""
+
+    first: int
+    start: int
+    stop: int
+    sizes: tuple[int, ...]
+
+
+class _Layout:
+    """What forward and backward must agree on: rows, chunks, dtype of the arithmetic, order and scale of the gates."""
+
+    def __init__(self, input: Tensor, h0: Tensor, batch_sizes: Tensor | None, variant: str, reverse: bool) -> None:
+        batch, self.hidden_size = h0.shape
+        self.variant, self.reverse, self.packed = variant, reverse, batch_sizes is not None
+        self.sizes = [batch] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
+        self.offsets = [0, *accumulate(self.sizes)]
+        self.dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+        self.reset_after = variant == "torch"
+        self.planes = 4 if self.reset_after else 3
+        elements = batch * self.hidden_size
+        self.by_sigmoid = input.device.type == "cpu" and elements >= SIGMOID_ELEMENTS
+        self.reuse = self.dtype != input.dtype or elements <= REUSE_ELEMENTS
+        self.scale = (1, -1 if variant == "chung" else 1, 2 if self.by_sigmoid else 1)
+
+    def chunks(self) -> list[_Chunk]:
+        """All chunks, from the first step to the last."""
+        rows = CHUNK_ELEMENTS // self.hidden_size
+        steps = max(1, min(CHUNK_STEPS if self.reuse else rows, rows // max(self.sizes[0], 1)))
+        sizes, offsets = self.sizes, self.offsets
+        return [
+            _Chunk(t, offsets[t], offsets[min(t + steps, len(sizes))], tuple(sizes[t : t + steps]))
+            for t in range(0, len(sizes), steps)
+        ]
+
+    def rows(self, x: Tensor, chunk: _Chunk) -> Tensor:
+        """The rows of `chunk` of a tensor shaped as the input, contiguous."""
+        if self.packed:
+            return x[chunk.start : chunk.stop].to(self.dtype).contiguous()
+        return x[chunk.first : chunk.first + len(chunk.sizes)].to(self.dtype).reshape(-1, x.shape[-1])
+
+    def before(self, states: Tensor, h0: Tensor, chunk: _Chunk) -> Tensor:
+        """The state that each row of `chunk` started from."""
+        pieces, last = [], len(self.sizes) - 1
+        if not self.packed:
+            shift = self.sizes[0] if self.reverse else -self.sizes[0]
+            start, stop = max(chunk.start + shift, 0), min(chunk.stop + shift, self.offsets[-1])
+            pieces = [states[start:stop]]
+            if stop - start < chunk.stop - chunk.start:
+                pieces.insert(len(pieces) if self.reverse else 0, h0)
+        else:
+            for t, size in enumerate(chunk.sizes, chunk.first):
+                source = t + 1 if self.reverse else t - 1
+                held = min(size, self.sizes[source]) if 0 <= source <= last else 0
+                if held:
+                    pieces.append(states[self.offsets[source] : self.offsets[source] + held])
+                pieces.append(h0[held:size])
+        return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(self.dtype)
+
+    def scaled(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gates' parts of a weight or bias, as they are used."""
+        return tuple(  # type: ignore[return-value]
+            part if s == 1 else part * s for s, part in zip(self.scale, w.to(self.dtype).chunk(3), strict=True)
+        )
+
+    def stack(self, w: Tensor) -> Tensor:
+        """A weight or bias as it is used, gates in the order r, z, n."""
+        return w.to(self.dtype).contiguous() if self.scale == (1, 1, 1) else torch.cat(self.scaled(w))
+
+    def recurrent(self, w_hh: Tensor) -> Tensor:
+        """The recurrent weights as they are used: gates in the order of the first planes of a row."""
+        if not self.reset_after:
+            return self.stack(w_hh)
+        r, z, n = self.scaled(w_hh)
+        return torch.cat([n, r, z])
+
+    def unscale_(self, d: Tensor) -> Tensor:
+        """From a derivative by a scaled weight (gates r, z, n) that by the weight itself, in place."""
+        for s, part in zip(self.scale, d.chunk(3), strict=True):
+            if s != 1:
+                part.mul_(s)
+        return d
+
+
+def _resize(x: Tensor, count: int, joining: Tensor, leaving: Tensor) -> Tensor:
+    """The running state for a step of another batch size: rows join from one tensor or leave to another."""
+    alive = x.shape[0]
+    if count > alive:
+        return torch.cat([x, joining[alive:count]])
+    leaving[count:alive] = x[count:]
+    return x[:count]
+
+
+class _Forward:
+    """The forward steps, with their buffers."""
+
+    def __init__(self, layout: _Layout, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> None:
+        self.layout = layout
+        self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
+        self.bias, self.b_hn = self._biases(b_ih, b_hh)
+        self.buffers: tuple[Tensor, Tensor] | None = None
+        self.sizes: tuple[int, ...] = ()
+        self.views: list[tuple] = []
+        self.minus_one = w_ih.new_full((), -1, dtype=layout.dtype)
+
+    def _biases(self, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What is added to the input's projection, and to W_hn h where that stands apart."""
+        layout = self.layout
+        bias = None if b_ih is None else layout.stack(b_ih)
+        if b_hh is None:
+            return bias, None
+        r, z, n = layout.scaled(b_hh)
+        folded = torch.cat([r, z, torch.zeros_like(n) if layout.reset_after else n])
+        return folded if bias is None else bias + folded, n
+
+    def chunk(self, x: Tensor, sizes: tuple[int, ...], reserve: Tensor | None, states: Tensor) -> tuple:
+        """Buffers for a chunk's gates and states, the gates with the input's share in them, and the steps' views."""
+        layout, rows = self.layout, x.shape[0]
+        width = layout.planes * layout.hidden_size
+        if not layout.reuse:
+            gates = x.new_empty(rows, width) if reserve is None else reserve
+            self.views = self._views(gates, states, sizes)
+        else:
+            if self.buffers is None:
+                self.buffers = x.new_empty(rows, width), x.new_empty(rows, layout.hidden_size)
+            elif self.buffers[0].shape[0] < rows:
+                self.buffers, self.sizes = (x.new_empty(rows, width), x.new_empty(rows, layout.hidden_size)), ()
+            gates, states = self.buffers[0][:rows], self.buffers[1][:rows]
+            if sizes != self.sizes:
+                self.views, self.sizes = self._views(gates, states, sizes), sizes
+        if layout.reset_after:
+            own = gates[:, : layout.hidden_size]
+            own.zero_() if self.b_hn is None else own.copy_(self.b_hn)
+        affine(x, self.w_ih, self.bias, out=gates[:, (layout.planes - 3) * layout.hidden_size :])
+        return gates, states
+
+    def _views(self, gates: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
+        size = self.layout.hidden_size
+        if self.layout.reset_after:
+            columns = ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))  # an r z, r z, an, r, z, n
+        else:
+            columns = ((0, 2), (0, 1), (1, 2), (2, 3))  # r z, r, z, n
+        parts = [gates[:, a * size : b * size].split_with_sizes(sizes) for a, b in columns]
+        views = list(zip(sizes, *parts, states.split_with_sizes(sizes), strict=True))
+        return views[::-1] if self.layout.reverse else views
+
+    def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor) -> Tensor:
+        """Variant "torch" over the current chunk; returns the last state."""
+        w = self.w_hh.t()
+        by_sigmoid, minus_one, alive = self.layout.by_sigmoid, self.minus_one, h.shape[0]
+        for count, own, rz, an, r, z, n, state in self.views:
+            if count != alive:
+                h, alive = _resize(h, count, h0, h_n), count
+            add_product(own, h, w)
+            rz.sigmoid_()
+            n.addcmul_(r, an)
+            if by_sigmoid:
+                n.sigmoid_()
+                torch.add(minus_one, n, alpha=2, out=n)
+            else:
+                n.tanh_()
+            h = torch.lerp(n, h, z, out=state)
+        return h
+
+    def steps_reset_before(self, h: Tensor, h0: Tensor, h_n: Tensor) -> Tensor:
+        """Variants "cho" and "chung" over the current chunk; returns the last state."""
+        size = self.layout.hidden_size
+        w_rz, w_n = self.w_hh[: 2 * size].t(), self.w_hh[2 * size :].t()
+        by_sigmoid, minus_one, alive = self.layout.by_sigmoid, self.minus_one, h.shape[0]
+        reset = torch.empty_like(h)
+        for count, rz, r, z, n, state in self.views:
+            if count != alive:
+                h, alive = _resize(h, count, h0, h_n), count
+                reset = torch.empty_like(h)
+            add_product(rz, h, w_rz)
+            rz.sigmoid_()
+            add_product(n, torch.mul(r, h, out=reset), w_n)
+            if by_sigmoid:
+                n.sigmoid_()
+                torch.add(minus_one, n, alpha=2, out=n)
+            else:
+                n.tanh_()
+            h = torch.lerp(n, h, z, out=state)
+        return h
+
+
+def forward(
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+    *,
+    variant: str,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer in one direction.
+
+    Args:
+        input: (seq_len, batch, input_size), or (rows, input_size) with `batch_sizes` as in a PackedSequence.
+        h0: (batch, hidden_size).
+        w_ih, w_hh, b_ih, b_hh, variant, reverse: as in reference.gru.
+        batch_sizes: (seq_len,) on the CPU, or None.
+        save: keep what `backward` needs.
+
+    Returns:
+        output: the state after each step, shaped as `input` but for its last dimension.
+        h_n: (batch, hidden_size).
+        reserve: the gates of every row, flat; empty unless `save`.
+    """
+    layout = _Layout(input, h0, batch_sizes, variant, reverse)
+    output = input.new_empty((*input.shape[:-1], layout.hidden_size))
+    rows = output.view(layout.offsets[-1], layout.hidden_size)
+    reserve = input.new_empty((rows.shape[0] if save else 0, layout.planes * layout.hidden_size))
+    h0 = h0.to(layout.dtype).contiguous()
+    h_n = h0.clone()
+    if rows.numel() == 0:
+        return output, h_n.to(input.dtype), reserve.view(-1)
+    run = _Forward(layout, w_ih, w_hh, b_ih, b_hh)
+    steps = run.steps_reset_after if layout.reset_after else run.steps_reset_before
+    chunks = layout.chunks()
+    h = h0[: layout.sizes[-1 if reverse else 0]]
+    for chunk in reversed(chunks) if reverse else chunks:
+        kept = reserve[chunk.start : chunk.stop] if save else None
+        place = rows[chunk.start : chunk.stop]
+        gates, states = run.chunk(layout.rows(input, chunk), chunk.sizes, kept, place)
+        h = steps(h, h0, h_n)
+        if layout.reuse:
+            place.copy_(states)
+            h = h.clone()
+            if kept is not None:
+                kept.copy_(gates)
+    h_n[: h.shape[0]] = h
+    return output, h_n.to(input.dtype), reserve.view(-1)
+
+
+class _Backward:
+    """The backward steps, with their buffers and the derivatives of the weights, summed over the chunks."""
+
+    def __init__(self, layout: _Layout, w_ih: Tensor, w_hh: Tensor, needs: Sequence[bool]) -> None:
+        self.layout, self.needs = layout, needs
+        self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
+        size = layout.hidden_size
+        self.d_w_ih = torch.zeros_like(self.w_ih) if needs[2] else None
+        self.d_w_hh = torch.zeros_like(self.w_hh) if needs[3] else None
+        self.d_bias = self.w_hh.new_zeros(layout.planes * size) if needs[4] or needs[5] else None
+        self.sizes: tuple[int, ...] = ()
+        self.views: list[tuple] = []
+        self.buffers: tuple[Tensor, ...] = ()
+        self.blend = w_ih.new_full((), 0.5 if layout.by_sigmoid else 1.0, dtype=layout.dtype)
+
+    def chunk(self, gates: Tensor, before: Tensor, grad: Tensor | None, sizes: tuple[int, ...]) -> None:
+        """Fill the buffers: in `factors` what a step's derivative is multiplied with, in `d_states` what the loss gives
+        each state directly."""
+        layout, size, rows = self.layout, self.layout.hidden_size, before.shape[0]
+        if not self.buffers or self.buffers[0].shape[0] < rows:
+            widths = (layout.planes, 1, 1, 1, 1)
+            self.buffers, self.sizes = tuple(before.new_empty(rows, width * size) for width in widths), ()
+        if sizes != self.sizes:
+            self.factors, self.d_states, self.keep, self.reset, self.scratch = (b[:rows] for b in self.buffers)
+            self.views, self.sizes = self._views(sizes), sizes
+        self.before = before
+        self.d_states.zero_() if grad is None else self.d_states.copy_(grad)
+        *an, r, z, n = gates.split(size, 1)
+        *f_an, f_r, f_z, f_n = self.factors.split(size, 1)
+        self.keep.copy_(z)
+        half = float(self.blend)
+        _tanh_backward(torch.sub(self.blend, z, alpha=half, out=self.scratch), n, grad_input=f_n)
+        _sigmoid_backward(torch.sub(before, n, out=self.scratch), z, grad_input=f_z)
+        if layout.reset_after:
+            _sigmoid_backward(torch.mul(f_n, an[0], out=self.scratch), r, grad_input=f_r)
+            torch.mul(f_n, r, out=f_an[0])
+        else:
+            self.reset.copy_(r)
+            _sigmoid_backward(before, r, grad_input=f_r)
+
+    def _views(self, sizes: tuple[int, ...]) -> list[tuple]:
+        size, planes = self.layout.hidden_size, self.layout.planes
+        d_states = self.d_states.split_with_sizes(sizes)
+        broadcast = self.d_states.unsqueeze(1).split_with_sizes(sizes)
+        keep = self.keep.split_with_sizes(sizes)
+        if self.layout.reset_after:
+            gates = self.factors.view(-1, planes, size).split_with_sizes(sizes)
+            own = self.factors[:, : 3 * size].split_with_sizes(sizes)
+            views = list(zip(sizes, d_states, broadcast, keep, gates, own, strict=True))
+        else:
+            zn = self.factors.view(-1, planes, size)[:, 1:].split_with_sizes(sizes)
+            rz = self.factors[:, : 2 * size].split_with_sizes(sizes)
+            r, n = (self.factors[:, i * size : (i + 1) * size].split_with_sizes(sizes) for i in (0, 2))
+            reset = self.reset.split_with_sizes(sizes)
+            views = list(zip(sizes, d_states, broadcast, keep, zn, rz, r, n, reset, strict=True))
+        return views if self.layout.reverse else views[::-1]
+
+    def steps_reset_after(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
+        """Variant "torch" over the current chunk; returns the derivative by the state before it."""
+        w, alive, d_before = self.w_hh, carry.shape[0], None
+        for count, d, d3, keep, gates, own in self.views:
+            if d_before is not None and count == alive:
+                d.addcmul_(d_before, keep_before)
+                add_product(d, own_before, w)
+            else:
+                if d_before is not None:
+                    carry = add_product(d_before * keep_before, own_before, w)
+                d.add_(carry if count == alive else _resize(carry, count, grad_h_n, d_h0))
+                alive = count
+            gates.mul_(d3)
+            d_before, keep_before, own_before = d, keep, own
+        return add_product(d_before * keep_before, own_before, w)
+
+    def steps_reset_before(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
+        """Variants "cho" and "chung" over the current chunk; returns the derivative by the state before it."""
+        size = self.layout.hidden_size
+        w_rz, w_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
+        alive, d_before = carry.shape[0], None
+        for count, d, d3, keep, zn, rz, r, n, reset in self.views:
+            if d_before is not None and count == alive:
+                d.addcmul_(d_before, keep_before).addcmul_(d_reset, reset_before)
+                add_product(d, rz_before, w_rz)
+            else:
+                if d_before is not None:
+                    carry = (d_before * keep_before).addcmul_(d_reset, reset_before)
+                    carry = add_product(carry, rz_before, w_rz)
+                d.add_(carry if count == alive else _resize(carry, count, grad_h_n, d_h0))
+                alive = count
+            zn.mul_(d3)
+            d_reset = product(n, w_n)
+            r.mul_(d_reset)
+            d_before, keep_before, rz_before, reset_before = d, keep, rz, reset
+        return add_product((d_before * keep_before).addcmul_(d_reset, reset_before), rz_before, w_rz)
+
+    def products(self, x: Tensor, d_input: Tensor | None) -> None:
+        """The chunk's share of what has no recurrence, from the derivatives that the steps have left in `factors`."""
+        size = self.layout.hidden_size
+        outer = self.factors[:, (self.layout.planes - 3) * size :]
+        if d_input is not None:
+            d_input.copy_(product(outer, self.w_ih).view_as(d_input))
+        if self.d_bias is not None:
+            self.d_bias.add_(self.factors.sum(0))
+        if self.d_w_ih is not None:
+            add_product(self.d_w_ih, outer.t(), x)
+        if self.d_w_hh is not None:
+            if self.layout.reset_after:
+                add_product(self.d_w_hh, self.factors[:, : 3 * size].t(), self.before)
+            else:
+                add_product(self.d_w_hh[: 2 * size], self.factors[:, : 2 * size].t(), self.before)
+                reset_state = torch.mul(self.reset, self.before, out=self.scratch)
+                add_product(self.d_w_hh[2 * size :], self.factors[:, 2 * size :].t(), reset_state)
+
+    def weights(self) -> tuple[Tensor | None, ...]:
+        """Derivatives by w_ih, w_hh, b_ih, b_hh, as far as they are needed."""
+        layout, size = self.layout, self.layout.hidden_size
+        d_w_hh, d_b_ih, d_b_hh = self.d_w_hh, None, None
+        if d_w_hh is not None and layout.reset_after:
+            d_w_hh = torch.cat([d_w_hh[size:], d_w_hh[:size]])
+        if self.d_bias is not None:
+            d_b_ih = self.d_bias[-3 * size :].clone()
+            d_b_hh = d_b_ih.clone()
+            if layout.reset_after:
+                d_b_hh[2 * size :] = self.d_bias[:size]
+        found = (self.d_w_ih, d_w_hh, d_b_ih, d_b_hh)
+        return tuple(
+            layout.unscale_(d) if need and d is not None else None
+            for d, need in zip(found, self.needs[2:], strict=True)
+        )
+
+
+def backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+    output: Tensor,
+    reserve: Tensor,
+    *,
+    variant: str,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Derivatives by input, h0, w_ih, w_hh, b_ih and b_hh; None for those that `needs` (in this order) does not ask for.
+
+    `output` and `reserve` are what `forward` returned; either of `grad_output` and `grad_h_n` may be None."""
+    layout = _Layout(input, h0, batch_sizes, variant, reverse)
+    run = _Backward(layout, w_ih, w_hh, needs)
+    rows = output.reshape(layout.offsets[-1], layout.hidden_size)
+    gates = reserve.view(rows.shape[0], layout.planes * layout.hidden_size)
+    d_input = torch.empty_like(input, memory_format=torch.contiguous_format) if needs[0] else None
+    d_h0 = h0.new_zeros(h0.shape, dtype=layout.dtype)
+    grad_h_n = d_h0.clone() if grad_h_n is None else grad_h_n.to(layout.dtype).contiguous()
+    carry = grad_h_n[: layout.sizes[0 if reverse else -1]]
+    steps = run.steps_reset_after if layout.reset_after else run.steps_reset_before
+    chunks = layout.chunks() if rows.numel() else []
+    for chunk in chunks if reverse else reversed(chunks):
+        grad = None if grad_output is None else layout.rows(grad_output, chunk)
+        kept = gates[chunk.start : chunk.stop].to(layout.dtype)
+        run.chunk(kept, layout.before(rows, h0, chunk), grad, chunk.sizes)
+        carry = steps(carry, grad_h_n, d_h0)
+        place = None
+        if d_input is not None:
+            first, last = (chunk.start, chunk.stop) if layout.packed else (chunk.first, chunk.first + len(chunk.sizes))
+            place = d_input[first:last]
+        run.products(layout.rows(input, chunk), place)
+    d_h0[: carry.shape[0]] = carry
+    found = (d_input, d_h0 if needs[1] else None, *run.weights())
+    return tuple(None if d is None else d.to(input.dtype) for d in found)  # type: ignore[return-value]
