@@ -40,6 +40,12 @@ class Steps:
     def num_rows(self) -> int:
         return self.offsets[-1]
 
+    def part(self, first: int, last: int) -> Steps:
+        """The steps from `first` up to, not with, `last`, as a sequence of their own; its rows start at 0."""
+        start = self.offsets[first]
+        counts = self.counts[first:last]
+        return Steps(counts, tuple(row - start for row in self.offsets[first : last + 1]), counts[0], self.packed)
+
     def order(self, reverse: bool) -> range:
         """Time steps in the order in which a layer runs through them."""
         return range(self.seq_len - 1, -1, -1) if reverse else range(self.seq_len)

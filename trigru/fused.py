@@ -10,7 +10,8 @@ from torch import Tensor
 from .kernels import stepwise
 from .kernels.steps import Steps
 from .plan import Plan
-from .projections import final_state, gradients, project_input
+from .projections import final_state, gradients, project_input, state_into
+from .recompute import chunk_length, gates_again
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -79,39 +80,57 @@ def backward(
     reverse: bool,
     needs: Sequence[bool],
 ) -> Gradients:
-    """Derivatives by input, h0, w_ih, w_hh, b_ih, b_hh; None for those that `needs` does not ask for."""
+    """Derivatives by input, h0, w_ih, w_hh, b_ih, b_hh; None for those that `needs` does not ask for.
+
+    Where forward kept no gates (an empty reserve), they are computed again, a chunk of steps at a time, before the
+    reverse loop reaches it: with every state known, the recurrent products of a chunk are one GEMM."""
     steps = steps_of(input, batch_sizes)
     hidden_size = h0.shape[1]
     rows = output.reshape(-1, hidden_size)
-    reserve = reserve.view(rows.shape[0], -1)
+    x = input.reshape(-1, input.shape[-1])
     h0 = h0.contiguous()
     d_rows = torch.zeros_like(rows) if grad_output is None else grad_output.reshape(-1, hidden_size).contiguous()
-    d_h_n = torch.zeros_like(h0) if grad_h_n is None else grad_h_n
-    d_gates, d_an, d_h0 = stepwise.backward(
-        d_rows,
-        d_h_n,
-        h0,
-        w_hh.contiguous(),
-        steps,
-        rows,
-        reserve,
-        variant=variant,
-        reverse=reverse,
-        precision=precision_of(input.dtype),
-        config=plan.config,
-    )
+    d_state = (torch.zeros_like(h0) if grad_h_n is None else grad_h_n).to(torch.float32, copy=True)
+    weights = (w_ih, w_hh, b_ih, b_hh)
     need_input, need_h0, *need_weights = needs
-    d_input, *d_weights = gradients(
-        d_gates,
-        d_an,
-        reserve[:, :hidden_size],
-        input.reshape(-1, input.shape[-1]),
-        h0,
-        w_ih,
-        rows,
-        steps,
-        reverse=reverse,
-        needs=[need_input, *need_weights],
-    )
+    d_input = torch.empty_like(x) if need_input else None
+    d_weights: list[Tensor | None] = [None] * 4
+
+    whole = reserve.numel() > 0 or rows.numel() == 0
+    length = steps.seq_len if whole else chunk_length(steps, hidden_size)
+    starts = range(0, steps.seq_len, length)
+    for first in starts if reverse else reversed(starts):  # against the direction in which forward ran
+        last = min(first + length, steps.seq_len)
+        part, here = steps.part(first, last), slice(steps.offsets[first], steps.offsets[last])
+        start = state_into(first, last, rows, h0, steps, reverse)
+        if whole:
+            kept = reserve.view(rows.shape[0], -1)
+        else:
+            kept = gates_again(x[here], rows[here], start, part, weights, variant, reverse)
+        d_gates, d_an, d_start = stepwise.backward(
+            d_rows[here],
+            d_state[: part.batch],
+            start,
+            w_hh.contiguous(),
+            part,
+            rows[here],
+            kept,
+            variant=variant,
+            reverse=reverse,
+            precision=precision_of(input.dtype),
+            config=plan.config,
+        )
+        d_state[: part.batch] = d_start
+        r = kept[:, :hidden_size]
+        found = gradients(d_gates, d_an, r, x[here], start, rows[here], part, reverse=reverse, needs=need_weights)
+        if whole:
+            d_weights = list(found)
+        else:  # summed over chunks in float32
+            for i, new in enumerate(found):
+                total = d_weights[i]
+                d_weights[i] = new if new is None else new.float() if total is None else total.add_(new)
+        if d_input is not None:
+            torch.mm(d_gates, w_ih, out=d_input[here])
     d_input = None if d_input is None else d_input.view(input.shape)
-    return d_input, d_h0.to(h0.dtype) if need_h0 else None, *d_weights
+    d_weights = [None if d is None else d.to(input.dtype) for d in d_weights]
+    return d_input, d_state.to(h0.dtype) if need_h0 else None, *d_weights

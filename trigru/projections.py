@@ -46,6 +46,16 @@ def states_before(output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Te
     return torch.cat([output[steps.batch :], h0]) if reverse else torch.cat([h0, output[:later]])
 
 
+def state_into(first: int, last: int, output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Tensor:
+    """What steps first..last-1 started from, as if they were a sequence of their own: (counts[first], H)."""
+    count, source = steps.counts[first], last if reverse else first - 1
+    if not 0 <= source < steps.seq_len:
+        return h0[:count]
+    row, carried = steps.offsets[source], min(count, steps.counts[source])
+    before = output[row : row + carried]
+    return before if carried == count else torch.cat([before, h0[carried:count]])
+
+
 def final_state(output: Tensor, steps: Steps, reverse: bool) -> Tensor:
     """Each sequence's state after the last of its steps that ran, (B, H), in memory of its own."""
     if reverse:
@@ -65,19 +75,17 @@ def gradients(
     r: Tensor,
     input: Tensor,
     h0: Tensor,
-    w_ih: Tensor,
     output: Tensor,
     steps: Steps,
     *,
     reverse: bool,
     needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Derivatives by input, w_ih, w_hh, b_ih and b_hh; None for those that `needs` (in this order) does not ask for.
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Derivatives by w_ih, w_hh, b_ih and b_hh; None for those that `needs` (in this order) does not ask for.
 
     `r` (N, H): the reset gate, used for "cho" and "chung", where W_hn multiplies r * h."""
     hidden_size = h0.shape[1]
-    need_input, need_w_ih, need_w_hh, need_b_ih, need_b_hh = needs
-    d_input = d_gates @ w_ih if need_input else None
+    need_w_ih, need_w_hh, need_b_ih, need_b_hh = needs
     d_w_ih = d_gates.T @ input if need_w_ih else None
     d_w_hh = None
     if need_w_hh:
@@ -93,4 +101,4 @@ def gradients(
     if need_b_hh:
         assert d_b_ih is not None
         d_b_hh = d_b_ih.clone() if d_an is None else torch.cat([d_b_ih[: 2 * hidden_size], d_an.sum(0)])
-    return d_input, d_w_ih, d_w_hh, d_b_ih if need_b_ih else None, d_b_hh
+    return d_w_ih, d_w_hh, d_b_ih if need_b_ih else None, d_b_hh

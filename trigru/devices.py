@@ -1,0 +1,98 @@
+"""What a plan needs to know of a device, and presets for devices that are not at hand."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as the planner sees it.
+
+    Sizes are in bytes, rates in bytes or operations a second, times in seconds. Rates and times are the makers' figures
+    or published measurements (see each preset), not measurements of this project; they rank candidates, they do not
+    predict a benchmark. They are meant to be replaced by a fit to measured rows.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_per_block: int  # the most that one program can have
+    memory_bandwidth: float
+    l2_bandwidth: float
+    clock: float  # boost clock, 1/s
+    half_flops: float  # float16 and bfloat16 with float32 accumulation, dense
+    tf32_flops: float
+    float_flops: float
+    # A kernel launch in a stream that is never empty: 2 to 5 us from Python, about 1.5 us inside a CUDA graph.
+    launch_time: float = 1.5e-6
+    # One program's store until another program's load sees it: two trips to L2, each some 200-300 cycles on A100 and
+    # H100 in published microbenchmarks, and the store on its way.
+    exchange_time: float = 0.7e-6
+
+    @property
+    def target(self) -> str:
+        """The name that the offline compiler knows it by, such as "sm_90"."""
+        return f"sm_{self.capability[0]}{self.capability[1]}"
+
+    @property
+    def has_bfloat16(self) -> bool:
+        return self.capability >= (8, 0)
+
+    def flops(self, dtype: torch.dtype, precision: str) -> float:
+        """Rate of matrix products of `dtype`; precision: "tf32" or "ieee", for float32 only."""
+        if dtype != torch.float32:
+            return self.half_flops
+        return self.tf32_flops if precision == "tf32" and self.capability >= (8, 0) else self.float_flops
+
+
+# Sources: NVIDIA's data sheets of each product (dense rates) and architecture white papers (multiprocessors, clocks);
+# shared memory a block from the CUDA C++ programming guide's table of compute capabilities; L2 bandwidth: A100's white
+# paper gives 5,120 bytes a clock, the others are published microbenchmarks of the kind "5.5-6 TB/s for H100".
+PRESETS = {
+    device.name: device
+    for device in (
+        Device("A100", (8, 0), 108, 163 * KIB, 2.04e12, 7.2e12, 1.41e9, 312e12, 156e12, 19.5e12),
+        Device("H100", (9, 0), 132, 227 * KIB, 3.35e12, 5.5e12, 1.83e9, 989e12, 494e12, 67e12),
+        Device("H200", (9, 0), 132, 227 * KIB, 4.8e12, 5.5e12, 1.83e9, 989e12, 494e12, 67e12),
+        Device("B200", (10, 0), 148, 227 * KIB, 8.0e12, 9.0e12, 1.85e9, 2250e12, 1125e12, 75e12),
+        Device("L4", (8, 9), 58, 99 * KIB, 0.3e12, 1.6e12, 2.04e9, 121e12, 60e12, 30e12),
+        Device("T4", (7, 5), 40, 64 * KIB, 0.32e12, 1.3e12, 1.59e9, 65e12, 0.0, 8.1e12),
+        Device("RTX 4090", (8, 9), 128, 99 * KIB, 1.01e12, 5.0e12, 2.52e9, 165e12, 82e12, 82e12),
+    )
+}
+
+
+def preset(name: str) -> Device:
+    """The preset of that name, in any case and spacing ("h100", "rtx4090").
+
+    Raises:
+        ValueError: no such preset.
+    """
+    wanted = name.lower().replace(" ", "").replace("-", "").replace("_", "")
+    for known, device in PRESETS.items():
+        if known.lower().replace(" ", "") == wanted:
+            return device
+    raise ValueError(f"device: expected one of {', '.join(PRESETS)}, got {name!r}")
+
+
+@functools.lru_cache
+def present(index: int) -> Device:
+    """CUDA device `index` of this machine: its own counts, and the rates of the preset that is most like it."""
+    properties = torch.cuda.get_device_properties(index)
+    capability = (properties.major, properties.minor)
+    named = [device for known, device in PRESETS.items() if known in properties.name]
+    alike = named or sorted(PRESETS.values(), key=lambda d: abs(d.capability[0] - capability[0]))
+    shared = getattr(properties, "shared_memory_per_block_optin", alike[0].shared_per_block)
+    return replace(
+        alike[0],
+        name=properties.name,
+        capability=capability,
+        multiprocessors=properties.multi_processor_count,
+        shared_per_block=shared,
+    )
