@@ -14,6 +14,7 @@ from . import __version__
 COMMANDS = {
     "demo": (".demo", "train a GRU on spoken vowels, check its gradients, draw what its gates do"),
     "info": (".info", "versions, devices, and which schedules run here"),
+    "inspect": (".inspect", "compile the kernels for a GPU that need not be there: registers, spills, instructions"),
 }
 
 
