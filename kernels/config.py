@@ -10,6 +10,11 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n and at least 16, the least side of a matrix product's tile."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
 @dataclass(frozen=True)
 class StepwiseConfig:
     """A launch's tile is BLOCK_H hidden units by BLOCK_B sequences; the product runs in chunks of BLOCK_K."""
@@ -27,3 +32,16 @@ class StepwiseConfig:
     def constexprs(self) -> dict[str, int]:
         """The compile-time arguments that the configuration fixes."""
         return {"BLOCK_H": self.block_h, "BLOCK_B": self.block_b, "BLOCK_K": self.block_k}
+
+
+@dataclass(frozen=True)
+class ResidentConfig:
+    """A program runs all hidden units of BLOCK_B sequences."""
+
+    block_b: int = 16
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def programs(self, batch: int) -> int:
+        """Number of programs."""
+        return cdiv(batch, self.block_b)
