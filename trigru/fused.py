@@ -20,8 +20,10 @@ SCHEDULES = {"stepwise": stepwise, "resident": resident}
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it and the GPU
+    may have it, which AMD's do not."""
+    allowed = torch.backends.cudnn.allow_tf32 and torch.version.hip is None
+    return "tf32" if dtype == torch.float32 and allowed else "ieee"
 
 
 def steps_of(input: Tensor, batch_sizes: Tensor | None) -> Steps:
