@@ -15,13 +15,13 @@ from .training import History
 
 matplotlib.use("Agg")  # a file is written; no display is needed
 
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 UPDATE_MEANING = {
-    "torch": "1 keeps the old state, 0 takes the candidate",
-    "cho": "1 keeps the old state, 0 takes the candidate",
-    "chung": "0 keeps the old state, 1 takes the candidate",
+    "torch": "new state: 1 keeps the old, 0 takes the candidate",
+    "cho": "new state: 1 keeps the old, 0 takes the candidate",
+    "chung": "new state: 0 keeps the old, 1 takes the candidate",
 }
 
 
@@ -51,7 +51,7 @@ def draw(model: Classifier, history: History, test_set: Labelled, path: Path) ->
 
     figure, axes = plt.subplot_mosaic(
         [["loss", "loss", "accuracy", "accuracy"], ["input", "reset", "update", "state"]],
-        figsize=(15, 8),
+        figsize=(16, 8.5),
         height_ratios=(3, 4),
         layout="constrained",
     )
@@ -64,16 +64,16 @@ def draw(model: Classifier, history: History, test_set: Labelled, path: Path) ->
     channels.set_ylabel("channel")
     figure.colorbar(image, ax=channels)
     panels = {
-        "reset": (resets, "reset gate r\n1 lets the old state into the candidate, 0 shuts it out", "viridis", 0),
+        "reset": (resets, "reset gate r\ncandidate: 1 sees the old state, 0 does not", "viridis", 0),
         "update": (updates, f"update gate z\n{UPDATE_MEANING[model.gru.variant]}", "viridis", 0),
-        "state": (states, "state h\nwhat the gates let through", "coolwarm", -1),
+        "state": (states, "state h\nwhat the gates made of it", "coolwarm", -1),
     }
     for name, (values, title, colors, low) in panels.items():
         image = axes[name].imshow(
             values[:, order].T, aspect="auto", cmap=colors, vmin=low, vmax=1, interpolation="none"
         )
         axes[name].set_title(title)
-        axes[name].set_ylabel("hidden unit, sorted by its mean z")
+        axes[name].set_ylabel("hidden unit (forward direction), sorted by mean z")
         figure.colorbar(image, ax=axes[name])
     for name in ("input", *panels):
         axes[name].title.set_fontsize(9)
