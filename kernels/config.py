@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up."""
@@ -34,6 +36,15 @@ class StepwiseConfig:
         return {"BLOCK_H": self.block_h, "BLOCK_B": self.block_b, "BLOCK_K": self.block_k}
 
 
+def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int) -> StepwiseConfig:
+    """Tile sizes of the stepwise schedule, for tensors of `dtype`.
+
+    A small batch takes narrow tiles, so that more multiprocessors share a step; a large one wider tiles, so that each
+    weight loaded from L2 meets more sequences."""
+    block_k = 16 if hidden_size <= 16 else 32 if hidden_size <= 32 or dtype.itemsize > 2 else 64
+    return StepwiseConfig(16 if hidden_size <= 16 else 32, 16 if batch <= 16 else 32, block_k)
+
+
 @dataclass(frozen=True)
 class ResidentConfig:
     """A program runs all hidden units of BLOCK_B sequences."""
@@ -42,6 +53,24 @@ class ResidentConfig:
     num_warps: int = 4
     num_stages: int = 1
 
+    @staticmethod
+    def largest(dtype: torch.dtype) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register."""
+        return 128 if dtype.itemsize == 2 else 64
+
+    def shared_bytes(self, dtype: torch.dtype, hidden_size: int) -> int:
+        """Shared memory of a program: the weights, and the tiles on their way into products (read from binaries)."""
+        hidden = power_of_two(hidden_size)
+        return 3 * hidden * hidden * dtype.itemsize + 8 * hidden * self.block_b
+
     def programs(self, batch: int) -> int:
         """Number of programs."""
         return cdiv(batch, self.block_b)
+
+
+def resident_config(dtype: torch.dtype, batch: int, hidden_size: int) -> ResidentConfig:
+    """Tile sizes of the resident schedule: enough warps that no accumulator spills."""
+    return ResidentConfig(16, 8 if power_of_two(hidden_size) > 64 or dtype.itemsize > 2 else 4)
+
+
+Config = StepwiseConfig | ResidentConfig
