@@ -41,8 +41,11 @@ def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Stepwis
 
     A small batch takes narrow tiles, so that more multiprocessors share a step; a large one wider tiles, so that each
     weight loaded from L2 meets more sequences."""
-    block_k = 16 if hidden_size <= 16 else 32 if hidden_size <= 32 or dtype.itemsize > 2 else 64
-    return StepwiseConfig(16 if hidden_size <= 16 else 32, 16 if batch <= 16 else 32, block_k)
+    block_b = 16 if batch <= 16 else 32
+    block_k = 32 if hidden_size <= 32 or dtype.itemsize > 2 else 64
+    if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16):
+        block_k = 16  # exact float32 products of 32 x 32 tiles in chunks of 32 take all 255 registers, and spill on sm_100
+    return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k)
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,14 @@ class ResidentConfig:
     num_stages: int = 1
 
     @staticmethod
-    def largest(dtype: torch.dtype) -> int:
+    def largest(dtype: torch.dtype, precision: str) -> int:
         """The largest hidden_size at which its kernels were compiled without a spilled register."""
-        return 128 if dtype.itemsize == 2 else 64
+        return 64 if dtype == torch.float32 and precision == "ieee" else 128
 
     def shared_bytes(self, dtype: torch.dtype, hidden_size: int) -> int:
         """Shared memory of a program: the weights, and the tiles on their way into products (read from binaries)."""
         hidden = power_of_two(hidden_size)
-        return 3 * hidden * hidden * dtype.itemsize + 8 * hidden * self.block_b
+        return (3 * hidden * hidden + 4 * hidden * self.block_b) * dtype.itemsize
 
     def programs(self, batch: int) -> int:
         """Number of programs."""
