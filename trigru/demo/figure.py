@@ -51,9 +51,9 @@ def draw(model: Classifier, history: History, test_set: Labelled, path: Path) ->
         "update": (updates, f"update gate z\n{UPDATE_MEANING[model.gru.variant]}", "viridis", 0),
         "state": (states, "state h\nwhat the gates made of it", "coolwarm", -1),
     }
-    for name, (values, title, colors, low) in panels.items():
+    for name, (gate, title, colors, low) in panels.items():
         image = axes[name].imshow(
-            values[:, order].T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1, interpolation="none"
+            gate[:, order].T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1, interpolation="none"
         )
         axes[name].set_title(title)
         axes[name].set_ylabel("hidden unit (forward direction), sorted by mean z")
