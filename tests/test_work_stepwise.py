@@ -25,7 +25,14 @@ BUDGET = {
         ("bptt_step", "cho"): (1391, 622_592, 25),
         ("bptt_reset_step", "cho"): (777, 327_680, 19),
     },
-    "sm_80": {},
+    "sm_80": {
+        ("forward_step", "torch"): (1843, 610_304, 29),
+        ("bptt_step", "torch"): (1933, 917_504, 35),
+        ("reset_update_step", "cho"): (1436, 458_752, 23),
+        ("candidate_step", "cho"): (778, 344_064, 21),
+        ("bptt_step", "cho"): (1445, 622_592, 25),
+        ("bptt_reset_step", "cho"): (813, 327_680, 19),
+    },
 }
 
 

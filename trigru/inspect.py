@@ -211,7 +211,7 @@ def _row(at: tuple[Case, int]) -> Row:
 
 
 def can_compile(case: Case) -> bool:
-    """Whether the schedule runs such a layer on the target: TF32 is NVIDIA's, and a schedule may have a largest size."""
+    """Whether the schedule runs such a layer on the target: TF32 is NVIDIA's, and schedules have a largest size."""
     has_dtype = case.target.startswith("sm_") or case.dtype != "tf32"
     return has_dtype and case.hidden_size <= SCHEDULES[case.schedule].largest(DTYPES[case.dtype][0])
 
