@@ -43,6 +43,8 @@ def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Stepwis
     weight loaded from L2 meets more sequences."""
     block_b = 16 if batch <= 16 else 32
     block_k = 32 if hidden_size <= 32 or dtype.itemsize > 2 else 64
+    if hidden_size % 16:  # rows that are not aligned pass through registers on their way, and chunks of 64 spilled
+        block_k = 32
     if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16):
         block_k = 16  # chunks of 32 of exact float32 products take all 255 registers, and spill on sm_100
     return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k)
