@@ -69,8 +69,8 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
         obstacle = (
             f"needs {needed // 1024} KiB of shared memory a program, {device.shared_per_block // 1024} KiB are there"
         )
-    elif layer.hidden_size > resident.largest(layer.dtype):
-        obstacle = f"its registers spill above hidden_size {resident.largest(layer.dtype)}"
+    elif layer.hidden_size > (largest := resident.largest(layer.dtype, layer.precision)):
+        obstacle = f"its registers spill above hidden_size {largest}"
     found.append(("resident", resident, cost.resident(layer, resident.block_b), obstacle))
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
