@@ -83,6 +83,7 @@ class Row:
     batch: int
     block_h: int
     block_b: int
+    block_k: int | None  # None: all of K at once
     num_warps: int
     num_stages: int
     registers: int
@@ -197,6 +198,7 @@ def _row(at: tuple[Case, int]) -> Row:
         kernel=launch.kernel.__name__,
         block_h=launch.constexprs.get("BLOCK_H", case.hidden_size),
         block_b=launch.constexprs["BLOCK_B"],
+        block_k=launch.constexprs.get("BLOCK_K"),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         registers=binary.registers,
@@ -226,7 +228,7 @@ COLUMNS: dict[str, Callable[[Row], object]] = {
     "dtype": lambda row: row.dtype,
     "H": lambda row: _range(row.hidden_sizes),
     "B": lambda row: _range(row.batches),
-    "tile": lambda row: f"{row.block_h}x{row.block_b}",
+    "tile": lambda row: f"{row.block_h}x{row.block_b}" + (f"x{row.block_k}" if row.block_k else ""),
     "warps": lambda row: row.num_warps,
     "registers": lambda row: row.registers,
     "spills": lambda row: row.spill_bytes,
