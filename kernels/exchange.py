@@ -143,9 +143,9 @@ def columns(SPLIT: tl.constexpr, DEPTH: tl.constexpr, BITS: tl.constexpr):
     """First column of every chunk, (SPLIT, DEPTH // (4 * chunk), 4, 1): part, group, lane."""
     CHUNK: tl.constexpr = 128 // BITS
     GROUPS: tl.constexpr = DEPTH // (4 * CHUNK)
-    part = tl.reshape(tl.arange(0, SPLIT), (SPLIT, 1, 1, 1))
-    group = tl.reshape(tl.arange(0, GROUPS), (1, GROUPS, 1, 1))
-    lane = tl.reshape(tl.arange(0, 4), (1, 1, 4, 1))
+    part = tl.arange(0, SPLIT)[:, None, None, None]
+    group = tl.arange(0, GROUPS)[None, :, None, None]
+    lane = tl.arange(0, 4)[None, None, :, None]
     return part * DEPTH + group * (4 * CHUNK) + lane * CHUNK
 
 
@@ -154,16 +154,16 @@ def _half(BITS: tl.constexpr):
     """Within a chunk: the element numbers of its words 0 and 2, (1, 1, 1, 1, 2, elements of a word); those of its words
     1 and 3 follow by one word."""
     WORD: tl.constexpr = 32 // BITS
-    word = tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 2, 1)) * (2 * WORD)
-    return word + tl.reshape(tl.arange(0, WORD), (1, 1, 1, 1, 1, WORD))
+    word = tl.arange(0, 2)[None, None, None, None, :, None] * (2 * WORD)
+    return word + tl.arange(0, WORD)[None, None, None, None, None, :]
 
 
 @triton.jit
 def _numbers(BITS: tl.constexpr):
     """Consecutive numbers of the elements of a half, as the assembly checks them."""
     WORD: tl.constexpr = 32 // BITS
-    word = tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 2, 1)) * WORD
-    number = word + tl.reshape(tl.arange(0, WORD), (1, 1, 1, 1, 1, WORD))
+    word = tl.arange(0, 2)[None, None, None, None, :, None] * WORD
+    number = word + tl.arange(0, WORD)[None, None, None, None, None, :]
     if BITS == 16:
         return number.to(tl.int8)
     else:
@@ -205,13 +205,13 @@ def load_weights(pointers, status_ptr, row, limit, COLUMN_STRIDE: tl.constexpr, 
     are zero.
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
-    k = tl.expand_dims(tl.expand_dims(columns(SPLIT, DEPTH, BITS), 4), 5) + _half(BITS)
+    k = columns(SPLIT, DEPTH, BITS)[:, :, :, :, None, None] + _half(BITS)
     WORD: tl.constexpr = 32 // BITS
-    base = tl.reshape(pointers, (1, 1, 1, ROWS, 1, 1))
+    base = pointers[None, None, None, :, None, None]
     low = base + k * COLUMN_STRIDE
     high = low + WORD * COLUMN_STRIDE
     if MASKED:
-        there = tl.reshape(row, (1, 1, 1, ROWS, 1, 1))
+        there = row[None, None, None, :, None, None]
         zero = status_ptr.to(pointers.dtype.scalar)
         low = tl.where(there & (k < limit), low, zero)
         high = tl.where(there & (k + WORD < limit), high, zero)
@@ -235,10 +235,10 @@ def _chunk_pointers(pointers, present, status_ptr, limit, SPLIT: tl.constexpr, D
     """Addresses of all chunks of a tile, those of absent ones leading to zeros; with room for the elements of a half."""
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     k = columns(SPLIT, DEPTH, BITS)
-    at = tl.reshape(pointers, (1, 1, 1, BLOCK_B)) + k
+    at = pointers[None, None, None, :] + k
     if MASKED:
-        at = tl.where(tl.reshape(present, (1, 1, 1, BLOCK_B)) & (k < limit), at, status_ptr.to(pointers.dtype.scalar))
-    return tl.expand_dims(tl.expand_dims(at, 4), 5)
+        at = tl.where(present[None, None, None, :] & (k < limit), at, status_ptr.to(pointers.dtype.scalar))
+    return at[:, :, :, :, None, None]
 
 
 @triton.jit
