@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n and at least 16, the least side of a matrix product's tile."""
+    return max(16, 1 << (n - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,46 @@ class StepwiseConfig:
         return {"BLOCK_H": self.block_h, "BLOCK_B": self.block_b, "BLOCK_K": self.block_k}
 
 
+def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int) -> StepwiseConfig:
+    """Tile sizes of the stepwise schedule, for tensors of `dtype`.
+
+    A small batch takes narrow tiles, so that more multiprocessors share a step; a large one wider tiles, so that each
+    weight loaded from L2 meets more sequences."""
+    block_b = 16 if batch <= 16 else 32
+    block_k = 32 if hidden_size <= 32 or dtype.itemsize > 2 else 64
+    if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16):
+        block_k = 16  # chunks of 32 of exact float32 products take all 255 registers, and spill on sm_100
+    return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k)
+
+
+@dataclass(frozen=True)
+class ResidentConfig:
+    """A program runs all hidden units of BLOCK_B sequences."""
+
+    block_b: int = 16
+    num_warps: int = 4
+    num_stages: int = 1
+
+    @staticmethod
+    def largest(dtype: torch.dtype, precision: str) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register."""
+        return 64 if dtype == torch.float32 and precision == "ieee" else 128
+
+    def shared_bytes(self, dtype: torch.dtype, hidden_size: int) -> int:
+        """Shared memory of a program: the weights, and the tiles on their way into products (read from binaries)."""
+        hidden = power_of_two(hidden_size)
+        return (3 * hidden * hidden + 4 * hidden * self.block_b) * dtype.itemsize
+
+    def programs(self, batch: int) -> int:
+        """Number of programs."""
+        return cdiv(batch, self.block_b)
+
+
+def resident_config(dtype: torch.dtype, batch: int, hidden_size: int) -> ResidentConfig:
+    """Tile sizes of the resident schedule: enough warps that no accumulator spills."""
+    return ResidentConfig(16, 8 if power_of_two(hidden_size) > 64 or dtype.itemsize > 2 else 4)
+
+
 @dataclass(frozen=True)
 class PersistentConfig:
     """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its warps."""
@@ -41,20 +88,23 @@ class PersistentConfig:
         """Number of programs along hidden units and sequences; all of them must be on the device together."""
         return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)
 
-    def depth(self, hidden_size: int, element_bits: int) -> int:
+    def depth(self, hidden_size: int, dtype: torch.dtype) -> int:
         """Columns of W_hh that a warp multiplies: a power of two, and whole groups of four chunks of 16 bytes."""
-        depth = 512 // element_bits
+        depth = 64 // dtype.itemsize
         while depth * self.num_warps < hidden_size:
             depth *= 2
         return depth
 
-    def constexprs(self, hidden_size: int, element_bits: int) -> dict[str, int]:
+    def constexprs(self, hidden_size: int, dtype: torch.dtype) -> dict[str, int]:
         """The compile-time arguments that the configuration fixes."""
-        depth = self.depth(hidden_size, element_bits)
+        depth = self.depth(hidden_size, dtype)
         return {"SPLIT": self.num_warps, "DEPTH": depth, "BLOCK_H": self.block_h, "BLOCK_B": self.block_b}
 
 
-def persistent_config(hidden_size: int, element_bits: int) -> PersistentConfig:
-    """The configuration to use: as many warps, up to 8, as W_hh has groups of columns for."""
-    groups = cdiv(hidden_size, 512 // element_bits)
+def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
+    """Tile sizes of the persistent schedule: as many warps, up to 8, as W_hh has groups of columns for."""
+    groups = cdiv(hidden_size, 64 // dtype.itemsize)
     return PersistentConfig(num_warps=2 if groups <= 2 else 4 if groups <= 4 else 8)
+
+
+Config = StepwiseConfig | ResidentConfig | PersistentConfig

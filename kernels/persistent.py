@@ -135,13 +135,9 @@ def _start(
     batch, hidden_size = h0.shape
     if not batch:
         return
-    tiles = config.constexprs(hidden_size, 8 * h0.element_size())
+    tiles = config.constexprs(hidden_size, h0.dtype)
     status = exchange.new_status(h0)
-    if steps.packed:
-        offsets = torch.tensor(steps.offsets, dtype=torch.int64, device=h0.device)
-    else:
-        offsets = status
-    args |= {"offsets_ptr": offsets, "status_ptr": status, "T": steps.seq_len, "B": batch}
+    args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
     constexprs |= {
         "H": hidden_size,
         "REVERSE": reverse,

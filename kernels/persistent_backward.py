@@ -33,7 +33,7 @@ def _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row, coun
     return dy, h, r, z, n, an
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -43,7 +43,7 @@ def backward_torch(
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
     d_an_ptr,  # (N, H), filled with the reserved pattern: derivative by W_hn h + b_hn
-    offsets_ptr,  # (T + 1,) first row of each step, PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
     status_ptr,  # see exchange.py
     T,
     B,
@@ -119,7 +119,7 @@ def backward_torch(
     tl.store(d_state_ptr + own, dh, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -128,7 +128,7 @@ def backward_reset_first(
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
-    offsets_ptr,  # (T + 1,) first row of each step, PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
     status_ptr,  # see exchange.py
     T,
     B,

@@ -13,17 +13,16 @@ import triton.language as tl
 from .exchange import await_tile, load_weights, publish
 from .gates import blend, candidate, sigmoid
 from .parts import four_gates, one_gate
+from .tiles import rows_of
 
 
 @triton.jit
 def step_rows(offsets_ptr, t, T, B, PACKED: tl.constexpr):
-    """First row and row count of step t; 0 and 0 where there is no such step."""
+    """First row of step t and how many sequences are alive at it: none where a packed sequence has no such step."""
+    row, count = rows_of(offsets_ptr, tl.minimum(tl.maximum(t, 0), T - 1), B, PACKED)
     if PACKED:
-        exists = (t >= 0) & (t < T)
-        row = tl.load(offsets_ptr + t, mask=exists, other=0)
-        return row, tl.load(offsets_ptr + t + 1, mask=exists, other=0) - row
-    else:
-        return t.to(tl.int64) * B, B
+        count = tl.where((t >= 0) & (t < T), count, 0)
+    return row, count
 
 
 @triton.jit
@@ -44,7 +43,7 @@ def state_pointers(output_ptr, h0_ptr, b, row_before, carried, first, H: tl.cons
         return tl.where(first, h0_ptr, before) + b * H
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -52,7 +51,7 @@ def forward_torch(
     b_hn_ptr,  # (H,)
     output_ptr,  # (N, H), filled with the reserved pattern
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn
-    offsets_ptr,  # (T + 1,) first row of each step, PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
     status_ptr,  # see exchange.py
     T,
     B,
@@ -121,7 +120,7 @@ def forward_torch(
         row_before, count_before = row, count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -129,7 +128,7 @@ def forward_reset_first(
     output_ptr,  # (N, H), filled with the reserved pattern
     reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
     reserve_ptr,  # (N, 3H): r, z, n
-    offsets_ptr,  # (T + 1,) first row of each step, PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
     status_ptr,  # see exchange.py
     T,
     B,

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -45,6 +48,10 @@ class Steps:
         start = self.offsets[first]
         counts = self.counts[first:last]
         return Steps(counts, tuple(row - start for row in self.offsets[first : last + 1]), counts[0], self.packed)
+
+    def row_offsets(self, device: torch.device) -> Tensor:
+        """For a packed sequence `offsets` on `device`, int64; else a placeholder, since t * batch is the offset."""
+        return torch.tensor(self.offsets if self.packed else [0], dtype=torch.int64, device=device)
 
     def order(self, reverse: bool) -> range:
         """Time steps in the order in which a layer runs through them."""

@@ -20,38 +20,10 @@ from .gates import blend, blend_grad, candidate, reset_after_grad, reset_before_
 from .launch import launch
 from .products import multiply
 from .steps import Steps
+from .tiles import load_state, load_weight, load_weight_transposed, tile
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
 _PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after", "extent"]
-
-
-@triton.jit
-def _tile(rows, row_stride, columns, H):
-    """Offsets of a (columns, rows) tile of a row-major matrix, in 64 bits, and where the columns are inside H."""
-    return rows.to(tl.int64)[None, :] * row_stride + columns[:, None], columns[:, None] < H
-
-
-@triton.jit
-def _load_state(output_ptr, h0_ptr, b, k, row_before, carried, count, H):
-    """A (k, b) tile of the state before the step: output of the step before, or h0 for sequences that start here."""
-    before, inside = _tile(row_before + b, H, k, H)
-    x = tl.load(output_ptr + before, mask=inside & (b < carried)[None, :], other=0.0)
-    start, _ = _tile(b, H, k, H)
-    return x + tl.load(h0_ptr + start, mask=inside & ((b >= carried) & (b < count))[None, :], other=0.0)
-
-
-@triton.jit
-def _load_weight(w_hh_ptr, gate, j, k, H):
-    """The (j, k) tile of one gate's recurrent weights."""
-    at = (gate * H + j).to(tl.int64)[:, None] * H + k[None, :]
-    return tl.load(w_hh_ptr + at, mask=(j < H)[:, None] & (k < H)[None, :], other=0.0)
-
-
-@triton.jit
-def _load_weight_transposed(w_hh_ptr, gate, k, j, H):
-    """The (j, k) tile of the transpose of one gate's recurrent weights."""
-    at = (gate * H + k).to(tl.int64)[None, :] * H + j[:, None]
-    return tl.load(w_hh_ptr + at, mask=(j < H)[:, None] & (k < H)[None, :], other=0.0)
 
 
 @triton.jit(do_not_specialize=_PER_STEP)
@@ -83,27 +55,27 @@ def forward_step(
     an = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        h = _load_state(output_ptr, h0_ptr, b, k, row_before, carried, count, H)
-        ar = multiply(_load_weight(w_hh_ptr, 0, j, k, H), h, ar, PRECISION)
-        az = multiply(_load_weight(w_hh_ptr, 1, j, k, H), h, az, PRECISION)
-        an = multiply(_load_weight(w_hh_ptr, 2, j, k, H), h, an, PRECISION)
+        h = load_state(output_ptr, h0_ptr, b, k, row_before, carried, count, H)
+        ar = multiply(load_weight(w_hh_ptr, 0, j, k, H), h, ar, PRECISION)
+        az = multiply(load_weight(w_hh_ptr, 1, j, k, H), h, az, PRECISION)
+        an = multiply(load_weight(w_hh_ptr, 2, j, k, H), h, an, PRECISION)
     if HAS_BIAS:
         an += tl.load(b_hn_ptr + j, mask=j < H, other=0.0).to(tl.float32)[:, None]
 
     live = (b < count)[None, :]
-    at_gate, inside = _tile(row + b, 3 * H, j, H)
+    at_gate, inside = tile(row + b, 3 * H, j, H)
     mask = inside & live
     r = sigmoid(ar + tl.load(gates_in_ptr + at_gate, mask=mask, other=0.0).to(tl.float32))
     z = sigmoid(az + tl.load(gates_in_ptr + at_gate + H, mask=mask, other=0.0).to(tl.float32))
     n = candidate(tl.load(gates_in_ptr + at_gate + 2 * H, mask=mask, other=0.0).to(tl.float32), an, r, "torch")
-    at_state, _ = _tile(b, H, j, H)
+    at_state, _ = tile(b, H, j, H)
     h = blend(tl.load(state_ptr + at_state, mask=mask, other=0.0), z, n, "torch")
     tl.store(state_ptr + at_state, h, mask=mask)
-    at_row, _ = _tile(row + b, H, j, H)
+    at_row, _ = tile(row + b, H, j, H)
     tl.store(output_ptr + at_row, h.to(output_ptr.dtype.element_ty), mask=mask)
     if SAVE:
         dtype: tl.constexpr = reserve_ptr.dtype.element_ty
-        at_reserve, _ = _tile(row + b, 4 * H, j, H)
+        at_reserve, _ = tile(row + b, 4 * H, j, H)
         tl.store(reserve_ptr + at_reserve, r.to(dtype), mask=mask)
         tl.store(reserve_ptr + at_reserve + H, z.to(dtype), mask=mask)
         tl.store(reserve_ptr + at_reserve + 2 * H, n.to(dtype), mask=mask)
@@ -138,15 +110,15 @@ def reset_update_step(
     az = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        h = _load_state(output_ptr, h0_ptr, b, k, row_before, carried, count, H)
-        ar = multiply(_load_weight(w_hh_ptr, 0, j, k, H), h, ar, PRECISION)
-        az = multiply(_load_weight(w_hh_ptr, 1, j, k, H), h, az, PRECISION)
+        h = load_state(output_ptr, h0_ptr, b, k, row_before, carried, count, H)
+        ar = multiply(load_weight(w_hh_ptr, 0, j, k, H), h, ar, PRECISION)
+        az = multiply(load_weight(w_hh_ptr, 1, j, k, H), h, az, PRECISION)
 
-    at_gate, inside = _tile(row + b, 3 * H, j, H)
+    at_gate, inside = tile(row + b, 3 * H, j, H)
     mask = inside & (b < count)[None, :]
     r = sigmoid(ar + tl.load(gates_in_ptr + at_gate, mask=mask, other=0.0).to(tl.float32))
     z = sigmoid(az + tl.load(gates_in_ptr + at_gate + H, mask=mask, other=0.0).to(tl.float32))
-    at_state, _ = _tile(b, H, j, H)
+    at_state, _ = tile(b, H, j, H)
     rh = r * tl.load(state_ptr + at_state, mask=mask, other=0.0)
     tl.store(update_ptr + at_state, z, mask=mask)
     tl.store(reset_state_ptr + at_state, rh.to(reset_state_ptr.dtype.element_ty), mask=mask)
@@ -181,18 +153,18 @@ def candidate_step(
     an = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        at, inside = _tile(b, H, k, H)
+        at, inside = tile(b, H, k, H)
         rh = tl.load(reset_state_ptr + at, mask=inside & (b < count)[None, :], other=0.0)
-        an = multiply(_load_weight(w_hh_ptr, 2, j, k, H), rh, an, PRECISION)
+        an = multiply(load_weight(w_hh_ptr, 2, j, k, H), rh, an, PRECISION)
 
-    at_gate, inside = _tile(row + b, 3 * H, j, H)
+    at_gate, inside = tile(row + b, 3 * H, j, H)
     mask = inside & (b < count)[None, :]
     n = candidate(tl.load(gates_in_ptr + at_gate + 2 * H, mask=mask, other=0.0).to(tl.float32), an, 1.0, VARIANT)
-    at_state, _ = _tile(b, H, j, H)
+    at_state, _ = tile(b, H, j, H)
     z = tl.load(update_ptr + at_state, mask=mask, other=0.0)
     h = blend(tl.load(state_ptr + at_state, mask=mask, other=0.0), z, n, VARIANT)
     tl.store(state_ptr + at_state, h, mask=mask)
-    at_row, _ = _tile(row + b, H, j, H)
+    at_row, _ = tile(row + b, H, j, H)
     tl.store(output_ptr + at_row, h.to(output_ptr.dtype.element_ty), mask=mask)
     if SAVE:
         tl.store(reserve_ptr + at_gate + 2 * H, n.to(reserve_ptr.dtype.element_ty), mask=mask)
@@ -233,32 +205,32 @@ def bptt_step(
     dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     for first in range(0, extent, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        at, inside = _tile(row_after + b, 3 * H, k, H)
+        at, inside = tile(row_after + b, 3 * H, k, H)
         after = inside & (b < count_after)[None, :]
         dr = tl.load(d_gates_ptr + at, mask=after, other=0.0)
-        dh = multiply(_load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
+        dh = multiply(load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
         dz = tl.load(d_gates_ptr + at + H, mask=after, other=0.0)
-        dh = multiply(_load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
+        dh = multiply(load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
         if VARIANT == "torch":
-            at_an, _ = _tile(row_after + b, H, k, H)
+            at_an, _ = tile(row_after + b, H, k, H)
             d_an = tl.load(d_an_ptr + at_an, mask=after, other=0.0)
-            dh = multiply(_load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
+            dh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
 
-    at_row, inside = _tile(row + b, H, j, H)
+    at_row, inside = tile(row + b, H, j, H)
     mask = inside & (b < count)[None, :]
-    at_state, _ = _tile(b, H, j, H)
+    at_state, _ = tile(b, H, j, H)
     known = inside & (b < tl.maximum(count, count_after))[None, :]
     dh += tl.load(d_state_ptr + at_state, mask=known, other=0.0)
     dh += tl.load(grad_output_ptr + at_row, mask=mask, other=0.0).to(tl.float32)
-    h = _load_state(output_ptr, h0_ptr, b, j, row_before, carried, count, H).to(tl.float32)
+    h = load_state(output_ptr, h0_ptr, b, j, row_before, carried, count, H).to(tl.float32)
 
     dtype: tl.constexpr = d_gates_ptr.dtype.element_ty
     GATES: tl.constexpr = 4 if VARIANT == "torch" else 3
-    at_reserve, _ = _tile(row + b, GATES * H, j, H)
+    at_reserve, _ = tile(row + b, GATES * H, j, H)
     z = tl.load(reserve_ptr + at_reserve + H, mask=mask, other=0.0).to(tl.float32)
     n = tl.load(reserve_ptr + at_reserve + 2 * H, mask=mask, other=0.0).to(tl.float32)
     dn, dz, direct = blend_grad(dh, h, z, n, VARIANT)
-    at_gate, _ = _tile(row + b, 3 * H, j, H)
+    at_gate, _ = tile(row + b, 3 * H, j, H)
     tl.store(d_gates_ptr + at_gate + H, dz.to(dtype), mask=mask)
     tl.store(d_gates_ptr + at_gate + 2 * H, dn.to(dtype), mask=mask)
     if VARIANT == "torch":
@@ -294,17 +266,17 @@ def bptt_reset_step(
     d_rh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        at, inside = _tile(row + b, 3 * H, k, H)
+        at, inside = tile(row + b, 3 * H, k, H)
         dn = tl.load(d_gates_ptr + at + 2 * H, mask=inside & (b < count)[None, :], other=0.0)
-        d_rh = multiply(_load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
+        d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
 
-    at_gate, inside = _tile(row + b, 3 * H, j, H)
+    at_gate, inside = tile(row + b, 3 * H, j, H)
     mask = inside & (b < count)[None, :]
-    h = _load_state(output_ptr, h0_ptr, b, j, row_before, carried, count, H).to(tl.float32)
+    h = load_state(output_ptr, h0_ptr, b, j, row_before, carried, count, H).to(tl.float32)
     r = tl.load(reserve_ptr + at_gate, mask=mask, other=0.0).to(tl.float32)
     dr, direct = reset_before_grad(d_rh, h, r)
     tl.store(d_gates_ptr + at_gate, dr.to(d_gates_ptr.dtype.element_ty), mask=mask)
-    at_state, _ = _tile(b, H, j, H)
+    at_state, _ = tile(b, H, j, H)
     tl.store(d_state_ptr + at_state, tl.load(d_state_ptr + at_state, mask=mask, other=0.0) + direct, mask=mask)
 
 

@@ -62,6 +62,8 @@ def watch(launch: str, status: Tensor) -> None:
         if word.item():
             raise _timeout(launch)
         return
+    if not status.is_cuda:  # nothing ran on it
+        return
     with torch.cuda.device(status.device):
         host = torch.zeros(1, dtype=word.dtype, pin_memory=True)
         host.copy_(word, non_blocking=True)

@@ -4,7 +4,8 @@ from .explain import explain
 from .functional import gru
 from .modules import GRU, GRUCell
 from .reference import VARIANTS
+from .swap import swap, unswap
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "VARIANTS", "GRUCell", "__version__", "explain", "gru"]
+__all__ = ["GRU", "VARIANTS", "GRUCell", "__version__", "explain", "gru", "swap", "unswap"]

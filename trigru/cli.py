@@ -13,6 +13,7 @@ from . import __version__
 # `run(args)`, which returns the exit code; it is imported only for its own command.
 COMMANDS = {
     "demo": (".demo", "train a GRU on spoken vowels, check its gradients, draw what its gates do"),
+    "explain": (".explain", "the schedules for a layer on a GPU that need not be there, with what each would cost"),
     "info": (".info", "versions, devices, and which schedules run here"),
     "inspect": (".inspect", "compile the kernels for a GPU that need not be there: registers, spills, instructions"),
 }

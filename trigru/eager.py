@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .eager_products import add_product, affine, product
+from .eager_products import add_outer, affine, fast_linear, product
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements of one plane of a chunk, at most (but one step at least)."""
@@ -131,6 +131,8 @@ class _Layout:
 def _resize(x: Tensor, count: int, joining: Tensor, leaving: Tensor) -> Tensor:
     """The running state for a step of another batch size: rows join from one tensor or leave to another."""
     alive = x.shape[0]
+    if count == alive:
+        return x
     if count > alive:
         return torch.cat([x, joining[alive:count]])
     leaving[count:alive] = x[count:]
@@ -182,6 +184,7 @@ class _Forward:
 
     def _views(self, gates: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
         size = self.layout.hidden_size
+        columns: tuple[tuple[int, int], ...]
         if self.layout.reset_after:
             columns = ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))  # an r z, r z, an, r, z, n
         else:
@@ -192,12 +195,15 @@ class _Forward:
 
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
-        w = self.w_hh.t()
+        w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
         by_sigmoid, minus_one, alive = self.layout.by_sigmoid, self.minus_one, h.shape[0]
         for count, own, rz, an, r, z, n, state in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
-            add_product(own, h, w)
+            if linear is None:
+                own.addmm_(h, w)
+            else:
+                own.add_(linear(h, self.w_hh))
             rz.sigmoid_()
             n.addcmul_(r, an)
             if by_sigmoid:
@@ -211,16 +217,26 @@ class _Forward:
     def steps_reset_before(self, h: Tensor, h0: Tensor, h_n: Tensor) -> Tensor:
         """Variants "cho" and "chung" over the current chunk; returns the last state."""
         size = self.layout.hidden_size
-        w_rz, w_n = self.w_hh[: 2 * size].t(), self.w_hh[2 * size :].t()
+        rows_rz, rows_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
+        w_rz, w_n = rows_rz.t(), rows_n.t()
+        linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
+        linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
         by_sigmoid, minus_one, alive = self.layout.by_sigmoid, self.minus_one, h.shape[0]
         reset = torch.empty_like(h)
         for count, rz, r, z, n, state in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
                 reset = torch.empty_like(h)
-            add_product(rz, h, w_rz)
+            if linear_rz is None:
+                rz.addmm_(h, w_rz)
+            else:
+                rz.add_(linear_rz(h, rows_rz))
             rz.sigmoid_()
-            add_product(n, torch.mul(r, h, out=reset), w_n)
+            torch.mul(r, h, out=reset)
+            if linear_n is None:
+                n.addmm_(reset, w_n)
+            else:
+                n.add_(linear_n(reset, rows_n))
             if by_sigmoid:
                 n.sigmoid_()
                 torch.add(minus_one, n, alpha=2, out=n)
@@ -342,40 +358,53 @@ class _Backward:
 
     def steps_reset_after(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
         """Variant "torch" over the current chunk; returns the derivative by the state before it."""
-        w, alive, d_before = self.w_hh, carry.shape[0], None
-        for count, d, d3, keep, gates, own in self.views:
-            if d_before is not None and count == alive:
-                d.addcmul_(d_before, keep_before)
-                add_product(d, own_before, w)
+        w, w_t = self.w_hh, self.w_hh.t()
+        linear = fast_linear(w, self.layout.sizes[0], *w.shape)
+        alive, d_last, keep_last, own_last = -1, carry, carry, carry
+        for count, d, d_wide, keep, gates, own in self.views:
+            if count == alive:
+                d.addcmul_(d_last, keep_last)
+                if linear is None:
+                    d.addmm_(own_last, w)
+                else:
+                    d.add_(linear(own_last, w_t))
             else:
-                if d_before is not None:
-                    carry = add_product(d_before * keep_before, own_before, w)
-                d.add_(carry if count == alive else _resize(carry, count, grad_h_n, d_h0))
+                if alive >= 0:
+                    carry = torch.addmm(d_last * keep_last, own_last, w)
+                d.add_(_resize(carry, count, grad_h_n, d_h0))
                 alive = count
-            gates.mul_(d3)
-            d_before, keep_before, own_before = d, keep, own
-        return add_product(d_before * keep_before, own_before, w)
+            gates.mul_(d_wide)
+            d_last, keep_last, own_last = d, keep, own
+        return torch.addmm(d_last * keep_last, own_last, w)
 
     def steps_reset_before(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
         """Variants "cho" and "chung" over the current chunk; returns the derivative by the state before it."""
-        size = self.layout.hidden_size
+        size, most = self.layout.hidden_size, self.layout.sizes[0]
         w_rz, w_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
-        alive, d_before = carry.shape[0], None
-        for count, d, d3, keep, zn, rz, r, n, reset in self.views:
-            if d_before is not None and count == alive:
-                d.addcmul_(d_before, keep_before).addcmul_(d_reset, reset_before)
-                add_product(d, rz_before, w_rz)
+        w_rz_t, w_n_t = w_rz.t(), w_n.t()
+        linear_rz, linear_n = fast_linear(w_n, most, 2 * size, size), fast_linear(w_n, most, size, size)
+        d_reset = torch.empty_like(carry)
+        alive, d_last, keep_last, rz_last, r_last = -1, carry, carry, carry, carry
+        for count, d, d_wide, keep, zn, rz, d_r, n, r in self.views:
+            if count == alive:
+                d.addcmul_(d_last, keep_last).addcmul_(d_reset, r_last)
+                if linear_rz is None:
+                    d.addmm_(rz_last, w_rz)
+                else:
+                    d.add_(linear_rz(rz_last, w_rz_t))
             else:
-                if d_before is not None:
-                    carry = (d_before * keep_before).addcmul_(d_reset, reset_before)
-                    carry = add_product(carry, rz_before, w_rz)
-                d.add_(carry if count == alive else _resize(carry, count, grad_h_n, d_h0))
-                alive = count
-            zn.mul_(d3)
-            d_reset = product(n, w_n)
-            r.mul_(d_reset)
-            d_before, keep_before, rz_before, reset_before = d, keep, rz, reset
-        return add_product((d_before * keep_before).addcmul_(d_reset, reset_before), rz_before, w_rz)
+                if alive >= 0:
+                    carry = (d_last * keep_last).addcmul_(d_reset, r_last).addmm_(rz_last, w_rz)
+                d.add_(_resize(carry, count, grad_h_n, d_h0))
+                alive, d_reset = count, torch.empty_like(d)
+            zn.mul_(d_wide)
+            if linear_n is None:
+                torch.mm(n, w_n, out=d_reset)
+            else:
+                d_reset = linear_n(n, w_n_t)
+            d_r.mul_(d_reset)
+            d_last, keep_last, rz_last, r_last = d, keep, rz, r
+        return (d_last * keep_last).addcmul_(d_reset, r_last).addmm_(rz_last, w_rz)
 
     def products(self, x: Tensor, d_input: Tensor | None) -> None:
         """The chunk's share of what has no recurrence, from the derivatives that the steps have left in `factors`."""
@@ -386,14 +415,16 @@ class _Backward:
         if self.d_bias is not None:
             self.d_bias.add_(self.factors.sum(0))
         if self.d_w_ih is not None:
-            add_product(self.d_w_ih, outer.t(), x)
+            add_outer(self.d_w_ih, outer, x)
         if self.d_w_hh is not None:
+            own = self.factors[:, : 3 * size]
             if self.layout.reset_after:
-                add_product(self.d_w_hh, self.factors[:, : 3 * size].t(), self.before)
+                add_outer(self.d_w_hh, own, self.before)
             else:
-                add_product(self.d_w_hh[: 2 * size], self.factors[:, : 2 * size].t(), self.before)
-                reset_state = torch.mul(self.reset, self.before, out=self.scratch)
-                add_product(self.d_w_hh[2 * size :], self.factors[:, 2 * size :].t(), reset_state)
+                add_outer(self.d_w_hh[: 2 * size], own[:, : 2 * size], self.before)
+                add_outer(
+                    self.d_w_hh[2 * size :], own[:, 2 * size :], torch.mul(self.reset, self.before, out=self.scratch)
+                )
 
     def weights(self) -> tuple[Tensor | None, ...]:
         """Derivatives by w_ih, w_hh, b_ih, b_hh, as far as they are needed."""
@@ -430,7 +461,7 @@ def backward(
     reverse: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Derivatives by input, h0, w_ih, w_hh, b_ih and b_hh; None for those that `needs` (in this order) does not ask for.
+    """Derivatives by input, h0, w_ih, w_hh, b_ih and b_hh; None for those that `needs`, so ordered, does not ask for.
 
     `output` and `reserve` are what `forward` returned; either of `grad_output` and `grad_h_n` may be None."""
     layout = _Layout(input, h0, batch_sizes, variant, reverse)

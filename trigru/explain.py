@@ -1,17 +1,22 @@
-"""`trigru.explain`: which schedule runs, where, and why."""
+"""Which schedule runs, where, and why: for a call at hand, or for a GPU that need not be there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .cost import Layer
+from .devices import PRESETS, preset
 from .functional import gru
 from .modules import GRU, GRUCell
-from .plan import choose
+from .plan import DIRECTIONS, candidates, choose
+from .reference import VARIANTS
+from .tables import markdown
 
 
 @dataclass(frozen=True)
@@ -60,5 +65,45 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
         batch = 1 if data.dim() == 1 else data.shape[0]
     else:
         raise TypeError(f"call: expected a trigru.GRU, a trigru.GRUCell or trigru.gru, got {type(call).__name__}")
-    plan = choose(schedule, data.device, data.dtype, batch, hidden_size)
+    plan = choose(schedule, data.device, data.dtype, batch, hidden_size, variant=variant)
     return Explanation(plan.schedule, data.device, data.dtype, variant, plan.reason)
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `trigru explain`."""
+    parser.add_argument("--device", default="h100", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
+    parser.add_argument("--hidden", type=int, default=512, metavar="SIZE", help="hidden_size (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="sequences (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: %(default)s)")
+    parser.add_argument("--variant", choices=VARIANTS, default="torch", help="(default: %(default)s)")
+    parser.add_argument("--direction", choices=DIRECTIONS, default="forward", help="(default: %(default)s)")
+    parser.add_argument("--tf32", action="store_true", help="multiply fp32 in TF32, as torch's RNNs may")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the candidates for a layer on a device that need not be there, the chosen one first."""
+    device = preset(args.device)
+    precision = "tf32" if args.tf32 else "ieee"
+    layer = Layer(args.variant, DTYPES[args.dtype], args.batch, args.hidden, precision=precision)
+    headings = ["schedule", "tiles", "programs", "turns", "launches", "exchanges", "L2 bytes", "us a step", "why not"]
+    rows = [
+        [
+            found.schedule,
+            ", ".join(f"{name} {value}" for name, value in asdict(found.config).items()),
+            found.step.programs,
+            found.turns,
+            found.step.launches,
+            found.step.exchanges,
+            found.step.total_l2_bytes,
+            found.seconds * 1e6,
+            found.obstacle or "",
+        ]
+        for found in candidates(device, layer, args.direction)
+    ]
+    print(f"variant {args.variant!r}, {args.dtype}, hidden_size {args.hidden}, batch {args.batch} on {device.name}")
+    print("Predictions from counts and published rates, not measurements; counts are of one forward step.\n")
+    print(markdown(headings, rows))
+    return 0

@@ -8,6 +8,7 @@ from torch import Tensor
 from . import operators
 from .plan import check_schedule
 from .reference import check_variant
+from .reference import gru_cell as reference_cell
 
 
 def gru(
@@ -38,7 +39,8 @@ def gru(
         batch_sizes: number of sequences alive at each step, int64 (seq_len,) on the CPU, decreasing, as
             `PackedSequence.batch_sizes`; None for a padded input.
 
-    All floating tensors share one dtype (float16, bfloat16, float32, float64) and one device.
+    All floating tensors share one dtype (float16, bfloat16, float32, float64) and one device. Under autocast they are
+    cast first, see `autocast_dtype`.
 
     Returns:
         output: the state after each step, (seq_len, batch, hidden_size) or (sum of lengths, hidden_size).
@@ -50,9 +52,52 @@ def gru(
     """
     check_variant(variant)
     check_schedule(schedule)
+    if torch._C._is_any_autocast_enabled():
+        dtype = autocast_dtype(input, h0, w_ih)
+        if dtype is not None:
+            input, h0, w_ih, w_hh = (x.to(dtype) for x in (input, h0, w_ih, w_hh))
+            b_ih, b_hh = (None if b is None else b.to(dtype) for b in (b_ih, b_hh))
     _check(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
     weights = (w_ih, w_hh, b_ih, b_hh)
     return operators.gru(input, h0, weights, batch_sizes, variant=variant, schedule=schedule, reverse=reverse)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    variant: str = "torch",
+) -> Tensor:
+    """One step: the state after it, (batch, hidden_size), from input (batch, input_size) and hx (batch, hidden_size).
+
+    On a CPU a single step has nothing that a schedule could save, so torch's own operations run, without the cost of
+    setting one up. Weights, variants and errors as for `gru`."""
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    if input.device.type != "cpu":
+        return gru(input.unsqueeze(0), hx, *weights, variant=variant)[1]
+    return (
+        torch.gru_cell(input, hx, *weights)
+        if variant == "torch"
+        else reference_cell(input, hx, *weights, variant=variant)
+    )
+
+
+def autocast_dtype(input: Tensor, h0: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The dtype that all tensors of a layer are cast to, as nn.GRU's results are; None without a cast.
+
+    Autocast on a CPU is a matter of products in nn.GRU, and its state keeps the wider of its own and autocast's dtype.
+    Everywhere else the whole layer runs in autocast's dtype. float64 is never cast."""
+    device = input.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    if any(x.dtype == torch.float64 or not x.is_floating_point() for x in (input, h0, weight)):
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    return torch.promote_types(h0.dtype, dtype) if device == "cpu" else dtype
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

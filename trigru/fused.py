@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .kernels import stepwise
+from .kernels import resident, stepwise
 from .kernels.steps import Steps
 from .plan import Plan
 from .projections import final_state, gradients, project_input, state_into
@@ -15,10 +15,15 @@ from .recompute import chunk_length, gates_again
 
 Gradients = tuple[Tensor | None, ...]
 
+# Each has a `forward` and a `backward` of the same signature.
+SCHEDULES = {"stepwise": stepwise, "resident": resident}
+
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it and the GPU
+    may have it, which AMD's do not."""
+    allowed = torch.backends.cudnn.allow_tf32 and torch.version.hip is None
+    return "tf32" if dtype == torch.float32 and allowed else "ieee"
 
 
 def steps_of(input: Tensor, batch_sizes: Tensor | None) -> Steps:
@@ -46,7 +51,7 @@ def forward(
     steps = steps_of(input, batch_sizes)
     hidden_size = h0.shape[1]
     gates_in, b_hn = project_input(input.reshape(-1, input.shape[-1]), w_ih, b_ih, b_hh, variant)
-    output, reserve = stepwise.forward(
+    output, reserve = SCHEDULES[plan.schedule].forward(
         gates_in,
         h0.contiguous(),
         w_hh.contiguous(),
@@ -107,7 +112,7 @@ def backward(
             kept = reserve.view(rows.shape[0], -1)
         else:
             kept = gates_again(x[here], rows[here], start, part, weights, variant, reverse)
-        d_gates, d_an, d_start = stepwise.backward(
+        d_gates, d_an, d_start = SCHEDULES[plan.schedule].backward(
             d_rows[here],
             d_state[: part.batch],
             start,

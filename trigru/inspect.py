@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .plan import stepwise_config
+from .kernels.config import ResidentConfig, resident_config, stepwise_config
 from .reference import VARIANTS
 
 # How numbers are stored and multiplied. "tf32": float32 tensors, multiplied in TF32.
@@ -103,14 +103,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A module of trigru.kernels with the host functions `forward` and `backward`, and what chooses its tile sizes."""
+    """A module of trigru.kernels with the host functions `forward` and `backward`; what chooses its tile sizes from
+    (dtype, batch, hidden_size); and the largest hidden size of a dtype."""
 
     module: str
-    config: Callable[[Case], Any]
+    config: Callable[[torch.dtype, int, int], Any]
+    largest: Callable[[torch.dtype], int] = lambda dtype: sys.maxsize
 
 
 SCHEDULES = {
-    "stepwise": Schedule("stepwise", lambda case: stepwise_config(DTYPES[case.dtype][0], case.batch, case.hidden_size)),
+    "stepwise": Schedule("stepwise", stepwise_config),
+    "resident": Schedule("resident", resident_config, ResidentConfig.largest),
 }
 
 
@@ -136,7 +139,7 @@ def recorded(case: Case, config: Any = None) -> list:
         "variant": case.variant,
         "reverse": False,
         "precision": precision,
-        "config": schedule.config(case) if config is None else config,
+        "config": schedule.config(dtype, batch, hidden_size) if config is None else config,
     }
     recorder = Recorder()
     with using(recorder):
@@ -192,7 +195,7 @@ def _row(at: tuple[Case, int]) -> Row:
     return Row(
         **asdict(case),
         kernel=launch.kernel.__name__,
-        block_h=launch.constexprs["BLOCK_H"],
+        block_h=launch.constexprs.get("BLOCK_H", case.hidden_size),
         block_b=launch.constexprs["BLOCK_B"],
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
@@ -207,14 +210,16 @@ def _row(at: tuple[Case, int]) -> Row:
     )
 
 
-def can_compile(target: str, dtype: str) -> bool:
-    """Whether the schedules run in this dtype on the target: TF32 is NVIDIA's."""
-    return target.startswith("sm_") or dtype != "tf32"
+def can_compile(case: Case) -> bool:
+    """Whether the schedule runs such a layer on the target: TF32 is NVIDIA's, and schedules have a largest size."""
+    has_dtype = case.target.startswith("sm_") or case.dtype != "tf32"
+    return has_dtype and case.hidden_size <= SCHEDULES[case.schedule].largest(DTYPES[case.dtype][0])
 
 
 # Heading and value of a column of the printed table.
 COLUMNS: dict[str, Callable[[Row], object]] = {
     "target": lambda row: row.target,
+    "schedule": lambda row: row.schedule,
     "kernel": lambda row: row.kernel,
     "direction": lambda row: row.direction,
     "variant": lambda row: row.variant,
@@ -280,7 +285,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compile and print. The exit code is 1 where a kernel spills registers."""
+    """Compile and print. The exit code is 1 where a kernel spills registers, 2 where there is none."""
     rows = rows_of(
         cases(
             args.target,
@@ -294,6 +299,9 @@ def run(args: argparse.Namespace) -> int:
         args.jobs,
         progress=sys.stderr.isatty(),
     )
+    if not rows:
+        print("nothing to compile: no schedule asked for takes such a layer on such a target", file=sys.stderr)
+        return 2
     print(as_json(rows) if args.json else "\n".join(table(rows)))
     return int(any(row.spill_bytes for row in rows))
 
@@ -309,4 +317,4 @@ def cases(
 ) -> list[Case]:
     """Every combination that can be compiled."""
     combinations = product(targets, schedules, directions, variants, dtypes, hidden_sizes, batches)
-    return [case for case in (Case(*values) for values in combinations) if can_compile(case.target, case.dtype)]
+    return [case for case in (Case(*values) for values in combinations) if can_compile(case)]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .functional import gru
+from .functional import gru, gru_cell
 from .plan import check_schedule
 from .reference import check_variant
 
@@ -91,73 +91,101 @@ class GRU(nn.RNNBase):
         """See the class."""
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
-            hx = (
-                self._initial_state(data, int(batch_sizes[0]))
-                if hx is None
-                else self.permute_hidden(hx, sorted_indices)
-            )
-            self.check_forward_args(data, hx, batch_sizes)
-            output, h_n = self._run(data, hx, batch_sizes)
+            batch = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.shape[0]
+            self._check(data, hx, 2, batch)
+            if hx is not None:
+                hx = self.permute_hidden(hx, sorted_indices)
+            output, h_n = self._run(data, hx, batch, batch_sizes)
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
             )
 
-        if input.dim() not in (2, 3):
-            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
-        if hx is not None and hx.dim() != input.dim():
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-        batch_dim = 0 if self.batch_first else 1
+        dims = input.dim()
+        if dims not in (2, 3):
+            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {dims}D instead")
+        batched = dims == 3
+        if hx is not None:
+            if hx.dim() != dims:
+                kind = "batched 3-D" if batched else "unbatched 2-D"
+                raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
+            if not batched:
+                hx = hx.unsqueeze(1)
         if not batched:
-            input = input.unsqueeze(batch_dim)
-            hx = None if hx is None else hx.unsqueeze(1)
+            input = input.unsqueeze(1)
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+        batch = input.shape[1]
+        self._check(input, hx, 3, batch)
+        output, h_n = self._run(input, hx, batch, None)
+        if not batched:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+    def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int) -> None:
+        """Raise what nn.GRU raises where input or hx does not fit; the weights are checked by `gru`."""
+        if input.dim() != dims:
+            raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+        weight = self._weights(0)[0]
+        if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+            )
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
+            )
+        if input.device != weight.device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, "
+                f"found input tensor at {input.device} and parameter tensor at {weight.device}"
+            )
         if hx is None:
-            hx = self._initial_state(input, input.shape[batch_dim])
-        self.check_forward_args(input, hx, None)
-        output, h_n = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None)
-        if self.batch_first:
-            output = output.transpose(0, 1)
-        return (output, h_n) if batched else (output.squeeze(batch_dim), h_n.squeeze(1))
+            return
+        expected = (len(self._all_weights), batch, self.hidden_size)
+        if hx.shape != expected:
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+        if hx.device != input.device:
+            raise RuntimeError(
+                "Input and hidden tensors are not at the same device, "
+                f"found input tensor at {input.device} and hidden tensor hx at {hx.device}"
+            )
+        if hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(f"hx: expected dtype {input.dtype} as input, got {hx.dtype}")
 
-    def _initial_state(self, input: Tensor, batch: int) -> Tensor:
-        directions = 2 if self.bidirectional else 1
-        return input.new_zeros(directions * self.num_layers, batch, self.hidden_size)
-
-    def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(self, input: Tensor, hx: Tensor | None, batch: int, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers and directions, time-major."""
-        suffixes = ("", "_reverse") if self.bidirectional else ("",)
-        states = hx.unbind(0)
+        directions = 2 if self.bidirectional else 1
+        state = input.new_zeros(batch, self.hidden_size) if hx is None else None
         finals: list[Tensor] = []
         for layer in range(self.num_layers):
             outputs = []
-            for suffix in suffixes:
-                w_ih, w_hh, b_ih, b_hh = self._weights(f"l{layer}{suffix}")
+            for direction in range(directions):
+                index = len(finals)
                 output, h_n = gru(
                     input,
-                    states[len(finals)],
-                    w_ih,
-                    w_hh,
-                    b_ih,
-                    b_hh,
+                    state if hx is None else hx[index],  # type: ignore[arg-type]
+                    *self._weights(index),
                     variant=self.variant,
                     schedule=self.schedule,
-                    reverse=suffix == "_reverse",
+                    reverse=direction == 1,
                     batch_sizes=batch_sizes,
                 )
                 outputs.append(output)
                 finals.append(h_n)
-            input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+            input = outputs[0] if directions == 1 else torch.cat(outputs, -1)
             if self.dropout and self.training and layer + 1 < self.num_layers:
                 input = F.dropout(input, self.dropout)
-        return input, torch.stack(finals)
+        if directions == 1 and input.requires_grad and input.device.type == "cpu":
+            # Backward needs the states; nn.GRU on a CPU (not so on CUDA) lets its output be modified in place.
+            input = input.clone()
+        return input, finals[0].unsqueeze(0) if len(finals) == 1 else torch.stack(finals)
 
-    def _weights(self, suffix: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def _weights(self, index: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh of a layer and direction, looked up by name so that parametrizations are seen."""
-        w_ih, w_hh = getattr(self, "weight_ih_" + suffix), getattr(self, "weight_hh_" + suffix)
-        if not self.bias:
-            return w_ih, w_hh, None, None
-        return w_ih, w_hh, getattr(self, "bias_ih_" + suffix), getattr(self, "bias_hh_" + suffix)
+        w_ih, w_hh, *biases = [getattr(self, name) for name in self._all_weights[index]]
+        b_ih, b_hh = biases or (None, None)
+        return w_ih, w_hh, b_ih, b_hh
 
 
 class GRUCell(nn.RNNCellBase):
@@ -207,9 +235,27 @@ class GRUCell(nn.RNNCellBase):
                 raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
-        h = x.new_zeros(x.shape[0], self.hidden_size) if hx is None else (hx if batched else hx.unsqueeze(0))
-        if input.dtype != self.weight_ih.dtype:  # nn.GRUCell's error here is a RuntimeError, nn.GRU's a ValueError
-            raise RuntimeError(f"input: expected the weights' dtype {self.weight_ih.dtype}, got {input.dtype}")
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        h = gru(x.unsqueeze(0), h, *weights, variant=self.variant)[1]
+        if hx is None:
+            h = x.new_zeros(x.shape[0], self.hidden_size)
+        else:
+            if hx.dim() != input.dim():
+                raise RuntimeError(f"hx: expected {input.dim()} dimensions as input, got {hx.dim()}")
+            h = hx if batched else hx.unsqueeze(0)
+            self._check_state(x, h)
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+        weight = self.weight_ih
+        if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+            # A ValueError in nn.GRU, but not in nn.GRUCell.
+            raise RuntimeError(f"input: expected the weights' dtype {weight.dtype}, got {x.dtype}")
+        h = gru_cell(x, h, weight, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
         return h if batched else h.squeeze(0)
+
+    def _check_state(self, x: Tensor, h: Tensor) -> None:
+        """Raise what nn.GRUCell raises where the state does not fit the input."""
+        if h.shape[0] != x.shape[0]:
+            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {h.shape[0]}")
+        if h.shape[1] != self.hidden_size:
+            raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h.shape[1]}, expected {self.hidden_size}")
+        if h.dtype != x.dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(f"hx: expected dtype {x.dtype} as input, got {h.dtype}")

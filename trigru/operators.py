@@ -6,14 +6,20 @@ input (T, B, I) padded, or (N, I) packed with batch_sizes (T,) on the CPU, as in
 (T, B, H) or (N, H); h_n (B, H); reserve: what backward needs of the gates, one flat tensor, empty unless `save`.
 Backward is an operator of its own, so that a compiler sees it whole; its own derivative goes through the reference
 implementation.
+
+`gru` below, which everything else calls, has three ways: the operator; where nothing but plain eager execution looks
+on, the same schedules without the dispatcher's Python layers; and the reference, for derivatives that the operators do
+not have (forward mode, torch.func).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from . import plan, reference
 
@@ -37,7 +43,21 @@ def reserve_size(num_rows: int, hidden_size: int, variant: str) -> int:
     return num_rows * hidden_size * (4 if variant == "torch" else 3)
 
 
+def _has_tangent(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether forward-mode AD is on and one of the tensors takes part in it."""
+    return forward_ad._current_level >= 0 and any(
+        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
+
+
+def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
+    """Inside an operator tangents would be dropped without a word: raise instead."""
+    if _has_tangent(tensors):
+        raise NotImplementedError(f"torch.ops.trigru.{name} has no forward-mode derivative; trigru.gru has")
+
+
 def _forward(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save):
+    _refuse_tangents("gru", (input, h0, w_ih, w_hh, b_ih, b_hh))
     chosen = plan.choose(schedule, input.device, input.dtype, h0.shape[0], h0.shape[1])
     tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
     if chosen.schedule == "eager":
@@ -66,6 +86,7 @@ def _backward(
     reverse,
     needs,
 ):
+    _refuse_tangents("gru_backward", (grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh))
     chosen = plan.choose(schedule, input.device, input.dtype, h0.shape[0], h0.shape[1])
     tensors = (grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, output, reserve)
     if chosen.schedule == "eager":
@@ -115,12 +136,15 @@ def _save_forward(ctx, inputs, output):
     ctx.options = (variant, schedule, reverse)
 
 
-def _differentiate(ctx, grad_output, grad_h_n, _grad_reserve):
+def _differentiate(ctx, grad_output, grad_h_n, _grad_reserve=None):
     none = (None,) * 5
     if grad_output is None and grad_h_n is None:
         return (None,) * 6 + none
     needs = list(ctx.needs_input_grad[:6])
-    results = torch.ops.trigru.gru_backward(grad_output, grad_h_n, *ctx.saved_tensors, *ctx.options, needs)
+    arguments = (grad_output, grad_h_n, *ctx.saved_tensors, *ctx.options, needs)
+    # With grad mode on this derivative may be differentiated again: only the operator can.
+    direct = not torch.is_grad_enabled() and _is_plain((grad_output, grad_h_n))
+    results = _backward(*arguments) if direct else torch.ops.trigru.gru_backward(*arguments)
     return tuple(result if need else None for result, need in zip(results, needs, strict=True)) + none
 
 
@@ -188,6 +212,57 @@ def run_reference(
     return reference.gru_packed(input, batch_sizes, h0, *weights, variant=variant, reverse=reverse)
 
 
+def _move(x: Tensor, dim: int | None, to: int, size: int) -> Tensor:
+    """`x` with its batched dimension at `to`; expanded where it has none."""
+    if dim is not None:
+        return x.movedim(dim, to)
+    return x.unsqueeze(to).expand(*x.shape[:to], size, *x.shape[to:])
+
+
+def _select(args: Sequence, in_dims: Sequence, index: int) -> list:
+    """The arguments of one sample of a vmap."""
+    return [x if dim is None else x.select(dim, index) for x, dim in zip(args, in_dims, strict=True)]
+
+
+def _forward_vmap(info, in_dims, *args):
+    """vmap over input and h0 is one call with a larger batch; over anything else, a call a sample."""
+    input, h0, *weights, batch_sizes, variant, schedule, reverse, save = args
+    count = info.batch_size
+    if batch_sizes is not None or any(dim is not None for dim in in_dims[2:7]):
+        samples = [torch.ops.trigru.gru(*_select(args, in_dims, i)) for i in range(count)]
+        return tuple(torch.stack(parts) for parts in zip(*samples, strict=True)), (0, 0, 0)
+    input = _move(input, in_dims[0], 1, count)
+    h0 = _move(h0, in_dims[1], 0, count)
+    output, h_n, reserve = torch.ops.trigru.gru(
+        input.flatten(1, 2), h0.flatten(0, 1), *weights, batch_sizes, variant, schedule, reverse, save
+    )
+    split = (count, h0.shape[1])
+    # What lies where in the reserve is the schedule's own business, so it stays whole, for no sample alone.
+    return (output.unflatten(1, split), h_n.unflatten(0, split), reserve), (1, 0, None)
+
+
+def _backward_vmap(info, in_dims, *args):
+    """A call a sample."""
+    samples = []
+    for i in range(info.batch_size):
+        one = _select(args, in_dims, i)
+        if in_dims[9] is not None and in_dims[10] is None:  # the reserve of all samples: see _forward_vmap
+            one[10] = torch.ops.trigru.gru(*one[2:9], *one[11:14], True)[2]
+        samples.append(torch.ops.trigru.gru_backward(*one))
+    return tuple(torch.stack(parts) for parts in zip(*samples, strict=True)), (0,) * 6
+
+
+def _without_autocast(operator: Callable, key: str) -> Callable:
+    """The operator with autocast off inside: `functional.gru` has cast its arguments."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def call(*args):
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operator(*args)
+
+    return call
+
+
 _LIBRARY.impl("gru", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("gru_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("trigru::gru", _forward_fake, lib=_LIBRARY)
@@ -196,22 +271,76 @@ torch.library.register_autograd("trigru::gru", _differentiate, setup_context=_sa
 torch.library.register_autograd(
     "trigru::gru_backward", _differentiate_twice, setup_context=_save_backward, lib=_LIBRARY
 )
+torch.library.register_vmap("trigru::gru", _forward_vmap, lib=_LIBRARY)
+torch.library.register_vmap("trigru::gru_backward", _backward_vmap, lib=_LIBRARY)
+for _name in ("gru", "gru_backward"):
+    for _key in ("AutocastCPU", "AutocastCUDA"):
+        _LIBRARY.impl(_name, _without_autocast(getattr(torch.ops.trigru, _name).default, _key), _key)
+
+
+class _Layer(torch.autograd.Function):
+    """The operator `gru` and its derivative without the dispatcher, whose Python layers cost some 100 us a call."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        output, h_n, reserve = _forward(*arguments, True)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*arguments[:7], output, reserve)
+        ctx.options = arguments[7:]
+        return output, h_n
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n):
+        return _differentiate(ctx, grad_output, grad_h_n)[:10]
+
+
+_PLAIN_TYPES = (Tensor, Parameter, type(None))
+
+
+def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nothing but eager execution sees a call: no compiler, tracer, transform, mode, subclass, autocast."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+        or torch._C._is_any_autocast_enabled()
+        or any(
+            type(x) not in _PLAIN_TYPES
+            or (x is not None and (x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)))
+            for x in tensors
+        )
+    )
+
+
+def _needs_reference(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether derivatives are being taken that the operators do not have: forward mode, or by torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        stack = torch._C._functorch.get_interpreter_stack() or ()
+        return any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
+    return _has_tangent(tensors)
 
 
 def gru(
     input: Tensor,
     h0: Tensor,
-    weights: Sequence[Tensor | None],
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     batch_sizes: Tensor | None,
     *,
     variant: str,
     schedule: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Call the operator; gate values are kept only where a gradient can be asked for."""
+    """One layer in one direction; gate values are kept only where a gradient can be asked for."""
     w_ih, w_hh, b_ih, b_hh = weights
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (input, h0, *weights))
-    output, h_n, _ = torch.ops.trigru.gru(
-        input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save
-    )
-    return output, h_n
+    tensors = (input, h0, w_ih, w_hh, b_ih, b_hh)
+    if _needs_reference(tensors):
+        return run_reference(*tensors, batch_sizes, variant=variant, reverse=reverse)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if not _is_plain(tensors):
+        return torch.ops.trigru.gru(*tensors, batch_sizes, variant, schedule, reverse, save)[:2]
+    if save:
+        return _Layer.apply(*tensors, batch_sizes, variant, schedule, reverse)
+    return _forward(*tensors, batch_sizes, variant, schedule, reverse, False)[:2]

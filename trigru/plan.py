@@ -1,18 +1,27 @@
-"""Which schedule runs, and why."""
+"""Which schedule runs, and why.
+
+`candidates` is a pure function of a device's description and a layer's sizes: no GPU is needed to call it. `choose`
+adds what the machine at hand can run.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from .kernels.config import StepwiseConfig
+from . import cost
+from .devices import PRESETS, Device, present
+from .kernels.config import Config, resident_config, stepwise_config
 
-SCHEDULES = ("auto", "eager", "stepwise")
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SCHEDULES = ("auto", "eager", "stepwise", "resident")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What Triton kernels compute in."""
+
+DIRECTIONS = ("forward", "backward")
+MICRO = 1e6
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,19 @@ class Plan:
 
     schedule: str
     reason: str
-    config: StepwiseConfig | None = None
+    config: Config | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule with its tile sizes for a layer on a device, what a forward step of it costs, or why it cannot run."""
+
+    schedule: str
+    config: Config
+    step: cost.Step
+    turns: int
+    seconds: float  # predicted, one forward step
+    obstacle: str | None = None
 
 
 def check_schedule(schedule: str) -> None:
@@ -30,9 +51,39 @@ def check_schedule(schedule: str) -> None:
         raise ValueError(f"schedule: expected one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
 
 
+def candidates(device: Device, layer: cost.Layer, direction: str = "forward") -> list[Candidate]:
+    """Every schedule for the layer on the device, those that can run first, the predicted fastest at their head.
+
+    Args:
+        device: a preset of `trigru.devices`, or what `present` says of a device at hand.
+        layer: sizes, variant and dtype; `training` is for the caller's table only, schedules are the same.
+        direction: "forward" or "backward"; their kernels need different amounts of shared memory.
+    """
+    found = []
+    stepwise = stepwise_config(layer.dtype, layer.batch, layer.hidden_size)
+    found.append(("stepwise", stepwise, cost.stepwise(layer, stepwise.block_h, stepwise.block_b), None))
+    resident = resident_config(layer.dtype, layer.batch, layer.hidden_size)
+    obstacle = None
+    needed = resident.shared_bytes(layer.dtype, layer.hidden_size)
+    if needed > device.shared_per_block:
+        obstacle = (
+            f"needs {needed // 1024} KiB of shared memory a program, {device.shared_per_block // 1024} KiB are there"
+        )
+    elif layer.hidden_size > resident.largest(layer.dtype):
+        obstacle = f"its registers spill above hidden_size {resident.largest(layer.dtype)}"
+    found.append(("resident", resident, cost.resident(layer, resident.block_b), obstacle))
+    if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
+        found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
+    listed = [
+        Candidate(name, config, step, cost.turns(step, device), cost.time(step, device, layer), obstacle)
+        for name, config, step, obstacle in found
+    ]
+    return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
+
+
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton kernels cannot run on tensors of this device and dtype, or None where they can."""
-    if dtype not in TRITON_DTYPES:
+    if dtype not in DTYPES:
         return f"Triton kernels compute in float32, float16 and bfloat16, the tensors are {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
@@ -47,26 +98,29 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"Triton kernels need tensors on an NVIDIA or AMD GPU, these are on {device.type}"
 
 
-def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int) -> StepwiseConfig:
-    """Tile sizes of the stepwise schedule.
-
-    A small batch takes narrow tiles, so that more multiprocessors share a step; a large one wider tiles, so that each
-    weight loaded from L2 meets more sequences."""
-    from .kernels.config import StepwiseConfig
-
-    block_h = 16 if hidden_size <= 16 else 32
-    block_b = 16 if batch <= 16 else 32
-    block_k = 16 if hidden_size <= 16 else 32 if hidden_size <= 32 or dtype == torch.float32 else 64
-    return StepwiseConfig(block_h=block_h, block_b=block_b, block_k=block_k, num_warps=4, num_stages=3)
+@functools.lru_cache(maxsize=1024)
+def _ranked(device: Device, layer: cost.Layer, direction: str) -> tuple[Candidate, ...]:
+    return tuple(candidates(device, layer, direction))
 
 
-def choose(schedule: str, device: torch.device, dtype: torch.dtype, batch: int, hidden_size: int) -> Plan:
-    """The plan for one layer and direction.
+def choose(
+    schedule: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    hidden_size: int,
+    *,
+    variant: str = "torch",
+    direction: str = "forward",
+    precision: str = "ieee",
+) -> Plan:
+    """The plan for one layer in one direction of time, forward or backward.
 
     Args:
         schedule: "auto", or a schedule by name.
         device, dtype: of the tensors.
         batch, hidden_size: sizes of the state.
+        variant, direction, precision: as for `candidates`.
 
     Raises:
         ValueError: unknown schedule.
@@ -81,7 +135,30 @@ def choose(schedule: str, device: torch.device, dtype: torch.dtype, batch: int, 
             return Plan("eager", f"{obstacle}, so torch operations run")
         if device.type == "cpu":
             return Plan("eager", "on a CPU torch operations are the fastest schedule")
-        return Plan("stepwise", "Triton runs on this device", stepwise_config(dtype, batch, hidden_size))
-    if obstacle is not None:
+    elif obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
-    return Plan(schedule, "asked for by name", stepwise_config(dtype, batch, hidden_size))
+    # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
+    described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
+    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
+    ranked = _ranked(described, layer, direction)
+    if schedule == "auto":
+        best = ranked[0]
+        if best.obstacle is not None:
+            return Plan("eager", f"{best.obstacle}, so torch operations run")
+        return Plan(best.schedule, _why(ranked, described), best.config)
+    named = next(candidate for candidate in ranked if candidate.schedule == schedule)
+    if named.obstacle is not None:
+        raise RuntimeError(f"schedule {schedule!r} cannot run here: {named.obstacle}")
+    return Plan(schedule, "asked for by name", named.config)
+
+
+def _why(ranked: tuple[Candidate, ...], device: Device) -> str:
+    best, *others = ranked
+    said = [f"{best.seconds * MICRO:.1f} us a forward step predicted, not measured, on {device.name}"]
+    said += [
+        f"{other.schedule!r} {other.obstacle}"
+        if other.obstacle
+        else f"{other.schedule!r} {other.seconds * MICRO:.1f} us"
+        for other in others
+    ]
+    return "; ".join(said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ class Labelled:
         """The same on another device."""
         return Labelled([sequence.to(device) for sequence in self.sequences], self.labels.to(device))
 
+    def scaled(self, mean: Tensor, deviation: Tensor) -> Labelled:
+        """The same with each channel's mean, (channels,), taken away and its deviation divided out."""
+        return Labelled([(sequence - mean) / deviation for sequence in self.sequences], self.labels)
+
     def packed(self, indices: Iterable[int]) -> PackedSequence:
         """The sequences at `indices` (those past the end left out), packed for a GRU."""
         chosen = [self.sequences[i] for i in indices if i < len(self.sequences)]
@@ -38,13 +43,12 @@ def load() -> tuple[Labelled, Labelled]:
     """
     from aeon.datasets import load_japanese_vowels
 
-    train, test = (load_japanese_vowels(split=split) for split in ("train", "test"))
-    rows = torch.cat([torch.from_numpy(sequence.T) for sequence in train[0]])
-    mean, deviation = rows.mean(0), rows.std(0)
-    return _labelled(*train, mean, deviation), _labelled(*test, mean, deviation)
+    train, test = (_tensors(*load_japanese_vowels(split=split)) for split in ("train", "test"))
+    rows = torch.cat(train.sequences)
+    return train.scaled(rows.mean(0), rows.std(0)), test.scaled(rows.mean(0), rows.std(0))
 
 
-def _labelled(sequences, labels, mean: Tensor, deviation: Tensor) -> Labelled:  # type: ignore[no-untyped-def]
+def _tensors(arrays: Iterable[Any], labels: Iterable[str]) -> Labelled:
     """From aeon's arrays of (channels, length) and labels "1" to "9"."""
-    scaled = [((torch.from_numpy(sequence.T) - mean) / deviation).float() for sequence in sequences]
-    return Labelled(scaled, torch.tensor([int(label) - 1 for label in labels]))
+    sequences = [torch.from_numpy(array.T).float().contiguous() for array in arrays]
+    return Labelled(sequences, torch.tensor([int(label) - 1 for label in labels]))

@@ -5,40 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-import torch
-from torch import Tensor
 
-from .. import reference
 from .data import Labelled
-from .model import Classifier
+from .model import Classifier, gates_over_time
 from .training import History
 
 matplotlib.use("Agg")  # a file is written; no display is needed
 
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 UPDATE_MEANING = {
-    "torch": "1 keeps the old state, 0 takes the candidate",
-    "cho": "1 keeps the old state, 0 takes the candidate",
-    "chung": "0 keeps the old state, 1 takes the candidate",
+    "torch": "new state: 1 keeps the old, 0 takes the candidate",
+    "cho": "new state: 1 keeps the old, 0 takes the candidate",
+    "chung": "new state: 0 keeps the old, 1 takes the candidate",
 }
-
-
-@torch.no_grad()
-def gates_over_time(model: Classifier, sequence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Reset gates, update gates and states of the forward direction on one sequence, each (length, hidden_size)."""
-    gru = model.gru
-    weights = [getattr(gru, name).cpu() for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")]
-    h = torch.zeros(1, gru.hidden_size)
-    resets, updates, states = [], [], []
-    for x in sequence.cpu().unsqueeze(1):
-        r, z, _ = reference.gates(x, h, *weights, variant=gru.variant)
-        h = reference.gru_cell(x, h, *weights, variant=gru.variant)
-        resets.append(r)
-        updates.append(z)
-        states.append(h)
-    return torch.cat(resets), torch.cat(updates), torch.cat(states)
 
 
 def draw(model: Classifier, history: History, test_set: Labelled, path: Path) -> None:
@@ -51,7 +32,7 @@ def draw(model: Classifier, history: History, test_set: Labelled, path: Path) ->
 
     figure, axes = plt.subplot_mosaic(
         [["loss", "loss", "accuracy", "accuracy"], ["input", "reset", "update", "state"]],
-        figsize=(15, 8),
+        figsize=(16, 8.5),
         height_ratios=(3, 4),
         layout="constrained",
     )
@@ -59,21 +40,23 @@ def draw(model: Classifier, history: History, test_set: Labelled, path: Path) ->
     _curves(axes, history)
     speaker = int(test_set.labels[index]) + 1
     channels = axes["input"]
-    image = channels.imshow(sequence.cpu().T, aspect="auto", cmap="coolwarm", vmin=-3, vmax=3, interpolation="none")
+    image = channels.imshow(
+        sequence.cpu().T.numpy(), aspect="auto", cmap="coolwarm", vmin=-3, vmax=3, interpolation="none"
+    )
     channels.set_title(f"input: test sequence {index + 1}, speaker {speaker}\nstandard deviations from the mean")
     channels.set_ylabel("channel")
     figure.colorbar(image, ax=channels)
     panels = {
-        "reset": (resets, "reset gate r\n1 lets the old state into the candidate, 0 shuts it out", "viridis", 0),
+        "reset": (resets, "reset gate r\ncandidate: 1 sees the old state, 0 does not", "viridis", 0),
         "update": (updates, f"update gate z\n{UPDATE_MEANING[model.gru.variant]}", "viridis", 0),
-        "state": (states, "state h\nwhat the gates let through", "coolwarm", -1),
+        "state": (states, "state h\nwhat the gates made of it", "coolwarm", -1),
     }
-    for name, (values, title, colors, low) in panels.items():
+    for name, (gate, title, colors, low) in panels.items():
         image = axes[name].imshow(
-            values[:, order].T, aspect="auto", cmap=colors, vmin=low, vmax=1, interpolation="none"
+            gate[:, order].T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1, interpolation="none"
         )
         axes[name].set_title(title)
-        axes[name].set_ylabel("hidden unit, sorted by its mean z")
+        axes[name].set_ylabel("hidden unit (forward direction), sorted by mean z")
         figure.colorbar(image, ax=axes[name])
     for name in ("input", *panels):
         axes[name].title.set_fontsize(9)
@@ -90,7 +73,7 @@ def _curves(axes: dict[str, plt.Axes], history: History) -> None:
     accuracy.plot(epochs, [epoch.train_accuracy for epoch in history], marker=".", label="training, during the epoch")
     accuracy.plot(epochs, [epoch.test_accuracy for epoch in history], marker=".", label="held out, after it")
     accuracy.set_title(f"accuracy: {history[-1].test_accuracy:.2%} held out at the end", fontsize=10)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     accuracy.legend(loc="lower right")
     for axis in (axes["loss"], accuracy):
         axis.set_xlabel("epoch")

@@ -1,0 +1,173 @@
+"""Every stepwise kernel compiled for GPUs that are not there: no spills, matrix instructions, shared memory that fits.
+And what reads the machine code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import INTERPRETED
+from trigru.kernels import binary, offline
+from trigru.kernels.launch import launch, using
+
+import trigru
+from trigru import cli, fused, inspect
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="compiles kernels")
+
+# Bytes that a program may have: the vendors' figures for A100, H100, B200 and MI300.
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+MATRIX = {"sm_80": "HMMA", "sm_90": "HMMA", "sm_100": "HMMA", "gfx942": "v_mfma"}
+BEFORE = {"reset_update_step", "candidate_step", "bptt_step", "bptt_reset_step"}
+KERNELS = {"torch": {"forward_step", "bptt_step"}, "cho": BEFORE, "chung": BEFORE}
+QUICK = {("sm_80", "tf32"), ("sm_90", "bf16"), ("sm_100", "fp16"), ("sm_100", "fp32"), ("gfx942", "bf16")}
+
+
+def _cases():
+    for target in inspect.TARGETS:
+        for dtype in inspect.DTYPES:
+            if inspect.cases([target], ["stepwise"], ["forward"], ["torch"], [dtype], [256], [32]):
+                marks = () if (target, dtype) in QUICK else pytest.mark.slow
+                yield pytest.param(target, dtype, marks=marks)
+
+
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+@pytest.mark.parametrize(("target", "dtype"), list(_cases()))
+def test_no_spills_and_matrix_instructions(target, dtype, variant):
+    asked = inspect.cases([target], ["stepwise"], ["forward", "backward"], [variant], [dtype], [256], [32])
+    rows = inspect.rows_of(asked)
+    assert {row.kernel for row in rows} == KERNELS[variant]
+    for row in rows:
+        assert row.spill_bytes == 0, row
+        assert 0 < row.registers <= 255, row
+        assert row.shared_bytes <= SHARED[target], row
+        assert row.loop_instructions > 0, row
+        assert row.loop_global_loads > 0, row
+        assert row.loop_global_stores == 0, row
+        if dtype == "fp32" and target != "gfx942":  # no NVIDIA matrix unit multiplies float32 exactly
+            assert row.matrix_instruction is None, row
+        else:
+            assert row.matrix_instruction.startswith(MATRIX[target]), row
+            assert row.loop_matrix_instructions > 0, row
+
+
+def test_tf32_only_where_it_exists(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert fused.precision_of(torch.float32) == "tf32"
+    assert fused.precision_of(torch.bfloat16) == "ieee"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert fused.precision_of(torch.float32) == "ieee"
+
+
+def test_command_prints_json(capsys):
+    arguments = ["--schedule", "stepwise", "--variant", "torch", "--hidden", "256", "--batch", "17", "32", "--json"]
+    assert cli.main(["inspect", *arguments]) == 0
+    forward, backward = json.loads(capsys.readouterr().out)
+    assert (forward["kernel"], backward["kernel"]) == ("forward_step", "bptt_step")
+    assert (forward["direction"], backward["direction"]) == ("forward", "backward")
+    assert (forward["target"], forward["variant"], forward["dtype"]) == ("sm_90", "torch", "bf16")
+    assert forward["hidden_size"] == 256
+    assert forward["batches"] == [17, 32]
+
+
+def test_command_prints_a_table(capsys):
+    assert (
+        cli.main(["inspect", "--schedule", "stepwise", "--variant", "torch", "--hidden", "256", "--batch", "32"]) == 0
+    )
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split()[:4] == ["target", "schedule", "kernel", "direction"]
+    assert [line.split()[2] for line in lines] == ["forward_step", "bptt_step"]
+
+
+def test_equal_binaries_are_one_row():
+    """Whether 16 divides H matters to what is compiled, B only by its tile."""
+    asked = inspect.cases(["sm_90"], ["stepwise"], ["forward"], ["torch"], ["bf16"], [256, 500, 512], [32, 64])
+    keys = {
+        offline.specialise_launch(start, offline.target_of(case.target)).key
+        for case in asked
+        for start in inspect.recorded(case)
+    }
+    assert len(keys) == 2
+
+
+def test_recorder_runs_nothing():
+    recorder = offline.Recorder()
+    x = torch.empty(4, device="meta")
+    with using(recorder):
+        launch("kernel", (2, 3), {"x": x}, {"N": 1}, num_warps=4, num_stages=2, cooperative=True)
+    (start,) = recorder.launches
+    assert (start.kernel, start.grid, start.num_warps, start.num_stages) == ("kernel", (2, 3), 4, 2)
+    assert start.args == {"x": x}
+    assert start.constexprs == {"N": 1}
+    assert start.options["launch_cooperative_grid"]
+
+
+def test_nothing_to_compile(capsys):
+    assert cli.main(["inspect", "--schedule", "stepwise", "--target", "gfx942", "--dtype", "tf32"]) == 2
+    assert "nothing to compile" in capsys.readouterr().err
+
+
+def test_unknown_target():
+    with pytest.raises(ValueError, match="got 'sm90'"):
+        offline.target_of("sm90")
+
+
+SASS = """
+        /*0000*/                   S2R R0, SR_TID.X ;           /* 0x0 */
+        /*0010*/                   LDG.E R2, desc[UR4][R2.64] ; /* 0x0 */
+        /*0020*/              @!P0 LDGSTS.E [R1], [R2.64] ;     /* 0x0 */
+        /*0030*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0040*/               @P1 BRA 0x00a0 ;
+        /*0050*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0060*/               @P2 BRA 0x20 ;
+        /*0070*/                   STG.E [R2.64], R4 ;
+        /*0080*/                   EXIT ;
+        /*0090*/                   NOP ;
+        /*00a0*/                   LDG.E R6, [R2.64] ;
+        /*00b0*/              @!P3 BRA 0xa0 ;
+        /*00c0*/              @!PT LDS RZ, [RZ] ;
+        /*00d0*/                   BRA 0x50 ;
+        /*00e0*/                   BRA 0xe0;
+"""
+
+
+def test_loop_with_a_part_behind_the_end_of_the_kernel():
+    code = binary.parse_sass(SASS)
+    loop = binary.time_loop(code)
+    assert loop == [2, 3, 4, 5, 6, 10, 11, 12, 13]
+    counts = binary.count(code, loop)
+    assert counts["instructions"] == 9
+    assert counts["global_loads"] == 2
+    assert counts["matrix_instructions"] == counts["barriers"] == 1
+    assert counts["global_stores"] == counts["shared_accesses"] == 0
+
+
+GCN = """
+kernel:                                 ; @kernel
+	s_load_dwordx2 s[0:1], s[2:3], 0x0
+	s_cbranch_scc1 .LBB0_3
+.LBB0_1:
+	buffer_load_dwordx4 v[2:5], v1, s[4:7], 0 offen
+	s_barrier
+.Ltmp0:
+	v_mfma_f32_32x32x8_bf16 a[0:15], v[2:3], v[4:5], a[0:15]
+	s_cbranch_scc0 .LBB0_1
+	s_branch .LBB0_3
+.LBB0_3:
+	global_store_dword v0, v1, s[0:1]
+	s_endpgm
+"""
+
+
+def test_loop_of_an_amd_kernel():
+    code = binary.parse_gcn(GCN)
+    counts = binary.count(code, binary.time_loop(code))
+    assert counts["instructions"] == 4
+    assert counts["global_loads"] == counts["barriers"] == counts["matrix_instructions"] == 1
+
+
+def test_no_loop():
+    code = binary.parse_sass(SASS.replace("@P2 BRA 0x20 ", "NOP ").replace("@!P3 BRA 0xa0 ", "NOP "))
+    assert binary.time_loop(code) == []
+    assert binary.count(code, [])["instructions"] == 0
