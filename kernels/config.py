@@ -78,4 +78,35 @@ def resident_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Residen
     return ResidentConfig(16, 8 if power_of_two(hidden_size) > 64 or dtype.itemsize > 2 else 4)
 
 
-Config = StepwiseConfig | ResidentConfig
+@dataclass(frozen=True)
+class PersistentConfig:
+    """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its warps."""
+
+    block_h: int = 16
+    block_b: int = 16
+    num_warps: int = 8
+
+    def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
+        """Number of programs along hidden units and sequences; all of them must be on the device together."""
+        return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)
+
+    def depth(self, hidden_size: int, dtype: torch.dtype) -> int:
+        """Columns of W_hh that a warp multiplies: a power of two, and whole groups of four chunks of 16 bytes."""
+        depth = 64 // dtype.itemsize
+        while depth * self.num_warps < hidden_size:
+            depth *= 2
+        return depth
+
+    def constexprs(self, hidden_size: int, dtype: torch.dtype) -> dict[str, int]:
+        """The compile-time arguments that the configuration fixes."""
+        depth = self.depth(hidden_size, dtype)
+        return {"SPLIT": self.num_warps, "DEPTH": depth, "BLOCK_H": self.block_h, "BLOCK_B": self.block_b}
+
+
+def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
+    """Tile sizes of the persistent schedule: as many warps, up to 8, as W_hh has groups of columns for."""
+    groups = cdiv(hidden_size, 64 // dtype.itemsize)
+    return PersistentConfig(num_warps=2 if groups <= 2 else 4 if groups <= 4 else 8)
+
+
+Config = StepwiseConfig | ResidentConfig | PersistentConfig

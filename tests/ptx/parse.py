@@ -133,6 +133,7 @@ class Parser:
         self.files = dict(re.findall(r'\.file\s+(\d+)\s+"(?:[^"]*/)?([^"/]*)"', text))  # printed after the code
         self.loc = ""
         self.scopes: list[dict] = []  # names declared inside { } of inline assembly -> unique names
+        self.starts: dict[int, int] = {}  # first instruction of the scope at each depth
         self.fresh = 0
         self.text = text
 
@@ -181,6 +182,7 @@ class Parser:
                     line0 = number
                     if c == "{":
                         self.scopes.append({})
+                        self.starts[len(self.scopes) - 1] = len(self.m.instructions)
                         continue
                     if c == "}":
                         self.scopes.pop()
@@ -233,7 +235,9 @@ class Parser:
     def _label(self, name: str, define: bool = False) -> str:
         if define and len(self.scopes) > 1:
             self.fresh += 1
-            self.scopes[-1][name] = f"{name}'{self.fresh}"
+            unique = self.scopes[-1][name] = f"{name}'{self.fresh}"
+            for instruction in self.m.instructions[self.starts[len(self.scopes) - 1] :]:  # branches ahead of the label
+                instruction.operands = [Sym(unique) if o == Sym(name) else o for o in instruction.operands]
         return self._resolve(name)
 
     def _resolve(self, name: str) -> str:

@@ -1,0 +1,153 @@
+"""The persistent schedule's host side: buffers, the reserved pattern, one cooperative launch, its error word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import exchange
+from .config import PersistentConfig
+from .launch import launch
+from .persistent_backward import backward_reset_first, backward_torch
+from .persistent_forward import forward_reset_first, forward_torch
+from .steps import Steps
+from .watch import watch
+
+
+def forward(
+    gates_in: Tensor,
+    h0: Tensor,
+    w_hh: Tensor,
+    b_hn: Tensor | None,
+    steps: Steps,
+    *,
+    variant: str,
+    reverse: bool,
+    save: bool,
+    precision: str,
+    config: PersistentConfig,
+    spins: int = exchange.SPINS,
+) -> tuple[Tensor, Tensor]:
+    """All steps of one layer in one direction.
+
+    Args:
+        gates_in: the input's share of the pre-activations with every bias that can be folded in, (N, 3H), contiguous.
+        h0: (B, H), contiguous. w_hh: (3H, H), contiguous. b_hn: (H,), variant "torch" only, or None.
+        steps: where the rows of each step lie.
+        variant, reverse: as in trigru/reference.py.
+        save: also return what `backward` needs.
+        precision: "tf32", how float32 is multiplied; "ieee" is refused.
+        config: tile sizes. All programs of the grid must fit on the device together.
+        spins: looks after which a wait gives up.
+
+    Returns:
+        output (N, H), and the reserve: (N, 4H) for "torch", (N, 3H) otherwise; empty unless `save`.
+    """
+    hidden_size = h0.shape[1]
+    output = gates_in.new_empty(steps.num_rows, hidden_size)
+    exchange.reserve(output)
+    gates = 4 if variant == "torch" else 3
+    reserve = gates_in.new_empty((steps.num_rows, gates * hidden_size) if save else (0, 0))
+    args = {
+        "gates_in_ptr": gates_in,
+        "h0_ptr": exchange.canonical_nan(h0),
+        "w_hh_ptr": w_hh,
+        "output_ptr": output,
+        "reserve_ptr": reserve,
+    }
+    constexprs = {"SAVE": save}
+    if variant == "torch":
+        args["b_hn_ptr"] = w_hh if b_hn is None else b_hn
+        constexprs["HAS_BIAS"] = b_hn is not None
+        kernel = forward_torch
+    else:
+        args["reset_state_ptr"] = torch.empty_like(output)
+        exchange.reserve(args["reset_state_ptr"])
+        constexprs["VARIANT"] = variant
+        kernel = forward_reset_first
+    _start(kernel, args, constexprs, steps, h0, reverse, precision, config, spins)
+    return output, reserve
+
+
+def backward(
+    grad_output: Tensor,
+    grad_h_n: Tensor,
+    h0: Tensor,
+    w_hh: Tensor,
+    steps: Steps,
+    output: Tensor,
+    reserve: Tensor,
+    *,
+    variant: str,
+    reverse: bool,
+    precision: str,
+    config: PersistentConfig,
+    spins: int = exchange.SPINS,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Back-propagation through time of `forward`.
+
+    Args:
+        grad_output: (N, H), contiguous. grad_h_n: (B, H).
+        The others as given to `forward` or returned by it.
+
+    Returns:
+        d_gates (N, 3H): derivatives by the pre-activations of r, z, n; d_an (N, H): derivative by W_hn h + b_hn for "torch",
+        None otherwise, where it is dn; d_h0 (B, H), float32.
+    """
+    hidden_size = h0.shape[1]
+    d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
+    exchange.reserve(d_gates)
+    d_state = grad_h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    args = {
+        "grad_output_ptr": grad_output,
+        "h0_ptr": h0,
+        "w_hh_ptr": w_hh,
+        "output_ptr": output,
+        "reserve_ptr": reserve,
+        "d_state_ptr": d_state,
+        "d_gates_ptr": d_gates,
+    }
+    if variant == "torch":
+        d_an = grad_output.new_empty(steps.num_rows, hidden_size)
+        exchange.reserve(d_an)
+        args["d_an_ptr"] = d_an
+        _start(backward_torch, args, {}, steps, h0, reverse, precision, config, spins)
+        return d_gates, d_an, d_state
+    _start(backward_reset_first, args, {"VARIANT": variant}, steps, h0, reverse, precision, config, spins)
+    return d_gates, None, d_state
+
+
+def _start(
+    kernel: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    steps: Steps,
+    h0: Tensor,
+    reverse: bool,
+    precision: str,
+    config: PersistentConfig,
+    spins: int,
+) -> None:
+    if h0.dtype == torch.float32 and precision != "tf32":
+        raise ValueError(f'the persistent schedule multiplies float32 with precision "tf32" only, got {precision!r}')
+    batch, hidden_size = h0.shape
+    if not batch:
+        return
+    tiles = config.constexprs(hidden_size, h0.dtype)
+    status = exchange.new_status(h0)
+    args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
+    constexprs |= {
+        "H": hidden_size,
+        "REVERSE": reverse,
+        "PACKED": steps.packed,
+        "PRECISION": precision,
+        "EVEN_B": not steps.packed and batch % config.block_b == 0,
+        "EVEN_H": hidden_size % config.block_h == 0,
+        "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
+        "SPINS": spins,
+    }
+    grid = config.grid(hidden_size, batch)
+    launch(kernel, grid, args, constexprs | tiles, num_warps=config.num_warps, num_stages=1, cooperative=True)
+    watch(f"{kernel.__name__} on {grid[0]} x {grid[1]} programs, T={steps.seq_len}, B={batch}, H={hidden_size}", status)

@@ -1,0 +1,195 @@
+"""The persistent schedule, forward: the whole sequence in one cooperative launch.
+
+A program owns BLOCK_H hidden units of every gate for BLOCK_B sequences. Its rows of W_hh stay in registers; the programs
+of a batch tile exchange the state through L2 each step ("cho" and "chung": r * h too); batch tiles never wait for each
+other. `output` is its own exchange buffer. Tiles are (BLOCK_B, BLOCK_H), hidden units fastest, as in memory.
+
+Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.py).
+"""
+
+import triton
+import triton.language as tl
+
+from .exchange import await_tile, load_weights, publish
+from .gates import blend, candidate, sigmoid
+from .parts import four_gates, one_gate
+from .tiles import rows_of
+
+
+@triton.jit
+def step_rows(offsets_ptr, t, T, B, PACKED: tl.constexpr):
+    """First row of step t and how many sequences are alive at it: none where a packed sequence has no such step."""
+    row, count = rows_of(offsets_ptr, tl.minimum(tl.maximum(t, 0), T - 1), B, PACKED)
+    if PACKED:
+        count = tl.where((t >= 0) & (t < T), count, 0)
+    return row, count
+
+
+@triton.jit
+def tile_mask(b, j, count, H: tl.constexpr, EVEN_B: tl.constexpr, EVEN_H: tl.constexpr):
+    """Which elements of a (b, j) tile exist; a constant where all do, which leaves accesses without a mask."""
+    rows = tl.full((b.shape[0], 1), True, tl.int1) if EVEN_B else (b < count)[:, None]
+    columns = tl.full((1, j.shape[0]), True, tl.int1) if EVEN_H else (j < H)[None, :]
+    return rows & columns
+
+
+@triton.jit
+def state_pointers(output_ptr, h0_ptr, b, row_before, carried, first, H: tl.constexpr, PACKED: tl.constexpr):
+    """Where the rows of the state before a step begin: in the output, or in h0 for sequences that start here."""
+    before = output_ptr + row_before * H
+    if PACKED:
+        return tl.where(b < carried, before + b * H, h0_ptr + b * H)
+    else:
+        return tl.where(first, h0_ptr, before) + b * H
+
+
+@triton.jit(do_not_specialize=["T"])
+def forward_torch(
+    gates_in_ptr,  # (N, 3H) input's share of the pre-activations
+    h0_ptr,  # (B, H)
+    w_hh_ptr,  # (3H, H)
+    b_hn_ptr,  # (H,)
+    output_ptr,  # (N, H), filled with the reserved pattern
+    reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn
+    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    status_ptr,  # see exchange.py
+    T,
+    B,
+    H: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PACKED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN_B: tl.constexpr,
+    EVEN_H: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SPINS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """Variant "torch": one exchange a step, one product for the three gates."""
+    j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    own = b[:, None] * H + j[None, :]
+    own_gate = b[:, None] * (3 * H) + j[None, :]
+    own_reserve = b[:, None] * (4 * H) + j[None, :]
+
+    # Four gates stacked in one operand: a power of two. The fourth repeats n; its product is never used.
+    line = tl.arange(0, 4 * BLOCK_H)
+    unit = tl.program_id(0) * BLOCK_H + line % BLOCK_H
+    rows = w_hh_ptr + (tl.minimum(line // BLOCK_H, 2) * H + unit) * H
+    w = load_weights(rows, status_ptr, unit < H, H, 1, SPLIT, DEPTH, 4 * BLOCK_H, not (EVEN_H and EVEN_K))
+    if HAS_BIAS:
+        b_hn = tl.load(b_hn_ptr + j, mask=j < H, other=0.0).to(tl.float32)[None, :]
+
+    exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
+    h = tl.load(h0_ptr + own, mask=exists, other=0.0).to(tl.float32)
+    row_before, count_before = step_rows(offsets_ptr, -1 + tl.zeros((), tl.int32), T, B, PACKED)
+    for i in range(T):
+        t = T - 1 - i if REVERSE else i
+        row, count = step_rows(offsets_ptr, t, T, B, PACKED)
+        mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
+        gates_in = gates_in_ptr + row * (3 * H)
+        gr = tl.load(gates_in + own_gate, mask=mask, other=0.0).to(tl.float32)
+        gz = tl.load(gates_in + H + own_gate, mask=mask, other=0.0).to(tl.float32)
+        gn = tl.load(gates_in + 2 * H + own_gate, mask=mask, other=0.0).to(tl.float32)
+
+        carried = tl.minimum(count, count_before)
+        source = state_pointers(output_ptr, h0_ptr, b, row_before, carried, i == 0, H, PACKED)
+        x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, not (EVEN_B and EVEN_K), SPINS, SPLIT)
+        ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+
+        if HAS_BIAS:
+            an += b_hn
+        r = sigmoid(ar + gr)
+        z = sigmoid(az + gz)
+        n = candidate(gn, an, r, "torch")
+        new = blend(h, z, n, "torch")
+        publish(output_ptr + row * H + own, new, mask)
+        h = new if EVEN_B else tl.where((b < count)[:, None], new, h)
+        if SAVE:
+            dtype: tl.constexpr = reserve_ptr.dtype.element_ty
+            reserve = reserve_ptr + row * (4 * H)
+            tl.store(reserve + own_reserve, r.to(dtype), mask=mask)
+            tl.store(reserve + H + own_reserve, z.to(dtype), mask=mask)
+            tl.store(reserve + 2 * H + own_reserve, n.to(dtype), mask=mask)
+            tl.store(reserve + 3 * H + own_reserve, an.to(dtype), mask=mask)
+        row_before, count_before = row, count
+
+
+@triton.jit(do_not_specialize=["T"])
+def forward_reset_first(
+    gates_in_ptr,  # (N, 3H) input's share of the pre-activations
+    h0_ptr,  # (B, H)
+    w_hh_ptr,  # (3H, H)
+    output_ptr,  # (N, H), filled with the reserved pattern
+    reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
+    reserve_ptr,  # (N, 3H): r, z, n
+    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    status_ptr,  # see exchange.py
+    T,
+    B,
+    H: tl.constexpr,
+    VARIANT: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PACKED: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN_B: tl.constexpr,
+    EVEN_H: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SPINS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
+    gate's product runs while the second is on its way."""
+    j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    own = b[:, None] * H + j[None, :]
+    own_gate = b[:, None] * (3 * H) + j[None, :]
+    W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
+    X_MASKED: tl.constexpr = not (EVEN_B and EVEN_K)
+    w_r = load_weights(w_hh_ptr + j * H, status_ptr, j < H, H, 1, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    w_z = load_weights(w_hh_ptr + (H + j) * H, status_ptr, j < H, H, 1, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    w_n = load_weights(w_hh_ptr + (2 * H + j) * H, status_ptr, j < H, H, 1, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+
+    exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
+    h = tl.load(h0_ptr + own, mask=exists, other=0.0).to(tl.float32)
+    row_before, count_before = step_rows(offsets_ptr, -1 + tl.zeros((), tl.int32), T, B, PACKED)
+    for i in range(T):
+        t = T - 1 - i if REVERSE else i
+        row, count = step_rows(offsets_ptr, t, T, B, PACKED)
+        mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
+        gates_in = gates_in_ptr + row * (3 * H)
+        gr = tl.load(gates_in + own_gate, mask=mask, other=0.0).to(tl.float32)
+        gz = tl.load(gates_in + H + own_gate, mask=mask, other=0.0).to(tl.float32)
+        gn = tl.load(gates_in + 2 * H + own_gate, mask=mask, other=0.0).to(tl.float32)
+
+        carried = tl.minimum(count, count_before)
+        source = state_pointers(output_ptr, h0_ptr, b, row_before, carried, i == 0, H, PACKED)
+        x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT)
+        r = sigmoid(one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B) + gr)
+        reset_state = reset_state_ptr + row * H
+        publish(reset_state + own, r * h, mask)
+
+        z = sigmoid(one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B) + gz)
+        source = reset_state + b * H
+        x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT)
+        an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+        n = candidate(gn, an, r, VARIANT)
+        new = blend(h, z, n, VARIANT)
+        publish(output_ptr + row * H + own, new, mask)
+        h = new if EVEN_B else tl.where((b < count)[:, None], new, h)
+        if SAVE:
+            dtype: tl.constexpr = reserve_ptr.dtype.element_ty
+            reserve = reserve_ptr + row * (3 * H)
+            tl.store(reserve + own_gate, r.to(dtype), mask=mask)
+            tl.store(reserve + H + own_gate, z.to(dtype), mask=mask)
+            tl.store(reserve + 2 * H + own_gate, n.to(dtype), mask=mask)
+        row_before, count_before = row, count
