@@ -86,6 +86,11 @@ class PersistentConfig:
     block_b: int = 16
     num_warps: int = 8
 
+    @staticmethod
+    def largest(dtype: torch.dtype) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register."""
+        return 1024 if dtype.itemsize == 2 else 512
+
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; all of them must be on the device together."""
         return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)

@@ -58,7 +58,7 @@ def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
 
 def _forward(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save):
     _refuse_tangents("gru", (input, h0, w_ih, w_hh, b_ih, b_hh))
-    chosen = plan.choose(schedule, input.device, input.dtype, h0.shape[0], h0.shape[1])
+    chosen = plan.choose(schedule, input.device, input.dtype, *h0.shape, variant=variant)
     tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
     if chosen.schedule == "eager":
         from . import eager
@@ -87,7 +87,7 @@ def _backward(
     needs,
 ):
     _refuse_tangents("gru_backward", (grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh))
-    chosen = plan.choose(schedule, input.device, input.dtype, h0.shape[0], h0.shape[1])
+    chosen = plan.choose(schedule, input.device, input.dtype, *h0.shape, variant=variant, direction="backward")
     tensors = (grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, output, reserve)
     if chosen.schedule == "eager":
         from . import eager
