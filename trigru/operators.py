@@ -58,6 +58,8 @@ def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
 
 def _forward(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save):
     _refuse_tangents("gru", (input, h0, w_ih, w_hh, b_ih, b_hh))
+    if batch_sizes is not None and int(batch_sizes[0]) != h0.shape[0]:
+        raise RuntimeError(f"h0: expected a batch of {int(batch_sizes[0])} as in batch_sizes, got {h0.shape[0]}")
     chosen = plan.choose(schedule, input.device, input.dtype, *h0.shape, variant=variant)
     tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
     if chosen.schedule == "eager":
