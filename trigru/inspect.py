@@ -113,7 +113,7 @@ class Schedule:
 
 
 def _persistent_largest(dtype: torch.dtype, precision: str) -> int:
-    """What a multiprocessor's shared memory holds of W_hh; exact float32 products are refused."""
+    """The size up to which a program keeps its share of W_hh on chip; exact float32 products are refused."""
     return 1024 if dtype.itemsize == 2 else 512 if precision == "tf32" else 0
 
 
