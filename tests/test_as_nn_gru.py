@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 import warnings
 
 import pytest
@@ -83,7 +84,7 @@ def test_an_empty_batch(bidirectional):
 LENGTHS = {"sorted": (5, 3, 3, 1), "unsorted": (2, 5, 1, 5), "equal": (4, 4), "one": (3,)}
 
 
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("lengths", list(LENGTHS.values()), ids=LENGTHS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("given", [False, True], ids=["no hx", "hx"])
@@ -205,6 +206,35 @@ def test_a_wrong_call_of_a_cell_raises_what_nn_raises(wrong, variant):
         nn.GRUCell(5, 7)(input, hx)
     with pytest.raises(expected.type, match=named):
         trigru.GRUCell(5, 7, variant=variant)(input, hx)
+
+
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}], ids=str)
+def test_single_steps_are_those_of_a_sequence_and_their_results_apart_in_memory(variant, options):
+    layer = trigru.GRU(5, 7, variant=variant, **options)
+    x, hx = torch.randn(1, 3, 5), torch.randn(layer.num_layers * (1 + layer.bidirectional), 3, 7)
+    found = []
+    for schedule in ("auto", "eager"):
+        layer.schedule = schedule
+        output, h_n = layer(x, hx)
+        loss = output.cos().sum() + h_n.square().sum()
+        found.append([output, h_n, *torch.autograd.grad(loss, list(layer.parameters()))])
+    assert_same(*found)
+    with torch.no_grad():
+        output, h_n = layer(x, hx)
+        before = h_n.clone()
+        output.zero_()
+    assert torch.equal(h_n, before)
+
+
+@pytest.mark.slow
+def test_the_way_to_a_schedule_costs_no_more_than_half_again_nn():
+    theirs, ours = nn.GRU(1, 1), trigru.GRU(1, 1)
+    x, hx = torch.ones(1, 1, 1), torch.ones(1, 1, 1)
+    for recorded in (False, True):
+        with torch.set_grad_enabled(recorded):
+            seconds = [min(timeit.repeat(lambda m=m: m(x, hx), number=300, repeat=20)) for m in (theirs, ours)]
+        assert seconds[1] <= 1.5 * seconds[0]
 
 
 @pytest.mark.parametrize("variant", trigru.VARIANTS)

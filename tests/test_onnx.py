@@ -45,7 +45,7 @@ def execute(program, *inputs):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=OPTIONS)
 def test_onnx_runtime_gives_the_results_of_the_exported_module(options):
     layer = trigru.GRU(5, 7, **options).eval()
     states = layer.num_layers * (1 + layer.bidirectional)

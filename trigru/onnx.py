@@ -23,7 +23,9 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     The export itself raises NotImplementedError, wrapped in torch's export error, for packed sequences, whose layout
     ONNX does not know: export the padded model.
     """
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def regated(x: Any, variant: str) -> Any:
         """Gates r, z, n stacked as ONNX wants them: z, r, h."""

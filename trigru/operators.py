@@ -319,14 +319,22 @@ def _is_batched(x: Tensor) -> bool:
     return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
 
 
-def _needs_reference(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether derivatives are being taken that the operators do not have: forward mode, or by torch.func."""
-    if torch.compiler.is_compiling():
-        return False
+def _is_transformed() -> bool:
+    """Whether torch.func takes derivatives, or a compiler traces under forward mode.
+
+    A constant to dynamo, which guards on both; under vmap alone the operators do."""
     if torch._C._are_functorch_transforms_active():
         stack = torch._C._functorch.get_interpreter_stack() or ()
         return any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
-    return _has_tangent(tensors)
+    return forward_ad._current_level >= 0 and torch.compiler.is_compiling()
+
+
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]  # the decorator would import dynamo
+
+
+def _needs_reference(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether derivatives are being taken that the operators do not have: forward mode, or by torch.func."""
+    return _is_transformed() or (not torch.compiler.is_compiling() and _has_tangent(tensors))
 
 
 def gru(
@@ -347,6 +355,10 @@ def gru(
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     if not _is_plain(tensors):
         return torch.ops.trigru.gru(*tensors, batch_sizes, variant, schedule, reverse, save)[:2]
+    if input.shape[0] == 1 and batch_sizes is None and input.is_cpu and (variant, schedule) == ("torch", "auto"):
+        # A single step has nothing to hoist, and torch's own needs no setting up: generation is made of such calls.
+        h_n = torch.gru_cell(input[0], h0, *weights)
+        return h_n.unsqueeze(0).clone(), h_n
     if save:
         return _Layer.apply(*tensors, batch_sizes, variant, schedule, reverse)
     return _forward(*tensors, batch_sizes, variant, schedule, reverse, False)[:2]
