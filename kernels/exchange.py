@@ -69,7 +69,12 @@ def _look_assembly(tiles, chunks, bits, spins, packed_max):
     """
     per_half = 64 // bits
     pack = chunks * per_half
-    words = [f"${4 * chunks * t + 2 * chunks * (w % 2) + 2 * c + w // 2}" for t in range(tiles) for c in range(chunks) for w in range(4)]
+    words = [
+        f"${4 * chunks * t + 2 * chunks * (w % 2) + 2 * c + w // 2}"
+        for t in range(tiles)
+        for c in range(chunks)
+        for w in range(4)
+    ]
     first_address = 4 * chunks * tiles
     first_number = first_address + pack * tiles
     status = first_number + chunks

@@ -107,13 +107,23 @@ def backward_torch(
             i + 2 >= T, mask_next, 4, H, PACKED,
         )  # fmt: skip
 
-        x_r, x_z, x_n = await_three(
-            d_gates + b * (3 * H), d_gates + H + b * (3 * H), d_an_ptr + row * H + b * H, b < count, status_ptr, H,
-            SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT,
-        )  # fmt: skip
-        a = tl.dot(w_r, x_r, input_precision=PRECISION)
-        a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
-        a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
+        source = d_gates + b * (3 * H)
+        source_an = d_an_ptr + row * H + b * H
+        BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
+        if X_MASKED and DEPTH * BITS > 1024:  # one look at all three, with masks, takes more registers than there are
+            x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+            a = tl.dot(w_r, x, input_precision=PRECISION)
+            x = await_tile(source + H, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+            a = tl.dot(w_z, x, a, input_precision=PRECISION)
+            x = await_tile(source_an, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+            a = tl.dot(w_n, x, a, input_precision=PRECISION)
+        else:
+            x_r, x_z, x_n = await_three(
+                source, source + H, source_an, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT
+            )
+            a = tl.dot(w_r, x_r, input_precision=PRECISION)
+            a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
+            a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
         dh = direct + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         row, count = row_next, count_next
     tl.store(d_state_ptr + own, dh, mask=exists)
@@ -155,7 +165,9 @@ def backward_reset_first(
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
     X_MASKED: tl.constexpr = not (EVEN_B and EVEN_K)
     w_r = load_weights(w_hh_ptr + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    tl.debug_barrier()  # one after the other: their addresses together take more registers than there are
     w_z = load_weights(w_hh_ptr + H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    tl.debug_barrier()
     w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
 
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
