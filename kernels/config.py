@@ -43,6 +43,8 @@ def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Stepwis
     weight loaded from L2 meets more sequences."""
     block_b = 16 if batch <= 16 else 32
     block_k = 32 if hidden_size <= 32 or dtype.itemsize > 2 else 64
+    if hidden_size % 16:  # rows that are not aligned pass through registers on their way, and chunks of 64 spilled
+        block_k = 32
     if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16):
         block_k = 16  # chunks of 32 of exact float32 products take all 255 registers, and spill on sm_100
     return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k)
@@ -83,6 +85,11 @@ class PersistentConfig:
     block_h: int = 16
     block_b: int = 16
     num_warps: int = 8
+
+    @staticmethod
+    def largest(dtype: torch.dtype) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register."""
+        return 1024 if dtype.itemsize == 2 else 512
 
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; all of them must be on the device together."""

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from cases import NAMES, assert_as_reference, error, layer
+
 from trigru import eager
 from trigru.reference import VARIANTS
 

@@ -4,11 +4,14 @@ And what reads the machine code."""
 from __future__ import annotations
 
 import json
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import INTERPRETED
 from trigru.kernels import binary, offline
+from trigru.kernels.config import stepwise_config
 from trigru.kernels.launch import launch, using
 
 import trigru
@@ -21,6 +24,7 @@ SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx94
 MATRIX = {"sm_80": "HMMA", "sm_90": "HMMA", "sm_100": "HMMA", "gfx942": "v_mfma"}
 BEFORE = {"reset_update_step", "candidate_step", "bptt_step", "bptt_reset_step"}
 KERNELS = {"torch": {"forward_step", "bptt_step"}, "cho": BEFORE, "chung": BEFORE}
+RESULTS = Path(__file__).parents[1] / "bench" / "results" / "static"
 QUICK = {("sm_80", "tf32"), ("sm_90", "bf16"), ("sm_100", "fp16"), ("sm_100", "fp32"), ("gfx942", "bf16")}
 
 
@@ -50,6 +54,33 @@ def test_no_spills_and_matrix_instructions(target, dtype, variant):
         else:
             assert row.matrix_instruction.startswith(MATRIX[target]), row
             assert row.loop_matrix_instructions > 0, row
+
+
+@pytest.mark.parametrize("batch", [16, 64])
+def test_no_spills_where_rows_are_not_aligned(batch):
+    """Such rows are not copied to shared memory asynchronously: they take registers."""
+    for row in inspect.rows_of(
+        inspect.cases(["sm_100"], ["stepwise"], ["forward"], ["torch"], ["bf16"], [500], [batch])
+    ):
+        assert row.spill_bytes == 0, row
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(path):
+    rows = [row for row in json.loads(path.read_text()) if row["schedule"] == "stepwise"]
+    assert {row["dtype"] for row in rows} >= {"bf16", "fp16", "fp32"}
+    shapes = set()
+    for row in rows:
+        assert row["target"] == path.stem
+        assert row["spill_bytes"] == 0, row
+        assert row["shared_bytes"] <= SHARED[path.stem], row
+        assert row["loop_matrix_instructions"] or (row["dtype"] == "fp32" and path.stem != "gfx942"), row
+        dtype, _ = inspect.DTYPES[row["dtype"]]
+        tile = row["block_h"], row["block_b"], row["block_k"], row["num_warps"], row["num_stages"]
+        config = stepwise_config(dtype, row["batch"], row["hidden_size"])
+        assert tile == (config.block_h, config.block_b, config.block_k, config.num_warps, config.num_stages)
+        shapes |= {(h, b) for h in row["hidden_sizes"] for b in row["batches"]}
+    assert shapes == set(product(inspect.ALL_HIDDEN_SIZES, inspect.ALL_BATCHES))
 
 
 def test_tf32_only_where_it_exists(monkeypatch):

@@ -64,3 +64,9 @@ def test_floor_by_hand():
     loads, stores = work.floor("forward_step", "torch", 2, 64, 32, (32, 16))
     assert loads == weights + state + 3 * units * 2 + units * 4 + 2 * 64 * 2
     assert stores == 5 * units * 2 + units * 4
+
+
+def test_outside_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(work, "__file__", str(tmp_path / "bench" / "work.py"))
+    with pytest.raises(SystemExit, match="runs from a checkout"):
+        work.measure(90, "torch", "bf16", 16, 1)

@@ -7,23 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .kernels import resident, stepwise
+from .kernels import persistent, resident, stepwise
 from .kernels.steps import Steps
-from .plan import Plan
+from .plan import Plan, precision_of
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again
 
 Gradients = tuple[Tensor | None, ...]
 
 # Each has a `forward` and a `backward` of the same signature.
-SCHEDULES = {"stepwise": stepwise, "resident": resident}
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it and the GPU
-    may have it, which AMD's do not."""
-    allowed = torch.backends.cudnn.allow_tf32 and torch.version.hip is None
-    return "tf32" if dtype == torch.float32 and allowed else "ieee"
+SCHEDULES = {"stepwise": stepwise, "resident": resident, "persistent": persistent}
 
 
 def steps_of(input: Tensor, batch_sizes: Tensor | None) -> Steps:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .kernels.config import ResidentConfig, resident_config, stepwise_config
+from .kernels.config import ResidentConfig, persistent_config, resident_config, stepwise_config
 from .reference import VARIANTS
 
 # How numbers are stored and multiplied. "tf32": float32 tensors, multiplied in TF32.
@@ -83,6 +83,7 @@ class Row:
     batch: int
     block_h: int
     block_b: int
+    block_k: int | None  # None: all of K at once
     num_warps: int
     num_stages: int
     registers: int
@@ -104,16 +105,22 @@ class Row:
 @dataclass(frozen=True)
 class Schedule:
     """A module of trigru.kernels with the host functions `forward` and `backward`; what chooses its tile sizes from
-    (dtype, batch, hidden_size); and the largest hidden size of a dtype."""
+    (dtype, batch, hidden_size); and the largest hidden size of a dtype and precision."""
 
     module: str
     config: Callable[[torch.dtype, int, int], Any]
-    largest: Callable[[torch.dtype], int] = lambda dtype: sys.maxsize
+    largest: Callable[[torch.dtype, str], int]
+
+
+def _persistent_largest(dtype: torch.dtype, precision: str) -> int:
+    """The size up to which a program keeps its share of W_hh on chip; exact float32 products are refused."""
+    return 1024 if dtype.itemsize == 2 else 512 if precision == "tf32" else 0
 
 
 SCHEDULES = {
-    "stepwise": Schedule("stepwise", stepwise_config),
+    "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision: sys.maxsize),
     "resident": Schedule("resident", resident_config, ResidentConfig.largest),
+    "persistent": Schedule("persistent", persistent_config, _persistent_largest),
 }
 
 
@@ -197,6 +204,7 @@ def _row(at: tuple[Case, int]) -> Row:
         kernel=launch.kernel.__name__,
         block_h=launch.constexprs.get("BLOCK_H", case.hidden_size),
         block_b=launch.constexprs["BLOCK_B"],
+        block_k=launch.constexprs.get("BLOCK_K"),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         registers=binary.registers,
@@ -213,7 +221,7 @@ def _row(at: tuple[Case, int]) -> Row:
 def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 is NVIDIA's, and schedules have a largest size."""
     has_dtype = case.target.startswith("sm_") or case.dtype != "tf32"
-    return has_dtype and case.hidden_size <= SCHEDULES[case.schedule].largest(DTYPES[case.dtype][0])
+    return has_dtype and case.hidden_size <= SCHEDULES[case.schedule].largest(*DTYPES[case.dtype])
 
 
 # Heading and value of a column of the printed table.
@@ -226,7 +234,7 @@ COLUMNS: dict[str, Callable[[Row], object]] = {
     "dtype": lambda row: row.dtype,
     "H": lambda row: _range(row.hidden_sizes),
     "B": lambda row: _range(row.batches),
-    "tile": lambda row: f"{row.block_h}x{row.block_b}",
+    "tile": lambda row: f"{row.block_h}x{row.block_b}" + (f"x{row.block_k}" if row.block_k else ""),
     "warps": lambda row: row.num_warps,
     "registers": lambda row: row.registers,
     "spills": lambda row: row.spill_bytes,

@@ -91,7 +91,12 @@ class GRU(nn.RNNBase):
         """See the class."""
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
-            batch = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.shape[0]
+            if sorted_indices is not None:
+                batch = sorted_indices.shape[0]
+            elif hx is not None and torch.compiler.is_compiling():
+                batch = hx.shape[1]  # what batch_sizes holds is unknown there; the operator checks
+            else:
+                batch = int(batch_sizes[0])
             self._check(data, hx, 2, batch)
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
@@ -174,7 +179,7 @@ class GRU(nn.RNNBase):
                 outputs.append(output)
                 finals.append(h_n)
             input = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-            if self.dropout and self.training and layer + 1 < self.num_layers:
+            if layer + 1 < self.num_layers and self.training and self.dropout:
                 input = F.dropout(input, self.dropout)
         if directions == 1 and input.requires_grad and input.device.type == "cpu":
             # Backward needs the states; nn.GRU on a CPU (not so on CUDA) lets its output be modified in place.

@@ -58,7 +58,9 @@ def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
 
 def _forward(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save):
     _refuse_tangents("gru", (input, h0, w_ih, w_hh, b_ih, b_hh))
-    chosen = plan.choose(schedule, input.device, input.dtype, h0.shape[0], h0.shape[1])
+    if batch_sizes is not None and int(batch_sizes[0]) != h0.shape[0]:
+        raise RuntimeError(f"h0: expected a batch of {int(batch_sizes[0])} as in batch_sizes, got {h0.shape[0]}")
+    chosen = plan.choose(schedule, input.device, input.dtype, *h0.shape, variant=variant)
     tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
     if chosen.schedule == "eager":
         from . import eager
@@ -87,7 +89,7 @@ def _backward(
     needs,
 ):
     _refuse_tangents("gru_backward", (grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh))
-    chosen = plan.choose(schedule, input.device, input.dtype, h0.shape[0], h0.shape[1])
+    chosen = plan.choose(schedule, input.device, input.dtype, *h0.shape, variant=variant, direction="backward")
     tensors = (grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, output, reserve)
     if chosen.schedule == "eager":
         from . import eager
@@ -221,12 +223,15 @@ def _move(x: Tensor, dim: int | None, to: int, size: int) -> Tensor:
 
 def _select(args: Sequence, in_dims: Sequence, index: int) -> list:
     """The arguments of one sample of a vmap."""
-    return [x if dim is None else x.select(dim, index) for x, dim in zip(args, in_dims, strict=True)]
+    return [x.select(dim, index) if isinstance(dim, int) else x for x, dim in zip(args, in_dims, strict=True)]
 
 
 def _forward_vmap(info, in_dims, *args):
     """vmap over input and h0 is one call with a larger batch; over anything else, a call a sample."""
-    input, h0, *weights, batch_sizes, variant, schedule, reverse, save = args
+    # Batched tensors hide whether what they hold requires a gradient, so `save` is settled here.
+    save = args[-1] or (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args[:6]))
+    args = (*args[:-1], save)
+    input, h0, *weights, batch_sizes, variant, schedule, reverse, _ = args
     count = info.batch_size
     if batch_sizes is not None or any(dim is not None for dim in in_dims[2:7]):
         samples = [torch.ops.trigru.gru(*_select(args, in_dims, i)) for i in range(count)]
@@ -305,12 +310,13 @@ def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
         or torch._C._is_any_autocast_enabled()
-        or any(
-            type(x) not in _PLAIN_TYPES
-            or (x is not None and (x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)))
-            for x in tensors
-        )
+        or any(type(x) not in _PLAIN_TYPES or (x is not None and (x.is_meta or _is_batched(x))) for x in tensors)
     )
+
+
+def _is_batched(x: Tensor) -> bool:
+    """Whether `x` is under vmap: torch.func's, or the older one by which autograd batches gradients."""
+    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def _needs_reference(tensors: Sequence[Tensor | None]) -> bool:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from . import cost
-from .devices import PRESETS, Device, present
-from .kernels.config import Config, resident_config, stepwise_config
+from .devices import KIB, PRESETS, Device, present
+from .kernels.config import Config, persistent_config, resident_config, stepwise_config
 
-SCHEDULES = ("auto", "eager", "stepwise", "resident")
+SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What Triton kernels compute in."""
 
@@ -59,19 +59,7 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
         layer: sizes, variant and dtype; `training` is for the caller's table only, schedules are the same.
         direction: "forward" or "backward"; their kernels need different amounts of shared memory.
     """
-    found = []
-    stepwise = stepwise_config(layer.dtype, layer.batch, layer.hidden_size)
-    found.append(("stepwise", stepwise, cost.stepwise(layer, stepwise.block_h, stepwise.block_b), None))
-    resident = resident_config(layer.dtype, layer.batch, layer.hidden_size)
-    obstacle = None
-    needed = resident.shared_bytes(layer.dtype, layer.hidden_size)
-    if needed > device.shared_per_block:
-        obstacle = (
-            f"needs {needed // 1024} KiB of shared memory a program, {device.shared_per_block // 1024} KiB are there"
-        )
-    elif layer.hidden_size > resident.largest(layer.dtype):
-        obstacle = f"its registers spill above hidden_size {resident.largest(layer.dtype)}"
-    found.append(("resident", resident, cost.resident(layer, resident.block_b), obstacle))
+    found = [_stepwise(layer), _resident(device, layer), _persistent(device, layer)]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
     listed = [
@@ -79,6 +67,42 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
         for name, config, step, obstacle in found
     ]
     return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
+
+
+_Row = tuple[str, Config, cost.Step, str | None]
+
+
+def _stepwise(layer: cost.Layer) -> _Row:
+    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size)
+    return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b), None
+
+
+def _resident(device: Device, layer: cost.Layer) -> _Row:
+    config = resident_config(layer.dtype, layer.batch, layer.hidden_size)
+    needed = config.shared_bytes(layer.dtype, layer.hidden_size)
+    largest = config.largest(layer.dtype, layer.precision)
+    obstacle = None
+    if needed > device.shared_per_block:
+        obstacle = f"needs {needed // KIB} KiB of shared memory a program, {device.shared_per_block // KIB} are there"
+    elif layer.hidden_size > largest:
+        obstacle = f"its registers spill above hidden_size {largest}"
+    return "resident", config, cost.resident(layer, config.block_b), obstacle
+
+
+def _persistent(device: Device, layer: cost.Layer) -> _Row:
+    config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
+    programs, _ = config.grid(layer.hidden_size, layer.batch)
+    largest = config.largest(layer.dtype)
+    obstacle = None
+    if layer.dtype == torch.float32 and layer.precision != "tf32":
+        obstacle = "float32 without TF32 does not fit its registers"
+    elif device.capability < (8, 0):
+        obstacle = "needs a GPU of compute capability 8.0 or newer"
+    elif layer.hidden_size > largest:
+        obstacle = f"its registers spill above hidden_size {largest}"
+    elif programs > device.multiprocessors:
+        obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
+    return "persistent", config, cost.persistent(layer, config.block_h, config.block_b), obstacle
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -98,6 +122,13 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"Triton kernels need tensors on an NVIDIA or AMD GPU, these are on {device.type}"
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it and the
+    GPU has it, which AMD's do not."""
+    allowed = torch.backends.cudnn.allow_tf32 and torch.version.hip is None
+    return "tf32" if dtype == torch.float32 and allowed else "ieee"
+
+
 @functools.lru_cache(maxsize=1024)
 def _ranked(device: Device, layer: cost.Layer, direction: str) -> tuple[Candidate, ...]:
     return tuple(candidates(device, layer, direction))
@@ -112,7 +143,6 @@ def choose(
     *,
     variant: str = "torch",
     direction: str = "forward",
-    precision: str = "ieee",
 ) -> Plan:
     """The plan for one layer in one direction of time, forward or backward.
 
@@ -120,7 +150,7 @@ def choose(
         schedule: "auto", or a schedule by name.
         device, dtype: of the tensors.
         batch, hidden_size: sizes of the state.
-        variant, direction, precision: as for `candidates`.
+        variant, direction: as for `candidates`.
 
     Raises:
         ValueError: unknown schedule.
@@ -139,7 +169,7 @@ def choose(
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
     # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
     described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
-    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
+    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision_of(dtype))
     ranked = _ranked(described, layer, direction)
     if schedule == "auto":
         best = ranked[0]

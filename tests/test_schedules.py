@@ -1,4 +1,4 @@
-"""The stepwise kernels against the reference: in Triton's interpreter, and compiled, executed from PTX."""
+"""Every Triton schedule against the reference: in Triton's interpreter, and compiled, executed from PTX."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ LAYOUTS = [("padded", "forward"), ("packed", "reverse"), ("packed", "forward"), 
 LAYOUTS = LAYOUTS[: 4 if INTERPRETED else 2]
 
 
+@pytest.fixture(params=["stepwise", "resident"])
+def schedule(request):
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch):
     """Fresh memory holds NaN: an element that nobody wrote cannot pass for a result."""
@@ -30,34 +35,34 @@ def _poisoned(monkeypatch):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("rows", "direction"), LAYOUTS)
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
-def test_every_size(on_cpu, variant, rows, direction, size):
+def test_every_size(on_cpu, schedule, variant, rows, direction, size):
     case = layer(*size, variant=variant, reverse=direction == "reverse", packed=rows == "packed")
     with on_cpu():
-        assert_as_reference(case, schedule="stepwise")
+        assert_as_reference(case, schedule=schedule)
 
 
 @pytest.mark.parametrize(("bias", "through"), [(True, "output"), (False, "h_n")], ids=["bias", "no bias"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
-def test_every_dtype(on_cpu, variant, dtype, bias, through):
+def test_every_dtype(on_cpu, schedule, variant, dtype, bias, through):
     case = layer(4, 3, 8, 24, variant=variant, dtype=dtype, bias=bias)
     with on_cpu():
-        assert_as_reference(case, schedule="stepwise", through=through)
+        assert_as_reference(case, schedule=schedule, through=through)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter multiplies float32 exactly")
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
-def test_tf32_where_torch_allows_it_for_its_rnns(on_cpu, variant, monkeypatch):
+def test_tf32_where_torch_allows_it_for_its_rnns(on_cpu, schedule, variant, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     case = layer(3, 4, 8, 32, variant=variant)
     with on_cpu():
-        assert_as_reference(case, schedule="stepwise", tolerance=3e-3)
+        assert_as_reference(case, schedule=schedule, tolerance=3e-3)
         with pytest.raises(AssertionError, match="errors above"):
-            assert_as_reference(case, schedule="stepwise", tolerance=TOLERANCE[torch.float32])
+            assert_as_reference(case, schedule=schedule, tolerance=TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
-def test_strided_and_expanded_arguments(on_cpu, variant):
+def test_strided_and_expanded_arguments(on_cpu, schedule, variant):
     batch, hidden_size = 3, 16
     x = torch.randn(batch, 4, 10)[:, :, ::2].transpose(0, 1).requires_grad_()
     h0 = torch.randn(1, hidden_size).expand(batch, -1).requires_grad_()
@@ -65,7 +70,7 @@ def test_strided_and_expanded_arguments(on_cpu, variant):
     w_hh = torch.randn(hidden_size, 3 * hidden_size).T.requires_grad_()
     leaves = [x, h0, w_ih, w_hh]
     with on_cpu():
-        got = trigru.gru(*leaves, variant=variant, schedule="stepwise")[0]
+        got = trigru.gru(*leaves, variant=variant, schedule=schedule)[0]
         grads = torch.autograd.grad(got.sum(), leaves)  # the gradient of a sum is an expanded number
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     want = reference.gru(*exact, variant=variant)[0]
@@ -73,13 +78,13 @@ def test_strided_and_expanded_arguments(on_cpu, variant):
         assert error(g, w) <= TOLERANCE[torch.float32]
 
 
-def test_nan_and_inf_come_out_where_the_reference_has_them(on_cpu):
+def test_nan_and_inf_come_out_where_the_reference_has_them(on_cpu, schedule):
     case = layer(3, 3, 4, 8)
     case.tensors[0][1, 0, 2] = float("nan")
     case.tensors[1][1, 3] = float("inf")
     arguments = case.arguments(torch.float32)
     with on_cpu():
-        got, _ = trigru.gru(*arguments, schedule="stepwise")
+        got, _ = trigru.gru(*arguments, schedule=schedule)
     want, _ = reference.gru(*arguments, variant="torch")
     assert got.isnan().any()
     assert torch.equal(got.isnan(), want.isnan())

@@ -1,0 +1,184 @@
+"""What happens to a module outside its forward: saved, copied, moved, initialised late, replicated, distributed."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import error
+from torch import nn
+
+import trigru
+
+MODULES = {
+    "GRU": (nn.GRU, trigru.GRU, {"num_layers": 2, "bidirectional": True}),
+    "GRU without bias": (nn.GRU, trigru.GRU, {"bias": False}),
+    "GRUCell": (nn.GRUCell, trigru.GRUCell, {}),
+    "GRUCell without bias": (nn.GRUCell, trigru.GRUCell, {"bias": False}),
+}
+
+
+def example(module):
+    torch.manual_seed(3)
+    return torch.randn(4, 5) if isinstance(module, (nn.GRUCell, trigru.GRUCell)) else torch.randn(3, 4, 5)
+
+
+def outputs(module):
+    out = module(example(module))
+    return out if isinstance(out, tuple) else (out,)
+
+
+def same(got, want):
+    return all(error(g, w) <= 1e-5 for g, w in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_state_dicts_load_strictly_both_ways(kind):
+    theirs_class, ours_class, options = MODULES[kind]
+    theirs, ours = theirs_class(5, 7, **options), ours_class(5, 7, **options)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert same(outputs(ours), outputs(theirs))
+    again = theirs_class(5, 7, **options)
+    again.load_state_dict(ours.state_dict(), strict=True)
+    assert same(outputs(again), outputs(theirs))
+    assigned = ours_class(5, 7, **options, device="meta")
+    assigned.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+    assert same(outputs(assigned), outputs(theirs))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        ours_class(5, 8, **options).load_state_dict(theirs.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        ours.load_state_dict({})
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("variant", ["torch", "cho"])
+def test_copies_and_files_hold_the_whole_module(kind, variant):
+    _, ours_class, options = MODULES[kind]
+    module = ours_class(5, 7, **options, variant=variant).eval()
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(file, weights_only=False)):
+        assert repr(twin) == repr(module)
+        assert not twin.training
+        assert all(a is not b for a, b in zip(twin.parameters(), module.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(outputs(twin), outputs(module), strict=True))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_late_initialisation(kind):
+    theirs_class, ours_class, options = MODULES[kind]
+    made = []
+    for cls in (theirs_class, ours_class):
+        torch.manual_seed(1)
+        made.append(cls(5, 7, **options, device="meta").to_empty(device="cpu"))
+        made[-1].reset_parameters()
+        with torch.device("meta"):
+            module = cls(5, 7, **options)
+        assert all(p.is_meta for p in module.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(made[0].parameters(), made[1].parameters(), strict=True))
+    assert same(outputs(made[1]), outputs(made[0]))
+    skipped = nn.utils.skip_init(ours_class, 5, 7, **options)
+    skipped.load_state_dict(made[0].state_dict())
+    assert same(outputs(skipped), outputs(made[0]))
+
+
+def test_weights_lie_as_in_nn():
+    theirs, ours = nn.GRU(5, 7, 2, bidirectional=True), trigru.GRU(5, 7, 2, bidirectional=True)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    assert [[w.shape for w in ws] for ws in ours.all_weights] == [[w.shape for w in ws] for ws in theirs.all_weights]
+
+
+def test_flatten_parameters_is_accepted_and_harmless():
+    module = trigru.GRU(5, 7)
+    before = [p.data_ptr() for p in module.parameters()]
+    want = outputs(module)
+    assert module.flatten_parameters() is None
+    assert [p.data_ptr() for p in module.parameters()] == before
+    assert same(outputs(module), want)
+
+
+def test_weights_that_are_replaced_or_moved_are_used():
+    theirs, ours = nn.GRU(5, 7), trigru.GRU(5, 7)
+    new = nn.Parameter(torch.randn(21, 7))
+    ours.load_state_dict(theirs.state_dict())
+    for module in (theirs, ours):
+        module.weight_hh_l0 = new
+    assert same(outputs(ours), outputs(theirs))
+    for module in (theirs, ours):
+        module.bias_ih_l0.data = torch.zeros(21)
+        module.double().float()
+    assert same(outputs(ours), outputs(theirs))
+
+
+def test_shared_memory():
+    module = trigru.GRU(5, 7)
+    want = outputs(module)
+    assert module.share_memory() is module
+    assert all(p.is_shared() for p in module.parameters())
+    assert same(outputs(module), want)
+
+
+def test_replicas_of_data_parallel_use_their_own_weights():
+    module = trigru.GRU(5, 7)
+    replica = module._replicate_for_data_parallel()
+    copies = {name: p.detach().clone().requires_grad_() * 1 for name, p in module.named_parameters()}
+    for name, value in copies.items():  # as nn.parallel.replicate: results of a broadcast, not parameters
+        setattr(replica, name, value)
+    assert same(outputs(replica), outputs(module))
+    grads = torch.autograd.grad(outputs(replica)[0].sum(), list(copies.values()))
+    want = torch.autograd.grad(outputs(module)[0].sum(), list(module.parameters()))
+    assert same(grads, want)
+    assert same(outputs(nn.DataParallel(module)), outputs(module))
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = trigru.GRU(4, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.cell = trigru.GRUCell(16, 8)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.out(self.cell(self.gru(x)[0][:, -1]))
+
+
+def step(model, x):
+    model(x).square().mean().backward()
+
+
+def distribute(rank: int, port: int) -> None:
+    """One of two processes: gradients under DDP and FSDP2 of half the batch each, against those of the whole batch."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    try:
+        torch.manual_seed(0)
+        model, x = Tagger(), torch.randn(6, 5, 4)
+        ddp, fsdp = DistributedDataParallel(copy.deepcopy(model)), copy.deepcopy(model)
+        for part in (fsdp.gru, fsdp.cell, fsdp):
+            fully_shard(part, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
+        step(model, x)
+        for kind in (ddp, fsdp):
+            step(kind, x[rank::2])
+            for got, want in zip(kind.parameters(), model.parameters(), strict=True):
+                grad = got.grad.full_tensor() if kind is fsdp else got.grad
+                torch.testing.assert_close(grad, want.grad)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo")
+def test_two_processes_find_the_gradients_of_one():
+    free = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
+    port = free.port
+    del free
+    torch.multiprocessing.spawn(distribute, (port,), nprocs=2)
