@@ -29,9 +29,7 @@ class Recurrence:
     def run(self, schedule, config, *, precision: str = "tf32", **options) -> dict[str, Tensor]:
         """`forward` and `backward` of a schedule's module."""
         both = {"variant": self.variant, "reverse": self.reverse, "precision": precision, "config": config, **options}
-        output, reserve = schedule.forward(
-            self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps, save=True, **both
-        )
+        output, reserve = schedule.forward(self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps, save=True, **both)
         d_gates, d_an, d_h0 = schedule.backward(
             self.grad_output, self.grad_h_n, self.h0, self.w_hh, self.steps, output, reserve, **both
         )

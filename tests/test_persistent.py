@@ -114,9 +114,7 @@ def test_exact_float32_is_refused():
 
 def test_an_empty_batch():
     case = recurrence(2, 1, 16)
-    empty = {
-        name: getattr(case, name)[:0] for name in ("gates_in", "h0", "grad_output", "grad_h_n")
-    }
+    empty = {name: getattr(case, name)[:0] for name in ("gates_in", "h0", "grad_output", "grad_h_n")}
     from trigru.kernels.steps import Steps
 
     steps = Steps.padded(2, 0)
