@@ -1,8 +1,8 @@
 """The persistent schedule, back-propagation through time: the whole sequence in one cooperative launch.
 
 A program owns BLOCK_H hidden units of d_h for BLOCK_B sequences, and the columns of W_hh that lead to them. What the
-programs exchange is what has to be written anyway for the weights' gradient: the gates' derivatives of the step. What the
-next step needs from memory is loaded before the wait, so that it arrives meanwhile.
+programs exchange is what has to be written anyway for the weights' gradient: the gates' derivatives of the step. What
+the next step needs from memory is loaded before the wait, so that it arrives meanwhile.
 
 Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.py).
 """
@@ -17,8 +17,8 @@ from .persistent_forward import state_pointers, step_rows, tile_mask
 
 
 @triton.jit
-def _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row, count, row_before, count_before, first, mask,
-               GATES: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+def _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row, count, row_before, count_before, first,
+mask,                GATES: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
     """What a step's derivatives need: dy, the state before, r, z, n and for "torch" W_hn h + b_hn (else n again)."""
     own = b[:, None] * H + j[None, :]
     dy = tl.load(grad_output_ptr + row * H + own, mask=mask, other=0.0)
@@ -156,8 +156,8 @@ def backward_reset_first(
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's product
-    runs while dr is on its way."""
+    """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
+    product runs while dr is on its way."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     own = b[:, None] * H + j[None, :]
@@ -165,9 +165,9 @@ def backward_reset_first(
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
     X_MASKED: tl.constexpr = not (EVEN_B and EVEN_K)
     w_r = load_weights(w_hh_ptr + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
-    tl.debug_barrier()  # one after the other: their addresses together take more registers than there are
     w_z = load_weights(w_hh_ptr + H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
-    tl.debug_barrier()
+    if EVEN_H:  # all addresses at once spill at H = 768 on sm_100; waiting here spills at H = 1000 on sm_80
+        tl.debug_barrier()
     w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
 
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)

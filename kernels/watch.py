@@ -42,7 +42,8 @@ def _timeout(launch: str) -> KernelTimeout:
 
 
 def check() -> None:
-    """Raise KernelTimeout for a watched launch that is known to have expired. After `torch.cuda.synchronize()`, for any."""
+    """Raise KernelTimeout for a watched launch that is known to have expired. After `torch.cuda.synchronize()`, for
+    any."""
     with _lock:
         done = [entry for entry in _watched if entry.passed is None or entry.passed.query()]
         expired = [entry for entry in done if entry.expired()]

@@ -10,6 +10,7 @@ from recurrences import recurrence
 from trigru.kernels import persistent
 from trigru.kernels.config import PersistentConfig, persistent_config
 from trigru.kernels.launch import using
+from trigru.kernels.steps import Steps
 from trigru.kernels.watch import KernelTimeout
 
 from trigru.reference import VARIANTS
@@ -96,7 +97,7 @@ def test_a_wait_that_expires_is_an_error_and_ends(hidden_size):
     def without_the_last_program(kernel, grid, *args, **options):
         launcher(kernel, (grid[0] - 1, grid[1]), *args, **options)
 
-    with using(without_the_last_program), pytest.raises(KernelTimeout, match="forward_torch on 2|forward_torch on 4"):
+    with using(without_the_last_program), pytest.raises(KernelTimeout, match=r"forward_torch on \d"):
         case.run(persistent, config, spins=128)
 
 
@@ -115,8 +116,6 @@ def test_exact_float32_is_refused():
 def test_an_empty_batch():
     case = recurrence(2, 1, 16)
     empty = {name: getattr(case, name)[:0] for name in ("gates_in", "h0", "grad_output", "grad_h_n")}
-    from trigru.kernels.steps import Steps
-
     steps = Steps.padded(2, 0)
     output, reserve = persistent.forward(
         empty["gates_in"], empty["h0"], case.w_hh, case.b_hn, steps,
