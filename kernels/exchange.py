@@ -57,8 +57,8 @@ def canonical_nan(x: Tensor) -> Tensor:
 
 @triton.constexpr_function
 def per_thread(element_bits, hidden_size):
-    """Whether rows of this many elements can be awaited by each thread in chunks of 16 bytes."""
-    return not is_hip() and hidden_size % (128 // element_bits) == 0
+    """Whether rows of this many elements consist of chunks of 16 bytes."""
+    return hidden_size % (128 // element_bits) == 0
 
 
 @triton.constexpr_function
@@ -257,7 +257,7 @@ def await_tile(pointers, present, status_ptr, limit: tl.constexpr, SPLIT: tl.con
     `pointers`: address of each row's column 0, (BLOCK_B,); rows that are not `present` are zero and not waited for.
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
-    if per_thread(BITS, limit):
+    if not is_hip() and per_thread(BITS, limit):
         CHUNKS: tl.constexpr = _chunks(SPLIT, DEPTH, BLOCK_B, BITS, NUM_WARPS)
         at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         low, high = tl.inline_asm_elementwise(
@@ -279,7 +279,7 @@ tl.constexpr,                 BLOCK_B: tl.constexpr, MASKED: tl.constexpr, SPINS
 tl.constexpr):  # fmt: skip
     """`await_tile` for three tiles with one look at all of them."""
     BITS: tl.constexpr = first.dtype.element_ty.primitive_bitwidth
-    if per_thread(BITS, limit):
+    if not is_hip() and per_thread(BITS, limit):
         CHUNKS: tl.constexpr = _chunks(SPLIT, DEPTH, BLOCK_B, BITS, NUM_WARPS)
         at1 = _chunk_pointers(first, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         at2 = _chunk_pointers(second, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
