@@ -3,9 +3,9 @@
 After a launch its error word is copied to page-locked host memory, behind the kernel on its stream, with an event after
 the copy. The word is looked at when a later launch is watched and its event has passed, by `check`, and at the end of
 the process. Nothing here synchronises. In a CUDA graph the copy becomes part of the graph and no event is needed: the
-host memory stays, and is looked at each time. Allocating it can break a capture, so it comes from words set aside at the
-first watched launch outside of a capture (the warm-up that capturing asks for anyway); a launch captured when none is
-left is not watched. Tensors on the CPU are looked at immediately.
+host memory stays, and is looked at each time. Allocating it can break a capture, so it comes from words set aside at
+the first watched launch outside of a capture (the warm-up that capturing asks for anyway); a launch captured when none
+is left is not watched. Tensors on the CPU are looked at immediately.
 """
 
 from __future__ import annotations
