@@ -80,7 +80,8 @@ def resident_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Residen
 
 @dataclass(frozen=True)
 class PersistentConfig:
-    """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its warps."""
+    """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its
+    warps."""
 
     block_h: int = 16
     block_b: int = 16

@@ -1,29 +1,30 @@
 """The exchange between the programs of a batch tile: publish and await. The only home of a wait.
 
-Protocol ("data that validate themselves"). Every value that programs exchange has a place in memory of its own for every
-time step. Before the launch the host fills these places with a reserved pattern, all bits set: a NaN whose payload no
-arithmetic produces.
+Protocol ("data that validate themselves"). Every value that programs exchange has a place in memory of its own for
+every time step. Before the launch the host fills these places with a reserved pattern, all bits set: a NaN whose
+payload no arithmetic produces.
 
 Who writes, who reads. Each element is written once, by the one program that owns its hidden unit; every program of the
 batch tile reads it.
 Visible. A store goes through to L2 and a look reads L2 (`volatile`, never L1), so a stored value is seen after a finite
-time. Nothing else has to be visible with it: an element tells for itself, by not being the pattern, that it has arrived.
-So there is no flag, no fence and no order between elements that an interleaving could break.
+time. Nothing else has to be visible with it: an element tells for itself, by not being the pattern, that it has
+arrived. So there is no flag, no fence and no order between elements that an interleaving could break.
 Never stale, never torn. A place holds the pattern or its one final value, and an element of 2 or 4 bytes, aligned, is
 read and written whole. A wait ends only when no element that it looked at is the pattern, and returns exactly the
 values it looked at: none is from another step, because no place serves two steps.
 A genuine NaN. It is stored with another payload (`publish`), which no reader mistakes for the pattern; it travels on.
 No deadlock. The launch is cooperative, so all programs run; a program publishes a step before it waits for values that
 need that step, so the program that is furthest behind never waits.
-Bounded. A wait that has looked SPINS times sets the error word; every other wait looks at the error word now and then and
-stops waiting too. A program that stopped waiting runs its remaining steps on what it has, without waiting: all leave. The
-host then raises `KernelTimeout` (see watch.py). The error word costs nothing while values arrive.
+Bounded. A wait that has looked SPINS times sets the error word; every other wait looks at the error word now and then
+and stops waiting too. A program that stopped waiting runs its remaining steps on what it has, without waiting: all
+leave. The host then raises `KernelTimeout` (see watch.py). The error word costs nothing while values arrive.
 
-Fragments. On NVIDIA a wait is per thread, in inline assembly: each thread looks at the 16-byte chunks that it multiplies,
-and no program-wide reduction or barrier is needed. The chunk's elements are then the thread's operand registers of
-`mma`, because the columns of both operands of the product are permuted alike (`_columns`): a sum does not mind. Triton
-assigns the layout; an assembly that finds its elements in another order than assumed traps, it never computes on them.
-Elsewhere, and where rows are not multiples of 16 bytes, all programs look at the whole tile until nothing is missing.
+Fragments. On NVIDIA a wait is per thread, in inline assembly: each thread looks at the 16-byte chunks that it
+multiplies, and no program-wide reduction or barrier is needed. The chunk's elements are then the thread's operand
+registers of `mma`, because the columns of both operands of the product are permuted alike (`columns`): a sum does
+not mind. Triton assigns the layout; an assembly that finds its elements in another order than assumed traps, it never
+computes on them. Elsewhere, and where rows are not multiples of 16 bytes, all programs look at the whole tile until
+nothing is missing.
 """
 
 import torch
@@ -56,20 +57,26 @@ def canonical_nan(x: Tensor) -> Tensor:
 
 @triton.constexpr_function
 def per_thread(element_bits, hidden_size):
-    """Whether rows of this many elements can be awaited by each thread in chunks of 16 bytes."""
-    return not is_hip() and hidden_size % (128 // element_bits) == 0
+    """Whether rows of this many elements consist of chunks of 16 bytes."""
+    return hidden_size % (128 // element_bits) == 0
 
 
 @triton.constexpr_function
 def _look_assembly(tiles, chunks, bits, spins, packed_max):
     """Look at `chunks` chunks in each of `tiles` tiles until no element is the reserved pattern.
 
-    Results: for each tile, the words 0 and 2 of every chunk, then the words 1 and 3. Operands: for each tile the address
-    of its chunk, for every element; the elements' numbers within a half of a chunk; the status buffer's address.
+    Results: for each tile, the words 0 and 2 of every chunk, then the words 1 and 3. Operands: for each tile the
+    address of its chunk, for every element; the elements' numbers within a half of a chunk; the status buffer's
+    address.
     """
     per_half = 64 // bits
     pack = chunks * per_half
-    words = [f"${4 * chunks * t + 2 * chunks * (w % 2) + 2 * c + w // 2}" for t in range(tiles) for c in range(chunks) for w in range(4)]
+    words = [
+        f"${4 * chunks * t + 2 * chunks * (w % 2) + 2 * c + w // 2}"
+        for t in range(tiles)
+        for c in range(chunks)
+        for w in range(4)
+    ]
     first_address = 4 * chunks * tiles
     first_number = first_address + pack * tiles
     status = first_number + chunks
@@ -197,8 +204,8 @@ def _load_assembly(bits):
 
 
 @triton.jit
-def load_weights(pointers, status_ptr, row, limit, COLUMN_STRIDE: tl.constexpr, SPLIT: tl.constexpr, DEPTH: tl.constexpr,
-                 ROWS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def load_weights(pointers, status_ptr, row, limit, COLUMN_STRIDE: tl.constexpr, SPLIT: tl.constexpr, DEPTH:
+tl.constexpr,                  ROWS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """A (SPLIT, ROWS, DEPTH) left operand whose columns are permuted as those of an awaited tile.
 
     `pointers`: address of column 0 in each row, (ROWS,); `row`: whether a row exists, (ROWS,); columns from `limit` on
@@ -230,9 +237,10 @@ def load_weights(pointers, status_ptr, row, limit, COLUMN_STRIDE: tl.constexpr, 
 
 
 @triton.jit
-def _chunk_pointers(pointers, present, status_ptr, limit, SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr,
-                    MASKED: tl.constexpr):  # fmt: skip
-    """Addresses of all chunks of a tile, those of absent ones leading to zeros; with room for the elements of a half."""
+def _chunk_pointers(pointers, present, status_ptr, limit, SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B:
+tl.constexpr,                     MASKED: tl.constexpr):  # fmt: skip
+    """Addresses of all chunks of a tile, those of absent ones leading to zeros; with room for the elements of a
+    half."""
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     k = columns(SPLIT, DEPTH, BITS)
     at = pointers[None, None, None, :] + k
@@ -249,7 +257,7 @@ def await_tile(pointers, present, status_ptr, limit: tl.constexpr, SPLIT: tl.con
     `pointers`: address of each row's column 0, (BLOCK_B,); rows that are not `present` are zero and not waited for.
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
-    if per_thread(BITS, limit):
+    if not is_hip() and per_thread(BITS, limit):
         CHUNKS: tl.constexpr = _chunks(SPLIT, DEPTH, BLOCK_B, BITS, NUM_WARPS)
         at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         low, high = tl.inline_asm_elementwise(
@@ -266,11 +274,12 @@ def await_tile(pointers, present, status_ptr, limit: tl.constexpr, SPLIT: tl.con
 
 
 @triton.jit
-def await_three(first, second, third, present, status_ptr, limit: tl.constexpr, SPLIT: tl.constexpr, DEPTH: tl.constexpr,
-                BLOCK_B: tl.constexpr, MASKED: tl.constexpr, SPINS: tl.constexpr, NUM_WARPS: tl.constexpr):  # fmt: skip
+def await_three(first, second, third, present, status_ptr, limit: tl.constexpr, SPLIT: tl.constexpr, DEPTH:
+tl.constexpr,                 BLOCK_B: tl.constexpr, MASKED: tl.constexpr, SPINS: tl.constexpr, NUM_WARPS:
+tl.constexpr):  # fmt: skip
     """`await_tile` for three tiles with one look at all of them."""
     BITS: tl.constexpr = first.dtype.element_ty.primitive_bitwidth
-    if per_thread(BITS, limit):
+    if not is_hip() and per_thread(BITS, limit):
         CHUNKS: tl.constexpr = _chunks(SPLIT, DEPTH, BLOCK_B, BITS, NUM_WARPS)
         at1 = _chunk_pointers(first, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         at2 = _chunk_pointers(second, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
@@ -295,7 +304,8 @@ def await_three(first, second, third, present, status_ptr, limit: tl.constexpr, 
 
 @triton.jit
 def _peek(pointers, mask):
-    """A look that is served by L2: AMD's compiler drops `volatile`, NVIDIA's `.cv` has been seen to return stale data."""
+    """A look that is served by L2: AMD's compiler drops `volatile`, NVIDIA's `.cv` has been seen to return stale
+    data."""
     if is_hip():
         return tl.load(pointers, mask=mask, other=0.0, cache_modifier=".cv")
     else:

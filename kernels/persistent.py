@@ -50,14 +50,14 @@ def forward(
     exchange.reserve(output)
     gates = 4 if variant == "torch" else 3
     reserve = gates_in.new_empty((steps.num_rows, gates * hidden_size) if save else (0, 0))
-    args = {
+    args: dict[str, Any] = {
         "gates_in_ptr": gates_in,
         "h0_ptr": exchange.canonical_nan(h0),
         "w_hh_ptr": w_hh,
         "output_ptr": output,
         "reserve_ptr": reserve,
     }
-    constexprs = {"SAVE": save}
+    constexprs: dict[str, Any] = {"SAVE": save}
     if variant == "torch":
         args["b_hn_ptr"] = w_hh if b_hn is None else b_hn
         constexprs["HAS_BIAS"] = b_hn is not None
@@ -93,14 +93,14 @@ def backward(
         The others as given to `forward` or returned by it.
 
     Returns:
-        d_gates (N, 3H): derivatives by the pre-activations of r, z, n; d_an (N, H): derivative by W_hn h + b_hn for "torch",
-        None otherwise, where it is dn; d_h0 (B, H), float32.
+        d_gates (N, 3H): derivatives by the pre-activations of r, z, n; d_an (N, H): derivative by W_hn h + b_hn for
+        "torch", None otherwise, where it is dn; d_h0 (B, H), float32.
     """
     hidden_size = h0.shape[1]
     d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
     exchange.reserve(d_gates)
     d_state = grad_h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    args = {
+    args: dict[str, Any] = {
         "grad_output_ptr": grad_output,
         "h0_ptr": h0,
         "w_hh_ptr": w_hh,

@@ -1,8 +1,8 @@
 """The persistent schedule, back-propagation through time: the whole sequence in one cooperative launch.
 
 A program owns BLOCK_H hidden units of d_h for BLOCK_B sequences, and the columns of W_hh that lead to them. What the
-programs exchange is what has to be written anyway for the weights' gradient: the gates' derivatives of the step. What the
-next step needs from memory is loaded before the wait, so that it arrives meanwhile.
+programs exchange is what has to be written anyway for the weights' gradient: the gates' derivatives of the step. What
+the next step needs from memory is loaded before the wait, so that it arrives meanwhile.
 
 Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.py).
 """
@@ -17,8 +17,8 @@ from .persistent_forward import state_pointers, step_rows, tile_mask
 
 
 @triton.jit
-def _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row, count, row_before, count_before, first, mask,
-               GATES: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+def _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row, count, row_before, count_before, first,
+mask,                GATES: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
     """What a step's derivatives need: dy, the state before, r, z, n and for "torch" W_hn h + b_hn (else n again)."""
     own = b[:, None] * H + j[None, :]
     dy = tl.load(grad_output_ptr + row * H + own, mask=mask, other=0.0)
@@ -107,13 +107,23 @@ def backward_torch(
             i + 2 >= T, mask_next, 4, H, PACKED,
         )  # fmt: skip
 
-        x_r, x_z, x_n = await_three(
-            d_gates + b * (3 * H), d_gates + H + b * (3 * H), d_an_ptr + row * H + b * H, b < count, status_ptr, H,
-            SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT,
-        )  # fmt: skip
-        a = tl.dot(w_r, x_r, input_precision=PRECISION)
-        a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
-        a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
+        source = d_gates + b * (3 * H)
+        source_an = d_an_ptr + row * H + b * H
+        BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
+        if X_MASKED and DEPTH * BITS > 1024:  # one look at all three, with masks, takes more registers than there are
+            x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+            a = tl.dot(w_r, x, input_precision=PRECISION)
+            x = await_tile(source + H, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+            a = tl.dot(w_z, x, a, input_precision=PRECISION)
+            x = await_tile(source_an, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+            a = tl.dot(w_n, x, a, input_precision=PRECISION)
+        else:
+            x_r, x_z, x_n = await_three(
+                source, source + H, source_an, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT
+            )
+            a = tl.dot(w_r, x_r, input_precision=PRECISION)
+            a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
+            a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
         dh = direct + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         row, count = row_next, count_next
     tl.store(d_state_ptr + own, dh, mask=exists)
@@ -146,8 +156,8 @@ def backward_reset_first(
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's product
-    runs while dr is on its way."""
+    """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
+    product runs while dr is on its way."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     own = b[:, None] * H + j[None, :]
@@ -156,6 +166,8 @@ def backward_reset_first(
     X_MASKED: tl.constexpr = not (EVEN_B and EVEN_K)
     w_r = load_weights(w_hh_ptr + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
     w_z = load_weights(w_hh_ptr + H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    if EVEN_H:  # all addresses at once spill at H = 768 on sm_100; waiting here spills at H = 1000 on sm_80
+        tl.debug_barrier()
     w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
 
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)

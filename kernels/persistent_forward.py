@@ -1,8 +1,9 @@
 """The persistent schedule, forward: the whole sequence in one cooperative launch.
 
-A program owns BLOCK_H hidden units of every gate for BLOCK_B sequences. Its rows of W_hh stay in registers; the programs
-of a batch tile exchange the state through L2 each step ("cho" and "chung": r * h too); batch tiles never wait for each
-other. `output` is its own exchange buffer. Tiles are (BLOCK_B, BLOCK_H), hidden units fastest, as in memory.
+A program owns BLOCK_H hidden units of every gate for BLOCK_B sequences. Its rows of W_hh stay in registers; the
+programs of a batch tile exchange the state through L2 each step ("cho" and "chung": r * h too); batch tiles never
+wait for each other. `output` is its own exchange buffer. Tiles are (BLOCK_B, BLOCK_H), hidden units fastest, as in
+memory.
 
 Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.py).
 """

@@ -3,7 +3,9 @@
 After a launch its error word is copied to page-locked host memory, behind the kernel on its stream, with an event after
 the copy. The word is looked at when a later launch is watched and its event has passed, by `check`, and at the end of
 the process. Nothing here synchronises. In a CUDA graph the copy becomes part of the graph and no event is needed: the
-host memory stays, and is looked at each time. Tensors on the CPU are looked at immediately.
+host memory stays, and is looked at each time. Allocating it can break a capture, so it comes from words set aside at
+the first watched launch outside of a capture (the warm-up that capturing asks for anyway); a launch captured when none
+is left is not watched. Tensors on the CPU are looked at immediately.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class _Watched:
 
 
 _watched: list[_Watched] = []
+_spare: list[Tensor] = []  # page-locked words for launches in CUDA graphs
+_SPARE_WORDS = 1024
 _lock = threading.Lock()
 
 
@@ -42,7 +46,8 @@ def _timeout(launch: str) -> KernelTimeout:
 
 
 def check() -> None:
-    """Raise KernelTimeout for a watched launch that is known to have expired. After `torch.cuda.synchronize()`, for any."""
+    """Raise KernelTimeout for a watched launch that is known to have expired. After `torch.cuda.synchronize()`, for
+    any."""
     with _lock:
         done = [entry for entry in _watched if entry.passed is None or entry.passed.query()]
         expired = [entry for entry in done if entry.expired()]
@@ -65,10 +70,18 @@ def watch(launch: str, status: Tensor) -> None:
     if not status.is_cuda:  # nothing ran on it
         return
     with torch.cuda.device(status.device):
-        host = torch.zeros(1, dtype=word.dtype, pin_memory=True)
+        capturing = torch.cuda.is_current_stream_capturing()
+        with _lock:
+            if not capturing and not _spare:
+                _spare.extend(torch.zeros(_SPARE_WORDS, dtype=word.dtype, pin_memory=True).split(1))
+            host = _spare.pop() if capturing and _spare else None
+        if host is None:
+            if capturing:
+                return
+            host = torch.zeros(1, dtype=word.dtype, pin_memory=True)
         host.copy_(word, non_blocking=True)
         passed = None
-        if not torch.cuda.is_current_stream_capturing():
+        if not capturing:
             passed = torch.cuda.Event()
             passed.record()
     with _lock:

@@ -1,0 +1,87 @@
+"""Layers without their input projection, as a schedule's kernels see them, and the float64 reference for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from trigru.kernels.steps import Steps
+
+from trigru import reference
+
+
+@dataclass
+class Recurrence:
+    """Inputs of a schedule's `forward` and `backward`, and what they must give."""
+
+    gates_in: Tensor
+    h0: Tensor
+    w_hh: Tensor
+    b_hn: Tensor | None
+    grad_output: Tensor
+    grad_h_n: Tensor
+    steps: Steps
+    variant: str
+    reverse: bool
+    expected: dict[str, Tensor]
+
+    def run(self, schedule, config, *, precision: str = "tf32", **options) -> dict[str, Tensor]:
+        """`forward` and `backward` of a schedule's module."""
+        both = {"variant": self.variant, "reverse": self.reverse, "precision": precision, "config": config, **options}
+        output, reserve = schedule.forward(self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps, save=True, **both)
+        d_gates, d_an, d_h0 = schedule.backward(
+            self.grad_output, self.grad_h_n, self.h0, self.w_hh, self.steps, output, reserve, **both
+        )
+        got = {"output": output, "d_gates": d_gates, "d_h0": d_h0}
+        return got if self.b_hn is None else got | {"d_b_hn": d_an.double().sum(0)}
+
+    def errors(self, got: dict[str, Tensor]) -> dict[str, float]:
+        """||got - expected|| / ||expected||; infinite where an element is NaN."""
+        found = {}
+        for name, value in got.items():
+            want = self.expected[name]
+            ratio = ((value.double() - want).norm() / want.norm()).item()
+            found[name] = ratio if ratio == ratio else float("inf")
+        return found
+
+
+def recurrence(
+    seq_len: int,
+    batch: int,
+    hidden_size: int,
+    *,
+    variant: str = "torch",
+    dtype: torch.dtype = torch.bfloat16,
+    reverse: bool = False,
+    packed: bool = False,
+) -> Recurrence:
+    """A random one."""
+    if packed:
+        lengths = torch.cat([torch.tensor([seq_len]), torch.randint(1, seq_len + 1, (batch - 1,))])
+        steps = Steps.of_batch_sizes((lengths[None, :] > torch.arange(seq_len)[:, None]).sum(1).tolist())
+    else:
+        steps = Steps.padded(seq_len, batch)
+    wide = 3 * hidden_size
+    gates_in, grad_output = torch.randn(steps.num_rows, wide), torch.randn(steps.num_rows, hidden_size)
+    h0, grad_h_n = torch.randn(batch, hidden_size), torch.randn(batch, hidden_size)
+    w_hh = torch.randn(wide, hidden_size) / hidden_size**0.5
+    b_hn = torch.randn(hidden_size) / 4 if variant == "torch" else None
+    given = [None if x is None else x.to(dtype) for x in (gates_in, h0, w_hh, b_hn, grad_output, grad_h_n)]
+    exact = [None if x is None else x.double().requires_grad_() for x in given]
+    gates, start, weights, bias, d_output, d_last = exact
+
+    b_hh = None if bias is None else torch.cat([torch.zeros(2 * hidden_size, dtype=torch.float64), bias])
+    passed_on = torch.eye(wide, dtype=torch.float64)  # the input's share of the gates is the input itself
+    h, outputs = start, [start] * seq_len
+    for t in steps.order(reverse):
+        count, row = steps.counts[t], steps.offsets[t]
+        x = gates[row : row + count]
+        outputs[t] = reference.gru_cell(x, h[:count], passed_on, weights, None, b_hh, variant=variant)
+        h = torch.cat([outputs[t], h[count:]])
+    output = torch.cat(outputs)
+    leaves = [gates, start] if bias is None else [gates, start, bias]
+    grads = torch.autograd.grad((output * d_output).sum() + (h * d_last).sum(), leaves)
+    expected = dict(zip(("d_gates", "d_h0", "d_b_hn"), grads, strict=False)) | {"output": output.detach()}
+    gates_in, h0, w_hh, b_hn, grad_output, grad_h_n = given
+    return Recurrence(gates_in, h0, w_hh, b_hn, grad_output, grad_h_n, steps, variant, reverse, expected)

@@ -1,0 +1,155 @@
+"""What the tests of the persistent kernels must catch: each protocol step taken out in turn, in a copy of the
+sources."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trigru.kernels
+from conftest import INTERPRETED
+from ptx import PtxError, ptx_launcher
+from recurrences import recurrence
+from trigru.kernels.config import PersistentConfig
+from trigru.kernels.launch import using
+from trigru.kernels.watch import KernelTimeout
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
+
+SOURCES = Path(trigru.kernels.__file__).parent
+FILES = ("exchange", "parts", "persistent_forward", "persistent_backward", "persistent")
+
+
+@pytest.fixture
+def mutated(tmp_path):
+    """A function: `mutated(file, old, new)` is the module `persistent` with one piece of its sources replaced."""
+    loaded = []
+
+    def load(file: str, old: str, new: str):
+        package = f"mutant_{abs(hash((file, old, new)))}"
+        for name in FILES:
+            text = (SOURCES / f"{name}.py").read_text()
+            if name == file:
+                assert text.count(old) >= 1, f"{file}.py has no {old!r}"
+                text = text.replace(old, new)
+            for other in ("config", "gates", "launch", "steps", "tiles", "watch"):
+                text = text.replace(f"from .{other} import", f"from trigru.kernels.{other} import")
+            for other in FILES:
+                text = text.replace(f"from .{other} import", f"from {package}_{other} import")
+            text = text.replace("from . import exchange", f"import {package}_exchange as exchange")
+            (tmp_path / f"{package}_{name}.py").write_text(text)
+        for name in FILES:
+            full = f"{package}_{name}"
+            spec = importlib.util.spec_from_file_location(full, tmp_path / f"{full}.py")
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[full] = module
+            loaded.append(full)
+            spec.loader.exec_module(module)
+        return sys.modules[f"{package}_persistent"]
+
+    yield load
+    for name in loaded:
+        del sys.modules[name]
+
+
+def caught(persistent, *, variant="torch", hidden_size=48, spins=128, seeds=4, **order) -> str | None:
+    """How the tests notice: "error" (the executor's, or the host's exception), "wrong" numbers, or None."""
+    case = recurrence(3, 3, hidden_size, variant=variant)
+    for seed in range(seeds):
+        try:
+            with using(ptx_launcher(arch=90, **{"seed": seed, **order})):
+                errors = case.errors(case.run(persistent, PersistentConfig(num_warps=2), spins=spins))
+        except (PtxError, KernelTimeout):
+            return "error"
+        if not max(errors.values()) <= 1.5e-2:
+            return "wrong"
+    return None
+
+
+def test_nothing_is_caught_without_a_mutation(mutated):
+    assert caught(mutated("parts", "even + odd", "even + odd"), spins=1 << 20) is None
+
+
+@pytest.mark.parametrize("hidden_size", [48, 19])
+def test_the_wait_removed(mutated, hidden_size):
+    if hidden_size == 48:
+        persistent = mutated("exchange", '"@!p bra DONE;"', '"bra DONE;"')
+    else:
+        persistent = mutated("exchange", "while _missing(x) & (spins < SPINS)", "while _missing(x) & (spins < 0)")
+    assert caught(persistent, hidden_size=hidden_size) == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("persistent_forward", "row_before, carried, i", "row_before - B * tl.minimum(i // 2, 1), carried, i"),
+        ("persistent_backward", " source = d_gates + b", " source = d_gates + tl.minimum(i, 1) * B * (3 * H) + b"),
+    ],
+    ids=["forward", "backward"],
+)  # fmt: skip
+def test_reading_another_step(mutated, file, old, new):
+    assert caught(mutated(file, old, new)) == "wrong"
+
+
+def test_publishing_before_the_value_is_complete(mutated):
+    early = "publish(output_ptr + row * H + own, h, mask)\n        publish(output_ptr + row * H + own, new, mask)"
+    persistent = mutated("persistent_forward", "publish(output_ptr + row * H + own, new, mask)", early)
+    assert caught(persistent, seeds=8) == "wrong"
+
+
+def test_the_buffer_not_filled_with_the_pattern(mutated):
+    persistent = mutated("persistent", "    exchange.reserve(output)\n", "    output.zero_()\n")
+    assert caught(persistent) == "wrong"
+
+
+def test_a_nan_stored_as_the_pattern(mutated):
+    bits = "tl.where(x != x, -1, x.to(dtype).to(tl.int16, bitcast=True)).to(tl.int16)"
+    stored = f"tl.store(pointers, {bits}.to(dtype, bitcast=True)"
+    persistent = mutated("exchange", "tl.store(pointers, x.to(dtype)", stored)
+    case = recurrence(2, 3, 48)
+    case.gates_in[0, 100] = float("nan")
+    with using(ptx_launcher(arch=90, seed=0)), pytest.raises(KernelTimeout):
+        case.run(persistent, PersistentConfig(num_warps=2), spins=128)
+
+
+def test_a_program_that_never_publishes(mutated):
+    silent = "mask & (tl.program_id(0) != 1), cache_modifier"
+    persistent = mutated("exchange", "mask=mask, cache_modifier", f"mask={silent}")
+    assert caught(persistent) == "error"
+
+
+def test_a_barrier_left_out():
+    """Each barrier of the sum over the parts, from the compiled code."""
+    import re
+
+    from ptx import run_ptx
+    from ptx.compilation import compile_ptx
+    from trigru.kernels import persistent
+    from trigru.kernels.offline import Recorder
+
+    case = recurrence(3, 3, 48)
+    recorder = Recorder()
+    with using(recorder):
+        persistent.forward(
+            case.gates_in, case.h0, case.w_hh, case.b_hn, case.steps,
+            variant="torch", reverse=False, save=True, precision="tf32", config=PersistentConfig(num_warps=8),
+        )  # fmt: skip
+    launch = recorder.launches[0]
+    compiled = compile_ptx(
+        launch.kernel, {**launch.args, **launch.constexprs}, 90, num_warps=8, num_stages=1, launch_cooperative_grid=True
+    )
+    text = compiled.asm["ptx"]
+    places = [m.start() for m in re.finditer(r"bar\.sync\s+0;", text)]
+    names = [n for n in launch.kernel.arg_names if n in launch.args]
+    args = {n: launch.args[n] for n in names}
+    assert len(places) == 2
+    for place in places:
+        launch.args["output_ptr"].view(torch.int16).fill_(-1)
+        without = text[:place] + re.sub(r"bar\.sync\s+0;", "", text[place:], count=1)
+        with pytest.raises(PtxError, match="race"):
+            run_ptx(without, args, launch.grid, 8, compiled.shared, seed=0)

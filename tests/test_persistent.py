@@ -1,0 +1,125 @@
+"""The persistent kernels, compiled and executed from PTX with their programs interleaved, against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import INTERPRETED
+from ptx import PtxError, ptx_launcher
+from recurrences import recurrence
+from trigru.kernels import persistent
+from trigru.kernels.config import PersistentConfig, persistent_config
+from trigru.kernels.launch import using
+from trigru.kernels.steps import Steps
+from trigru.kernels.watch import KernelTimeout
+
+from trigru.reference import VARIANTS
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
+
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  # float32 multiplied in TF32
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch):
+    """Fresh memory holds NaN: an element that nobody wrote cannot pass for a result."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check(case, *, arch=90, config=None, **order):
+    batch, hidden_size = case.h0.shape
+    config = config or persistent_config(case.h0.dtype, batch, hidden_size)
+    launcher = ptx_launcher(arch=arch, **order)
+    with using(launcher):
+        errors = case.errors(case.run(persistent, config))
+    assert all(launch["race_check"] and launch["cooperative"] for launch in launcher.launches)
+    assert max(errors.values()) <= TOLERANCE[case.h0.dtype], errors
+
+
+@pytest.mark.parametrize(
+    ("variant", "hidden_size", "rows", "reverse", "arch", "dtype"),
+    [
+        ("torch", 64, "padded", False, 80, torch.bfloat16),
+        ("cho", 40, "packed", False, 90, torch.bfloat16),
+        ("chung", 40, "padded", True, 90, torch.float32),
+        ("torch", 40, "packed", True, 90, torch.float16),
+        ("torch", 19, "packed", False, 90, torch.bfloat16),  # rows that no 16-byte load fits: programs wait as a whole
+        ("chung", 19, "packed", True, 80, torch.float32),
+    ],
+)
+def test_every_kind_of_layer(variant, hidden_size, rows, reverse, arch, dtype):
+    batch = 16 if hidden_size == 64 else 18
+    case = recurrence(4, batch, hidden_size, variant=variant, dtype=dtype, reverse=reverse, packed=rows == "packed")
+    check(case, arch=arch, seed=1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_interleavings(variant):
+    case = recurrence(3, 3, 48, variant=variant)  # forward and backward: two launches a seed
+    for seed in range(34):
+        check(case, seed=seed, quantum=(200, 40, 1000)[seed % 3])
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:2])
+def test_one_program_starved_as_long_as_the_others_can_go_on(variant):
+    case = recurrence(4, 16, 64, variant=variant)
+    for program in range(4):
+        check(case, starve=program)
+    check(case, seed="round-robin")
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:2])
+def test_nan_and_infinity_come_out_where_the_reference_has_them(variant):
+    case = recurrence(3, 16, 64, variant=variant)
+    case.gates_in.view(torch.int16)[0, 128] = -1  # the reserved pattern itself
+    case.h0.view(torch.int16)[1, 3] = -1
+    case.gates_in[17, 5] = float("inf")
+    with using(ptx_launcher(arch=90, seed=0)):
+        got = case.run(persistent, PersistentConfig(num_warps=2))
+    bad = got["output"].isnan().view(3, 16, 64)
+    assert bad[0, 0].sum() == 1
+    assert bad[0, 1].all()
+    assert bad[1:, :2].all()
+    assert not bad[:, 2:].any()
+    assert not got["output"][34:].isnan().any()
+    assert got["d_gates"].isnan().any()
+
+
+@pytest.mark.parametrize("hidden_size", [64, 19])
+def test_a_wait_that_expires_is_an_error_and_ends(hidden_size):
+    case = recurrence(3, 16, hidden_size)
+    config = persistent_config(case.h0.dtype, 16, hidden_size)
+    launcher = ptx_launcher(arch=90, seed=0)
+
+    def without_the_last_program(kernel, grid, *args, **options):
+        launcher(kernel, (grid[0] - 1, grid[1]), *args, **options)
+
+    with using(without_the_last_program), pytest.raises(KernelTimeout, match=r"forward_torch on \d"):
+        case.run(persistent, config, spins=128)
+
+
+def test_more_programs_than_the_device_holds_are_refused():
+    case = recurrence(2, 16, 64)
+    with using(ptx_launcher(arch=90, resident_programs=3)), pytest.raises(PtxError, match="4 programs, at most 3"):
+        case.run(persistent, PersistentConfig(num_warps=2))
+
+
+def test_exact_float32_is_refused():
+    case = recurrence(2, 16, 64, dtype=torch.float32)
+    with pytest.raises(ValueError, match='"tf32" only'):
+        case.run(persistent, PersistentConfig(num_warps=4), precision="ieee")
+
+
+def test_an_empty_batch():
+    case = recurrence(2, 1, 16)
+    empty = {name: getattr(case, name)[:0] for name in ("gates_in", "h0", "grad_output", "grad_h_n")}
+    steps = Steps.padded(2, 0)
+    output, reserve = persistent.forward(
+        empty["gates_in"], empty["h0"], case.w_hh, case.b_hn, steps,
+        variant="torch", reverse=False, save=True, precision="tf32", config=PersistentConfig(),
+    )  # fmt: skip
+    assert output.shape == (0, 16)
+    assert reserve.shape == (0, 64)
