@@ -13,7 +13,7 @@ from trigru.operators import run_reference
 
 NAMES = ("input", "h0", "w_ih", "w_hh", "b_ih", "b_hh")
 # ||out - ref|| / ||ref|| of outputs and gradients. float64 and float32 allow for the rounding of some hundred steps;
-# 16 bits for a state and gates rounded to 8 (bfloat16) or 11 (float16) bits at each step, which the reference does not do.
+# 16 bits: state and gates are rounded to 8 (bfloat16) or 11 (float16) bits at each step, which the reference is not.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import layer
+from cases import assert_as_reference, layer
 from torch.autograd import gradcheck, gradgradcheck
 
 import trigru
@@ -87,14 +87,25 @@ def saved_elements(call) -> int:
     return sum(sizes.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
-def test_forward_keeps_the_states_and_one_tensor_of_gates(variant):
+def test_what_forward_keeps_for_backward(variant, memory, dtype):
+    """The figures of the README's table: elements a step, sequence and hidden unit."""
     case = layer(5, 3, 4, 6, variant=variant)
-    arguments = case.arguments(torch.float32)
+    arguments = case.arguments(dtype)
     given = sum(x.numel() for x in arguments)
-    states = 5 * 3 * 6
-    kept = saved_elements(lambda: trigru.gru(*arguments, variant=variant)) - given
-    assert kept == states * (5 if variant == "torch" else 4)
+    kept = saved_elements(lambda: trigru.gru(*arguments, variant=variant, memory=memory)) - given
+    gates = 0 if memory == "recompute" else 4 if variant == "torch" else 3
+    assert kept == 5 * 3 * 6 * (1 + gates)
+
+
+@pytest.mark.parametrize(("packed", "reverse"), LAYOUTS)
+@pytest.mark.parametrize("hidden_size", [7, 40], ids=["tanh", "sigmoid"])
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_gates_computed_again_give_the_same_gradients(variant, hidden_size, packed, reverse):
+    case = layer(7, 30, 5, hidden_size, variant=variant, packed=packed, reverse=reverse, dtype=torch.float64)
+    assert_as_reference(case, memory="recompute")
 
 
 def test_nothing_is_kept_without_gradients():

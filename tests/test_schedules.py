@@ -8,7 +8,7 @@ from cases import TOLERANCE, assert_as_reference, error, layer
 from conftest import INTERPRETED
 
 import trigru
-from trigru import reference
+from trigru import recompute, reference
 
 pytestmark = pytest.mark.interpretable
 
@@ -76,6 +76,15 @@ def test_strided_and_expanded_arguments(on_cpu, schedule, variant):
     want = reference.gru(*exact, variant=variant)[0]
     for g, w in zip([got, *grads], [want, *torch.autograd.grad(want.sum(), exact)], strict=True):
         assert error(g, w) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(("rows", "direction"), LAYOUTS)
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_gates_computed_again_in_chunks(on_cpu, schedule, variant, rows, direction, monkeypatch):
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", 2 * 4 * 7 * 3)  # two steps
+    case = layer(5, 3, 4, 7, variant=variant, reverse=direction == "reverse", packed=rows == "packed")
+    with on_cpu():
+        assert_as_reference(case, schedule=schedule, memory="recompute")
 
 
 def test_nan_and_inf_come_out_where_the_reference_has_them(on_cpu, schedule):

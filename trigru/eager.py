@@ -19,113 +19,15 @@ tanh(x) = 2 sigmoid(2 x) - 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .eager_layout import Layout
 from .eager_products import add_outer, affine, fast_linear, product
-
-CHUNK_ELEMENTS = 1 << 18
-"""Elements of one plane of a chunk, at most (but one step at least)."""
-
-CHUNK_STEPS = 64
-"""Steps of a chunk, at most: views of a step's buffers are made once and serve every chunk."""
-
-REUSE_ELEMENTS = 1 << 13
-"""Elements of a step up to which gates are computed in such reused buffers and then copied to the reserve; above, the
-copies cost more than the views."""
-
-SIGMOID_ELEMENTS = 512
-"""Elements of a step from which sigmoid is faster than tanh (float32 on an AMD CPU: 8 times at 32768)."""
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
-
-
-class _Chunk(NamedTuple):
-    """Consecutive steps: the first one, the rows [start, stop) of all, and the batch size of each."""
-
-    first: int
-    start: int
-    stop: int
-    sizes: tuple[int, ...]
-
-
-class _Layout:
-    """What forward and backward must agree on: rows, chunks, dtype of the arithmetic, order and scale of the gates."""
-
-    def __init__(self, input: Tensor, h0: Tensor, batch_sizes: Tensor | None, variant: str, reverse: bool) -> None:
-        batch, self.hidden_size = h0.shape
-        self.variant, self.reverse, self.packed = variant, reverse, batch_sizes is not None
-        self.sizes = [batch] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
-        self.offsets = [0, *accumulate(self.sizes)]
-        self.dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
-        self.reset_after = variant == "torch"
-        self.planes = 4 if self.reset_after else 3
-        elements = batch * self.hidden_size
-        self.by_sigmoid = input.device.type == "cpu" and elements >= SIGMOID_ELEMENTS
-        self.reuse = self.dtype != input.dtype or elements <= REUSE_ELEMENTS
-        self.scale = (1, -1 if variant == "chung" else 1, 2 if self.by_sigmoid else 1)
-
-    def chunks(self) -> list[_Chunk]:
-        """All chunks, from the first step to the last."""
-        rows = CHUNK_ELEMENTS // self.hidden_size
-        steps = max(1, min(CHUNK_STEPS if self.reuse else rows, rows // max(self.sizes[0], 1)))
-        sizes, offsets = self.sizes, self.offsets
-        return [
-            _Chunk(t, offsets[t], offsets[min(t + steps, len(sizes))], tuple(sizes[t : t + steps]))
-            for t in range(0, len(sizes), steps)
-        ]
-
-    def rows(self, x: Tensor, chunk: _Chunk) -> Tensor:
-        """The rows of `chunk` of a tensor shaped as the input, contiguous."""
-        if self.packed:
-            return x[chunk.start : chunk.stop].to(self.dtype).contiguous()
-        return x[chunk.first : chunk.first + len(chunk.sizes)].to(self.dtype).reshape(-1, x.shape[-1])
-
-    def before(self, states: Tensor, h0: Tensor, chunk: _Chunk) -> Tensor:
-        """The state that each row of `chunk` started from."""
-        pieces, last = [], len(self.sizes) - 1
-        if not self.packed:
-            shift = self.sizes[0] if self.reverse else -self.sizes[0]
-            start, stop = max(chunk.start + shift, 0), min(chunk.stop + shift, self.offsets[-1])
-            pieces = [states[start:stop]]
-            if stop - start < chunk.stop - chunk.start:
-                pieces.insert(len(pieces) if self.reverse else 0, h0)
-        else:
-            for t, size in enumerate(chunk.sizes, chunk.first):
-                source = t + 1 if self.reverse else t - 1
-                held = min(size, self.sizes[source]) if 0 <= source <= last else 0
-                if held:
-                    pieces.append(states[self.offsets[source] : self.offsets[source] + held])
-                pieces.append(h0[held:size])
-        return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(self.dtype)
-
-    def scaled(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gates' parts of a weight or bias, as they are used."""
-        return tuple(  # type: ignore[return-value]
-            part if s == 1 else part * s for s, part in zip(self.scale, w.to(self.dtype).chunk(3), strict=True)
-        )
-
-    def stack(self, w: Tensor) -> Tensor:
-        """A weight or bias as it is used, gates in the order r, z, n."""
-        return w.to(self.dtype).contiguous() if self.scale == (1, 1, 1) else torch.cat(self.scaled(w))
-
-    def recurrent(self, w_hh: Tensor) -> Tensor:
-        """The recurrent weights as they are used: gates in the order of the first planes of a row."""
-        if not self.reset_after:
-            return self.stack(w_hh)
-        r, z, n = self.scaled(w_hh)
-        return torch.cat([n, r, z])
-
-    def unscale_(self, d: Tensor) -> Tensor:
-        """From a derivative by a scaled weight (gates r, z, n) that by the weight itself, in place."""
-        for s, part in zip(self.scale, d.chunk(3), strict=True):
-            if s != 1:
-                part.mul_(s)
-        return d
 
 
 def _resize(x: Tensor, count: int, joining: Tensor, leaving: Tensor) -> Tensor:
@@ -142,7 +44,7 @@ def _resize(x: Tensor, count: int, joining: Tensor, leaving: Tensor) -> Tensor:
 class _Forward:
     """The forward steps, with their buffers."""
 
-    def __init__(self, layout: _Layout, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> None:
+    def __init__(self, layout: Layout, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> None:
         self.layout = layout
         self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
         self.bias, self.b_hn = self._biases(b_ih, b_hh)
@@ -176,11 +78,35 @@ class _Forward:
             gates, states = self.buffers[0][:rows], self.buffers[1][:rows]
             if sizes != self.sizes:
                 self.views, self.sizes = self._views(gates, states, sizes), sizes
+        self._project(x, gates)
+        return gates, states
+
+    def _project(self, x: Tensor, gates: Tensor) -> None:
+        """Put into `gates` what does not depend on the state."""
+        layout = self.layout
         if layout.reset_after:
             own = gates[:, : layout.hidden_size]
             own.zero_() if self.b_hn is None else own.copy_(self.b_hn)
         affine(x, self.w_ih, self.bias, out=gates[:, (layout.planes - 3) * layout.hidden_size :])
-        return gates, states
+
+    def again(self, x: Tensor, before: Tensor) -> Tensor:
+        """The gates of rows whose states before are all known: what forward would have kept, without its loop."""
+        layout, size = self.layout, self.layout.hidden_size
+        gates = x.new_empty(x.shape[0], layout.planes * size)
+        self._project(x, gates)
+        *an, r, _, n = gates.split(size, 1)
+        if layout.reset_after:
+            gates[:, : 3 * size].addmm_(before, self.w_hh.t())
+            gates[:, size : 3 * size].sigmoid_()
+            n.addcmul_(r, an[0])
+        else:
+            gates[:, : 2 * size].addmm_(before, self.w_hh[: 2 * size].t()).sigmoid_()
+            n.addmm_(r * before, self.w_hh[2 * size :].t())
+        if layout.by_sigmoid:
+            torch.add(self.minus_one, n.sigmoid_(), alpha=2, out=n)
+        else:
+            n.tanh_()
+        return gates
 
     def _views(self, gates: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
         size = self.layout.hidden_size
@@ -273,7 +199,7 @@ def forward(
         h_n: (batch, hidden_size).
         reserve: the gates of every row, flat; empty unless `save`.
     """
-    layout = _Layout(input, h0, batch_sizes, variant, reverse)
+    layout = Layout(input, h0, batch_sizes, variant, reverse)
     output = input.new_empty((*input.shape[:-1], layout.hidden_size))
     rows = output.view(layout.offsets[-1], layout.hidden_size)
     reserve = input.new_empty((rows.shape[0] if save else 0, layout.planes * layout.hidden_size))
@@ -302,7 +228,7 @@ def forward(
 class _Backward:
     """The backward steps, with their buffers and the derivatives of the weights, summed over the chunks."""
 
-    def __init__(self, layout: _Layout, w_ih: Tensor, w_hh: Tensor, needs: Sequence[bool]) -> None:
+    def __init__(self, layout: Layout, w_ih: Tensor, w_hh: Tensor, needs: Sequence[bool]) -> None:
         self.layout, self.needs = layout, needs
         self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
         size = layout.hidden_size
@@ -463,11 +389,13 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Derivatives by input, h0, w_ih, w_hh, b_ih and b_hh; None for those that `needs`, so ordered, does not ask for.
 
-    `output` and `reserve` are what `forward` returned; either of `grad_output` and `grad_h_n` may be None."""
-    layout = _Layout(input, h0, batch_sizes, variant, reverse)
+    `output` and `reserve` are what `forward` returned; where it kept nothing, the gates of a chunk are computed again
+    before its steps. Either of `grad_output` and `grad_h_n` may be None."""
+    layout = Layout(input, h0, batch_sizes, variant, reverse)
     run = _Backward(layout, w_ih, w_hh, needs)
     rows = output.reshape(layout.offsets[-1], layout.hidden_size)
-    gates = reserve.view(rows.shape[0], layout.planes * layout.hidden_size)
+    again = None if reserve.numel() else _Forward(layout, w_ih, w_hh, b_ih, b_hh)
+    gates = reserve.view(-1, layout.planes * layout.hidden_size)
     d_input = torch.empty_like(input, memory_format=torch.contiguous_format) if needs[0] else None
     d_h0 = h0.new_zeros(h0.shape, dtype=layout.dtype)
     grad_h_n = d_h0.clone() if grad_h_n is None else grad_h_n.to(layout.dtype).contiguous()
@@ -476,14 +404,15 @@ def backward(
     chunks = layout.chunks() if rows.numel() else []
     for chunk in chunks if reverse else reversed(chunks):
         grad = None if grad_output is None else layout.rows(grad_output, chunk)
-        kept = gates[chunk.start : chunk.stop].to(layout.dtype)
-        run.chunk(kept, layout.before(rows, h0, chunk), grad, chunk.sizes)
+        x, before = layout.rows(input, chunk), layout.before(rows, h0, chunk)
+        kept = gates[chunk.start : chunk.stop].to(layout.dtype) if again is None else again.again(x, before)
+        run.chunk(kept, before, grad, chunk.sizes)
         carry = steps(carry, grad_h_n, d_h0)
         place = None
         if d_input is not None:
             first, last = (chunk.start, chunk.stop) if layout.packed else (chunk.first, chunk.first + len(chunk.sizes))
             place = d_input[first:last]
-        run.products(layout.rows(input, chunk), place)
+        run.products(x, place)
     d_h0[: carry.shape[0]] = carry
     found = (d_input, d_h0 if needs[1] else None, *run.weights())
     return tuple(None if d is None else d.to(input.dtype) for d in found)  # type: ignore[return-value]

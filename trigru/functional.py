@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import operators
-from .plan import check_schedule
+from .plan import check_memory, check_schedule
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 
@@ -23,6 +23,7 @@ def gru(
     schedule: str = "auto",
     reverse: bool = False,
     batch_sizes: Tensor | None = None,
+    memory: str = "keep",
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer in one direction, time-major. The equations are those of `trigru.reference`.
 
@@ -38,6 +39,8 @@ def gru(
         reverse: run from the last step to the first; outputs stay at their own step's place.
         batch_sizes: number of sequences alive at each step, int64 (seq_len,) on the CPU, decreasing, as
             `PackedSequence.batch_sizes`; None for a padded input.
+        memory: "keep" keeps the gates of every step for backward, beside the states; "recompute" keeps the states
+            alone, and backward computes the gates again, many steps in one product.
 
     All floating tensors share one dtype (float16, bfloat16, float32, float64) and one device. Under autocast they are
     cast first, see `autocast_dtype`.
@@ -47,11 +50,12 @@ def gru(
         h_n: each sequence's last state, (batch, hidden_size).
 
     Raises:
-        ValueError: unknown variant or schedule; input's dtype differs from that of the weights.
+        ValueError: unknown variant, schedule or memory; input's dtype differs from that of the weights.
         RuntimeError: a shape, dtype or device does not fit; the schedule asked for by name cannot run here.
     """
     check_variant(variant)
     check_schedule(schedule)
+    check_memory(memory)
     if torch._C._is_any_autocast_enabled():
         dtype = autocast_dtype(input, h0, w_ih)
         if dtype is not None:
@@ -59,7 +63,9 @@ def gru(
             b_ih, b_hh = (None if b is None else b.to(dtype) for b in (b_ih, b_hh))
     _check(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
     weights = (w_ih, w_hh, b_ih, b_hh)
-    return operators.gru(input, h0, weights, batch_sizes, variant=variant, schedule=schedule, reverse=reverse)
+    return operators.gru(
+        input, h0, weights, batch_sizes, variant=variant, schedule=schedule, reverse=reverse, memory=memory
+    )
 
 
 def gru_cell(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import gru, gru_cell
-from .plan import check_schedule
+from .plan import check_memory, check_schedule
 from .reference import check_variant
 
 
@@ -22,6 +22,7 @@ class GRU(nn.RNNBase):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as `nn.GRU`.
         variant: "torch" (nn.GRU's equations), "cho" or "chung"; see `trigru.reference`.
         schedule: "auto", or a schedule by name; see `trigru.explain`.
+        memory: "keep", or "recompute" to keep less for backward and compute it again; see `trigru.gru`.
 
     Inputs: input, hx
         input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first, unbatched (seq_len,
@@ -33,8 +34,8 @@ class GRU(nn.RNNBase):
         output: as input, with directions * hidden_size features. h_n: as hx.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `nn.GRU`; ValueError for an unknown variant or schedule; RuntimeError
-            for a schedule by name that cannot run here.
+        ValueError, TypeError, RuntimeError: as `nn.GRU`; ValueError for an unknown variant, schedule or
+            memory; RuntimeError for a schedule by name that cannot run here.
 
     Example:
         >>> layer = trigru.GRU(8, 16, batch_first=True)
@@ -42,6 +43,8 @@ class GRU(nn.RNNBase):
         >>> output.shape, h_n.shape
         (torch.Size([2, 5, 16]), torch.Size([1, 2, 16]))
     """
+
+    memory = "keep"  # of modules that were swapped in
 
     def __init__(
         self,
@@ -57,9 +60,11 @@ class GRU(nn.RNNBase):
         *,
         variant: str = "torch",
         schedule: str = "auto",
+        memory: str = "keep",
     ) -> None:
         check_variant(variant)
         check_schedule(schedule)
+        check_memory(memory)
         super().__init__(
             "GRU",
             input_size,
@@ -74,6 +79,7 @@ class GRU(nn.RNNBase):
         )
         self.variant = variant
         self.schedule = schedule
+        self.memory = memory
 
     def flatten_parameters(self) -> None:
         """Accepted as in `nn.GRU`; does nothing, since no kernel here needs the weights in one buffer."""
@@ -85,6 +91,8 @@ class GRU(nn.RNNBase):
             text += f", variant={self.variant!r}"
         if self.schedule != "auto":
             text += f", schedule={self.schedule!r}"
+        if self.memory != "keep":
+            text += f", memory={self.memory!r}"
         return text
 
     def forward(self, input, hx=None):  # type: ignore[no-untyped-def]
@@ -173,6 +181,7 @@ class GRU(nn.RNNBase):
                     *self._weights(index),
                     variant=self.variant,
                     schedule=self.schedule,
+                    memory=self.memory,
                     reverse=direction == 1,
                     batch_sizes=batch_sizes,
                 )

@@ -288,15 +288,15 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        output, h_n, reserve = _forward(*arguments, True)
+        output, h_n, reserve = _forward(*arguments)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[:7], output, reserve)
-        ctx.options = arguments[7:]
+        ctx.options = arguments[7:10]
         return output, h_n
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):
-        return _differentiate(ctx, grad_output, grad_h_n)[:10]
+        return _differentiate(ctx, grad_output, grad_h_n)
 
 
 _PLAIN_TYPES = (Tensor, Parameter, type(None))
@@ -346,19 +346,21 @@ def gru(
     variant: str,
     schedule: str,
     reverse: bool,
+    memory: str,
 ) -> tuple[Tensor, Tensor]:
-    """One layer in one direction; gate values are kept only where a gradient can be asked for."""
+    """One layer in one direction; gate values are kept only where a gradient can be asked for, with memory="keep"."""
     w_ih, w_hh, b_ih, b_hh = weights
     tensors = (input, h0, w_ih, w_hh, b_ih, b_hh)
     if _needs_reference(tensors):
         return run_reference(*tensors, batch_sizes, variant=variant, reverse=reverse)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    keep = save and memory == "keep"
     if not _is_plain(tensors):
-        return torch.ops.trigru.gru(*tensors, batch_sizes, variant, schedule, reverse, save)[:2]
+        return torch.ops.trigru.gru(*tensors, batch_sizes, variant, schedule, reverse, keep)[:2]
     if input.shape[0] == 1 and batch_sizes is None and input.is_cpu and (variant, schedule) == ("torch", "auto"):
         # A single step has nothing to hoist, and torch's own needs no setting up: generation is made of such calls.
         h_n = torch.gru_cell(input[0], h0, *weights)
         return h_n.unsqueeze(0).clone(), h_n
     if save:
-        return _Layer.apply(*tensors, batch_sizes, variant, schedule, reverse)
+        return _Layer.apply(*tensors, batch_sizes, variant, schedule, reverse, keep)
     return _forward(*tensors, batch_sizes, variant, schedule, reverse, False)[:2]

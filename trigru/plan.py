@@ -20,6 +20,9 @@ SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What Triton kernels compute in."""
 
+MEMORY = ("keep", "recompute")
+"""What forward keeps for backward beside its output: the gates of every step, or nothing."""
+
 DIRECTIONS = ("forward", "backward")
 MICRO = 1e6
 
@@ -49,6 +52,12 @@ def check_schedule(schedule: str) -> None:
     """Raise ValueError unless `schedule` is one of SCHEDULES."""
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule: expected one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
+
+
+def check_memory(memory: str) -> None:
+    """Raise ValueError unless `memory` is one of MEMORY."""
+    if memory not in MEMORY:
+        raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {memory!r}")
 
 
 def candidates(device: Device, layer: cost.Layer, direction: str = "forward") -> list[Candidate]:

@@ -1,0 +1,106 @@
+"""What the eager schedule's forward and backward agree on: rows, chunks, dtype, order and scale of the gates."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 18
+"""Elements of one plane of a chunk, at most (but one step at least)."""
+
+CHUNK_STEPS = 64
+"""Steps of a chunk, at most: views of a step's buffers are made once and serve every chunk."""
+
+REUSE_ELEMENTS = 1 << 13
+"""Elements of a step up to which gates are computed in such reused buffers and then copied to the reserve; above, the
+copies cost more than the views."""
+
+SIGMOID_ELEMENTS = 512
+"""Elements of a step from which sigmoid is faster than tanh (float32 on an AMD CPU: 8 times at 32768)."""
+
+
+class Chunk(NamedTuple):
+    """Consecutive steps: the first one, the rows [start, stop) of all, and the batch size of each."""
+
+    first: int
+    start: int
+    stop: int
+    sizes: tuple[int, ...]
+
+
+class Layout:
+    """What forward and backward must agree on: rows, chunks, dtype of the arithmetic, order and scale of the gates."""
+
+    def __init__(self, input: Tensor, h0: Tensor, batch_sizes: Tensor | None, variant: str, reverse: bool) -> None:
+        batch, self.hidden_size = h0.shape
+        self.variant, self.reverse, self.packed = variant, reverse, batch_sizes is not None
+        self.sizes = [batch] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
+        self.offsets = [0, *accumulate(self.sizes)]
+        self.dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+        self.reset_after = variant == "torch"
+        self.planes = 4 if self.reset_after else 3
+        elements = batch * self.hidden_size
+        self.by_sigmoid = input.device.type == "cpu" and elements >= SIGMOID_ELEMENTS
+        self.reuse = self.dtype != input.dtype or elements <= REUSE_ELEMENTS
+        self.scale = (1, -1 if variant == "chung" else 1, 2 if self.by_sigmoid else 1)
+
+    def chunks(self) -> list[Chunk]:
+        """All chunks, from the first step to the last."""
+        rows = CHUNK_ELEMENTS // self.hidden_size
+        steps = max(1, min(CHUNK_STEPS if self.reuse else rows, rows // max(self.sizes[0], 1)))
+        sizes, offsets = self.sizes, self.offsets
+        return [
+            Chunk(t, offsets[t], offsets[min(t + steps, len(sizes))], tuple(sizes[t : t + steps]))
+            for t in range(0, len(sizes), steps)
+        ]
+
+    def rows(self, x: Tensor, chunk: Chunk) -> Tensor:
+        """The rows of `chunk` of a tensor shaped as the input, contiguous."""
+        if self.packed:
+            return x[chunk.start : chunk.stop].to(self.dtype).contiguous()
+        return x[chunk.first : chunk.first + len(chunk.sizes)].to(self.dtype).reshape(-1, x.shape[-1])
+
+    def before(self, states: Tensor, h0: Tensor, chunk: Chunk) -> Tensor:
+        """The state that each row of `chunk` started from."""
+        pieces, last = [], len(self.sizes) - 1
+        if not self.packed:
+            shift = self.sizes[0] if self.reverse else -self.sizes[0]
+            start, stop = max(chunk.start + shift, 0), min(chunk.stop + shift, self.offsets[-1])
+            pieces = [states[start:stop]]
+            if stop - start < chunk.stop - chunk.start:
+                pieces.insert(len(pieces) if self.reverse else 0, h0)
+        else:
+            for t, size in enumerate(chunk.sizes, chunk.first):
+                source = t + 1 if self.reverse else t - 1
+                held = min(size, self.sizes[source]) if 0 <= source <= last else 0
+                if held:
+                    pieces.append(states[self.offsets[source] : self.offsets[source] + held])
+                pieces.append(h0[held:size])
+        return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(self.dtype)
+
+    def scaled(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gates' parts of a weight or bias, as they are used."""
+        return tuple(  # type: ignore[return-value]
+            part if s == 1 else part * s for s, part in zip(self.scale, w.to(self.dtype).chunk(3), strict=True)
+        )
+
+    def stack(self, w: Tensor) -> Tensor:
+        """A weight or bias as it is used, gates in the order r, z, n."""
+        return w.to(self.dtype).contiguous() if self.scale == (1, 1, 1) else torch.cat(self.scaled(w))
+
+    def recurrent(self, w_hh: Tensor) -> Tensor:
+        """The recurrent weights as they are used: gates in the order of the first planes of a row."""
+        if not self.reset_after:
+            return self.stack(w_hh)
+        r, z, n = self.scaled(w_hh)
+        return torch.cat([n, r, z])
+
+    def unscale_(self, d: Tensor) -> Tensor:
+        """From a derivative by a scaled weight (gates r, z, n) that by the weight itself, in place."""
+        for s, part in zip(self.scale, d.chunk(3), strict=True):
+            if s != 1:
+                part.mul_(s)
+        return d
