@@ -18,11 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import KernelTimeout
 from .exchange import ERROR_WORD
-
-
-class KernelTimeout(RuntimeError):
-    """A program of a persistent kernel waited in vain for the others; the results of that launch are not valid."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from .explain import explain
 from .functional import gru
+from .kernels.errors import KernelTimeout
 from .modules import GRU, GRUCell
 from .reference import VARIANTS
 from .swap import swap, unswap
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "VARIANTS", "GRUCell", "__version__", "explain", "gru", "swap", "unswap"]
+__all__ = ["GRU", "VARIANTS", "GRUCell", "KernelTimeout", "__version__", "explain", "gru", "swap", "unswap"]
