@@ -242,6 +242,19 @@ def test_torch_func_as_nn(transform):
     assert same(TRANSFORMS[transform](ours), TRANSFORMS[transform](theirs))
 
 
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_cells_under_torch_func(variant):
+    cell = trigru.GRUCell(3, 4, variant=variant, dtype=torch.float64)
+    xs, hs, tangent = data(5, 2, 3), data(5, 2, 4), data(2, 3)
+    assert same(vmap(cell)(xs, hs), looped(cell, xs, hs))
+    assert same(
+        hessian(lambda x: cell(x).sum())(xs[0]), torch.autograd.functional.hessian(lambda x: cell(x).sum(), xs[0])
+    )
+    pushed = jvp(cell, (xs[0],), (tangent,))[1]
+    jacobian = torch.autograd.functional.jacobian(cell, xs[0])
+    assert same(pushed, torch.einsum("bhci,ci->bh", jacobian, tangent))
+
+
 def looped(call, *batched):
     return torch.stack([call(*sample) for sample in zip(*batched, strict=True)])
 

@@ -127,6 +127,13 @@ def test_swapping_twice_changes_nothing_and_modules_of_trigru_stay():
     assert [m.schedule for m in model] == ["eager", "auto"]
 
 
+def test_swapping_back_leaves_nothing_behind():
+    plain = nn.GRU(5, 7)
+    for layer in (trigru.GRU(5, 7), trigru.swap(nn.GRU(5, 7))):
+        assert vars(trigru.unswap(layer)).keys() == vars(plain).keys()
+    assert vars(trigru.unswap(trigru.GRUCell(5, 7))).keys() == vars(nn.GRUCell(5, 7)).keys()
+
+
 def test_a_variant_is_computed_and_cannot_be_swapped_back():
     model = trigru.swap(nn.Sequential(nn.GRU(5, 7), nn.GRUCell(5, 7)), variant="cho")
     x = torch.randn(3, 2, 5)

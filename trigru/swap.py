@@ -80,7 +80,7 @@ def unswap(model: Model) -> Model:
     for name, module in found:
         theirs = _THEIRS[_plain_class(module)]
         _set_class(module, theirs)
-        for option in ("variant", "schedule"):
+        for option in ("variant", "schedule", "memory"):
             vars(module).pop(option, None)
         _LOG.info("swapped back: %s is now %s", _where(name, module), theirs)
     return model
