@@ -152,14 +152,13 @@ def step(model, x):
     model(x).square().mean().backward()
 
 
-def distribute(rank: int, port: int) -> None:
+def distribute(rank: int, meeting: str) -> None:
     """One of two processes: gradients under DDP and FSDP2 of half the batch each, against those of the whole batch."""
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    dist.init_process_group("gloo", store=dist.FileStore(meeting, 2), rank=rank, world_size=2)
     try:
         torch.manual_seed(0)
         model, x = Tagger(), torch.randn(6, 5, 4)
@@ -177,8 +176,5 @@ def distribute(rank: int, port: int) -> None:
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo")
-def test_two_processes_find_the_gradients_of_one():
-    free = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
-    port = free.port
-    del free
-    torch.multiprocessing.spawn(distribute, (port,), nprocs=2)
+def test_two_processes_find_the_gradients_of_one(tmp_path):
+    torch.multiprocessing.spawn(distribute, (str(tmp_path / "meeting"),), nprocs=2)
