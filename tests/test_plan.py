@@ -1,0 +1,110 @@
+"""The planner: pure, so every device's plan is tested without one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import trigru
+from trigru import cost, plan
+from trigru.cli import main
+from trigru.devices import PRESETS, preset
+
+HALVES = (torch.bfloat16, torch.float16)
+SIZES = [(batch, hidden_size) for batch in (1, 16, 64, 512) for hidden_size in (32, 100, 128, 512, 1000, 1024, 2048)]
+LAYERS = [
+    cost.Layer(variant, dtype, batch, hidden_size, precision=precision)
+    for variant in trigru.VARIANTS
+    for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
+    for batch, hidden_size in SIZES
+]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_layer_has_a_plan_on_every_device_that_has_its_dtype(name):
+    device = preset(name)
+    for layer, direction in itertools.product(LAYERS, plan.DIRECTIONS):
+        found = plan.candidates(device, layer, direction)
+        assert {c.schedule for c in found} == {"stepwise", "resident", "persistent"}
+        runnable = [c for c in found if c.obstacle is None]
+        assert bool(runnable) == (device.has_bfloat16 or layer.dtype != torch.bfloat16)
+        assert found[: len(runnable)] == sorted(runnable, key=lambda c: c.seconds)
+        for c in runnable:
+            assert c.seconds > 0
+            if c.schedule == "persistent":
+                programs = c.config.grid(layer.hidden_size, layer.batch)[0]
+                assert programs <= device.multiprocessors
+                assert c.turns * device.multiprocessors >= c.step.programs
+            if c.schedule == "resident":
+                assert c.config.shared_bytes(layer.dtype, layer.hidden_size) <= device.shared_per_block
+
+
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+@pytest.mark.parametrize("direction", plan.DIRECTIONS)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_persistent_reaches_1024_hidden_units_on_an_h100(dtype, direction, variant):
+    for batch in (1, 16, 32):
+        found = plan.candidates(preset("H100"), cost.Layer(variant, dtype, batch, 1024), direction)
+        assert found[0].schedule == "persistent"
+    tf32 = cost.Layer(variant, torch.float32, 16, 512, precision="tf32")
+    assert plan.candidates(preset("H100"), tf32, direction)[0].schedule == "persistent"
+
+
+@pytest.mark.parametrize(
+    ("device", "layer", "schedule", "reason"),
+    [
+        ("T4", cost.Layer("torch", torch.bfloat16, 16, 128), "stepwise", "T4 has no bfloat16"),
+        ("T4", cost.Layer("torch", torch.float16, 16, 128), "persistent", "compute capability 8.0"),
+        ("L4", cost.Layer("torch", torch.float16, 16, 128), "resident", "shared memory a program, 99 are there"),
+        ("H100", cost.Layer("torch", torch.float16, 16, 256), "resident", "shared memory a program, 227 are there"),
+        ("H100", cost.Layer("torch", torch.float32, 16, 256), "persistent", "float32 without TF32"),
+        ("H100", cost.Layer("torch", torch.float16, 16, 2048), "persistent", "spill above hidden_size 1024"),
+        ("L4", cost.Layer("torch", torch.float16, 16, 1024), "persistent", "64 programs .* together, 58 can"),
+    ],
+)
+def test_what_does_not_fit_says_why(device, layer, schedule, reason):
+    found = {c.schedule: c for c in plan.candidates(preset(device), layer)}
+    with pytest.raises(AssertionError, match=reason):
+        assert not found[schedule].obstacle, found[schedule].obstacle
+
+
+def test_counts_of_a_step_are_those_of_the_schedules():
+    layer = cost.Layer("torch", torch.bfloat16, 16, 512)
+    step = cost.persistent(layer, 16, 16)
+    assert (step.launches, step.exchanges, step.programs) == (0, 1, 32)
+    # The floor of loads (573,440 bytes: gate inputs once, the state once a program) and as much again stored.
+    assert step.total_l2_bytes == 573_440 + 3 * 16 * 512 * 2
+    assert cost.stepwise(layer, 32, 16).launches == 1
+    assert cost.resident(layer, 16).exchanges == 0
+    cho = cost.Layer("cho", torch.bfloat16, 16, 512)
+    assert cost.persistent(cho, 16, 16).exchanges == 2
+    assert cost.stepwise(cho, 32, 16).launches == 2
+
+
+def test_more_of_anything_never_costs_less():
+    device = preset("H100")
+    for variant, hidden_size in itertools.product(trigru.VARIANTS, (64, 512)):
+        times = [
+            cost.time(cost.persistent(layer, 16, 16), device, layer)
+            for batch in (1, 16, 64, 512)
+            for layer in [cost.Layer(variant, torch.bfloat16, batch, hidden_size)]
+        ]
+        assert times == sorted(times)
+
+
+def test_presets_have_forgiving_names():
+    assert preset("rtx4090") is preset("RTX 4090") is PRESETS["RTX 4090"]
+    assert preset("h100").target == "sm_90"
+    with pytest.raises(ValueError, match=r"device: expected one of A100.*got 'H1000'"):
+        preset("H1000")
+
+
+def test_explain_prints_the_candidates_as_predictions(capsys):
+    assert main(["explain", "--device", "h100", "--hidden", "512", "--batch", "64", "--dtype", "bf16"]) == 0
+    text = capsys.readouterr().out
+    assert "Predictions" in text
+    assert "not measurements" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["persistent", "stepwise", "resident"]
