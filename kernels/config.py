@@ -81,11 +81,13 @@ def resident_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Residen
 @dataclass(frozen=True)
 class PersistentConfig:
     """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its
-    warps."""
+    warps. A launch has at most `tiles_at_once` batch tiles (None: all), because all its programs must be on the device
+    together; others follow in launches of their own."""
 
     block_h: int = 16
     block_b: int = 16
     num_warps: int = 8
+    tiles_at_once: int | None = None
 
     @staticmethod
     def largest(dtype: torch.dtype) -> int:
@@ -93,7 +95,8 @@ class PersistentConfig:
         return 1024 if dtype.itemsize == 2 else 512
 
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
-        """Number of programs along hidden units and sequences; all of them must be on the device together."""
+        """Number of programs along hidden units and sequences; those along hidden units must be on the device
+        together."""
         return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)
 
     def depth(self, hidden_size: int, dtype: torch.dtype) -> int:

@@ -1,4 +1,6 @@
-"""The persistent schedule's host side: buffers, the reserved pattern, one cooperative launch, its error word."""
+"""The persistent schedule's host side: buffers, the reserved pattern, cooperative launches, their error word.
+
+One launch runs the whole sequence for as many batch tiles as fit on the device together; more tiles take turns."""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def forward(
         variant, reverse: as in trigru/reference.py.
         save: also return what `backward` needs.
         precision: "tf32", how float32 is multiplied; "ieee" is refused.
-        config: tile sizes. All programs of the grid must fit on the device together.
+        config: tile sizes. All programs of `config.tiles_at_once` batch tiles must fit on the device together.
         spins: looks after which a wait gives up.
 
     Returns:
@@ -148,6 +150,12 @@ def _start(
         "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
         "SPINS": spins,
     }
-    grid = config.grid(hidden_size, batch)
-    launch(kernel, grid, args, constexprs | tiles, num_warps=config.num_warps, num_stages=1, cooperative=True)
-    watch(f"{kernel.__name__} on {grid[0]} x {grid[1]} programs, T={steps.seq_len}, B={batch}, H={hidden_size}", status)
+    programs, batch_tiles = config.grid(hidden_size, batch)
+    at_once = config.tiles_at_once or batch_tiles
+    for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
+        grid = programs, min(at_once, batch_tiles - first)
+        turn = args | {"first_tile": first}
+        launch(kernel, grid, turn, constexprs | tiles, num_warps=config.num_warps, num_stages=1, cooperative=True)
+    # One status buffer for all turns: an expiry in one makes the waits of later turns short.
+    sizes = f"T={steps.seq_len}, B={batch}, H={hidden_size}"
+    watch(f"{kernel.__name__} on {programs} x {batch_tiles} programs, {sizes}", status)

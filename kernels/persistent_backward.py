@@ -33,7 +33,7 @@ mask,                GATES: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr)
     return dy, h, r, z, n, an
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "first_tile"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -47,6 +47,7 @@ def backward_torch(
     status_ptr,  # see exchange.py
     T,
     B,
+    first_tile,  # number of the launch's first batch tile
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
@@ -62,7 +63,7 @@ def backward_torch(
 ):
     """Variant "torch": one exchange a step."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
     own = b[:, None] * H + j[None, :]
     own_gate = b[:, None] * (3 * H) + j[None, :]
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
@@ -129,7 +130,7 @@ def backward_torch(
     tl.store(d_state_ptr + own, dh, mask=exists)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "first_tile"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -142,6 +143,7 @@ def backward_reset_first(
     status_ptr,  # see exchange.py
     T,
     B,
+    first_tile,  # number of the launch's first batch tile
     H: tl.constexpr,
     VARIANT: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -159,7 +161,7 @@ def backward_reset_first(
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
     own = b[:, None] * H + j[None, :]
     own_gate = b[:, None] * (3 * H) + j[None, :]
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)

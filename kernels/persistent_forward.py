@@ -44,7 +44,7 @@ def state_pointers(output_ptr, h0_ptr, b, row_before, carried, first, H: tl.cons
         return tl.where(first, h0_ptr, before) + b * H
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "first_tile"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -56,6 +56,7 @@ def forward_torch(
     status_ptr,  # see exchange.py
     T,
     B,
+    first_tile,  # number of the launch's first batch tile
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
@@ -73,7 +74,7 @@ def forward_torch(
 ):
     """Variant "torch": one exchange a step, one product for the three gates."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
     own = b[:, None] * H + j[None, :]
     own_gate = b[:, None] * (3 * H) + j[None, :]
     own_reserve = b[:, None] * (4 * H) + j[None, :]
@@ -121,7 +122,7 @@ def forward_torch(
         row_before, count_before = row, count
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "first_tile"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -133,6 +134,7 @@ def forward_reset_first(
     status_ptr,  # see exchange.py
     T,
     B,
+    first_tile,  # number of the launch's first batch tile
     H: tl.constexpr,
     VARIANT: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -151,7 +153,7 @@ def forward_reset_first(
     """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
     gate's product runs while the second is on its way."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
     own = b[:, None] * H + j[None, :]
     own_gate = b[:, None] * (3 * H) + j[None, :]
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)

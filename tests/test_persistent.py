@@ -13,6 +13,8 @@ from trigru.kernels.launch import using
 from trigru.kernels.steps import Steps
 from trigru.kernels.watch import KernelTimeout
 
+from trigru import cost, plan
+from trigru.devices import PRESETS
 from trigru.reference import VARIANTS
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
@@ -105,6 +107,39 @@ def test_more_programs_than_the_device_holds_are_refused():
     case = recurrence(2, 16, 64)
     with using(ptx_launcher(arch=90, resident_programs=3)), pytest.raises(PtxError, match="4 programs, at most 3"):
         case.run(persistent, PersistentConfig(num_warps=2))
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_batches_that_do_not_fit_at_once_take_turns(variant, packed):
+    case = recurrence(3, 40, 48, variant=variant, packed=packed)
+    launcher = ptx_launcher(arch=90, seed=2, resident_programs=3)  # those of one batch tile
+    with using(launcher):
+        errors = case.errors(case.run(persistent, PersistentConfig(num_warps=2, tiles_at_once=1)))
+    assert max(errors.values()) <= TOLERANCE[case.h0.dtype], errors
+    assert [launch["grid"] for launch in launcher.launches] == [(3, 1)] * 6
+    with using(ptx_launcher(arch=90, resident_programs=3)), pytest.raises(PtxError, match="9 programs, at most 3"):
+        case.run(persistent, PersistentConfig(num_warps=2))
+
+
+def test_the_last_turn_has_the_tiles_that_are_left():
+    case = recurrence(2, 40, 32)
+    launcher = ptx_launcher(arch=90, seed=3, resident_programs=4)
+    with using(launcher):
+        errors = case.errors(case.run(persistent, PersistentConfig(num_warps=2, tiles_at_once=2)))
+    assert max(errors.values()) <= TOLERANCE[case.h0.dtype], errors
+    assert [launch["grid"] for launch in launcher.launches] == [(2, 2), (2, 1)] * 2
+
+
+@pytest.mark.parametrize("device", ["A100", "H100", "L4"])
+@pytest.mark.parametrize("hidden_size", [32, 512, 768])
+def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size):
+    layer = cost.Layer("torch", torch.bfloat16, 256, hidden_size)
+    (planned,) = [c for c in plan.candidates(PRESETS[device], layer) if c.schedule == "persistent"]
+    programs, tiles = planned.config.grid(hidden_size, 256)
+    assert planned.obstacle is None
+    assert programs * planned.config.tiles_at_once <= PRESETS[device].multiprocessors
+    assert planned.turns == -(-tiles // planned.config.tiles_at_once)
 
 
 def test_exact_float32_is_refused():

@@ -45,6 +45,7 @@ class Step:
     l2_bytes: int  # a program
     shared_bytes: int  # read by a program out of shared memory
     flops: int  # a program
+    together: int = 1  # programs that wait for each other, and so must be on the device together
 
     @property
     def total_l2_bytes(self) -> int:
@@ -74,13 +75,15 @@ def persistent(layer: Layer, block_h: int, block_b: int) -> Step:
     """No launch; W_hh stays on chip, what the programs of a batch tile computed goes through L2."""
     size = layer.dtype.itemsize
     state = layer.exchanges * block_b * layer.hidden_size
+    together = _cdiv(layer.hidden_size, block_h)
     return Step(
         launches=0,
         exchanges=layer.exchanges,
-        programs=_cdiv(layer.hidden_size, block_h) * _cdiv(layer.batch, block_b),
+        programs=together * _cdiv(layer.batch, block_b),
         l2_bytes=size * (state + 2 * GATES * block_h * block_b),
         shared_bytes=size * (GATES * block_h * layer.hidden_size + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
+        together=together,
     )
 
 
@@ -99,7 +102,8 @@ def resident(layer: Layer, block_b: int) -> Step:
 
 def turns(step: Step, device: Device) -> int:
     """How many times the device has to be filled for all programs to have run."""
-    return _cdiv(step.programs, device.multiprocessors)
+    groups_at_once = max(1, device.multiprocessors // step.together)
+    return _cdiv(step.programs // step.together, groups_at_once)
 
 
 def time(step: Step, device: Device, layer: Layer) -> float:

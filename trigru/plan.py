@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -101,6 +101,7 @@ def _resident(device: Device, layer: cost.Layer) -> _Row:
 def _persistent(device: Device, layer: cost.Layer) -> _Row:
     config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
     programs, _ = config.grid(layer.hidden_size, layer.batch)
+    config = replace(config, tiles_at_once=max(1, device.multiprocessors // programs))
     largest = config.largest(layer.dtype)
     obstacle = None
     if layer.dtype == torch.float32 and layer.precision != "tf32":
