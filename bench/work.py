@@ -1,6 +1,6 @@
 """Count the work of one time step: the kernels' compiled code, executed from its PTX on the CPU.
 
-    python -m trigru.bench.work [--arch 80 90] [--hidden 256 512] [--batch 16 32] [--json FILE]
+    python -m trigru.bench.work [--schedule persistent] [--arch 80 90] [--hidden 256 512] [--batch 16 32] [--json FILE]
 
 Counts, not times: the longest path of a warp, the instructions of all warps, the bytes that go to and from global
 memory, the barriers of a program. It runs from a checkout, because the executor is among its tests. How the floor of
@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -21,11 +22,14 @@ from typing import Any
 
 import torch
 from trigru.kernels import launch, stepwise
-from trigru.kernels.config import cdiv, stepwise_config
+from trigru.kernels.config import cdiv, persistent_config, stepwise_config
 from trigru.kernels.steps import Steps
 
 from trigru.inspect import DTYPES
 from trigru.reference import VARIANTS
+from trigru.tables import markdown
+
+from . import work_persistent
 
 SEQ_LEN = 3  # the second step is neither the first nor the last
 
@@ -131,7 +135,7 @@ def of_launches(
     return rows
 
 
-def measure(arch: int, variant: str, dtype: str, hidden_size: int, batch: int) -> list[Work]:
+def measure_stepwise(arch: int, variant: str, dtype: str, hidden_size: int, batch: int) -> list[Work]:
     """Run a forward and a backward on random numbers, and count."""
     launcher = _executor().ptx_launcher(arch, checks=False, races=False)  # checked in the tests; quicker without
     number, precision = DTYPES[dtype]
@@ -149,6 +153,43 @@ def measure(arch: int, variant: str, dtype: str, hidden_size: int, batch: int) -
         output, reserve = stepwise.forward(gates_in, h0, w_hh, bias, steps, save=True, **options)
         stepwise.backward(torch.randn_like(output), torch.randn_like(h0), h0, w_hh, steps, output, reserve, **options)
     return of_launches(launcher.launches, SEQ_LEN, variant, dtype, hidden_size, batch)
+
+
+def measure_persistent(arch: int, variant: str, dtype: str, hidden_size: int, batch: int) -> list[Work]:
+    """Run a forward and a backward on random numbers, twice, and count the difference that a step makes."""
+    number, precision = DTYPES[dtype]
+    config = persistent_config(number, batch, hidden_size)
+    rows = []
+    launcher = partial(_executor().ptx_launcher, checks=False, races=False)
+    for step in work_persistent.measure(launcher, arch, variant, number, precision, hidden_size, batch):
+        loads, stores = work_persistent.floor(step["kernel"], hidden_size, batch, number.itemsize, config.block_h)
+        rows.append(
+            Work(
+                target=f"sm_{arch}",
+                kernel=step["kernel"],
+                schedule="persistent",
+                direction=step["kernel"].split("_")[0],
+                variant=variant,
+                dtype=dtype,
+                hidden_size=hidden_size,
+                batch=batch,
+                block_h=config.block_h,
+                block_b=config.block_b,
+                num_warps=step["num_warps"],
+                programs=step["programs"],
+                path=step["critical_path"],
+                instructions=step["instructions"],
+                barriers=step["barriers"],
+                load_bytes=step["global_load_bytes"],
+                load_floor=loads,
+                store_bytes=step["global_store_bytes"],
+                store_floor=stores,
+            )
+        )
+    return rows
+
+
+MEASURES = {"stepwise": measure_stepwise, "persistent": measure_persistent}
 
 
 def _executor() -> Any:
@@ -179,25 +220,14 @@ HEADINGS = {
 
 
 def table(rows: Sequence[Work]) -> str:
-    """The rows as a table with aligned columns, in Markdown."""
-    lines = [list(HEADINGS.values())]
-    lines += [[_shown(getattr(row, name)) for name in HEADINGS] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    rule = ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [text[0], rule, *text[1:]])
-
-
-def _shown(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    """The rows as a table."""
+    return markdown(list(HEADINGS.values()), [[getattr(row, name) for name in HEADINGS] for row in rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schedule", choices=MEASURES, default="stepwise", help="(default: %(default)s)")
     parser.add_argument("--arch", nargs="+", type=int, choices=(80, 90), default=[80, 90])
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16"])
@@ -207,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows: list[Work] = []
     for case in product(args.arch, args.variant, args.dtype, args.hidden, args.batch):
-        rows += measure(*case)
+        rows += MEASURES[args.schedule](*case)
     print(table(rows))
     if args.json is not None:
         args.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))

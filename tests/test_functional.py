@@ -51,7 +51,11 @@ def test_explain_says_what_runs_and_why():
     assert (told.schedule, told.device, told.dtype, told.variant) == ("eager", x.device, x.dtype, "cho")
     assert "on cpu" in told.reason
     assert "eager" in str(told)
-    assert trigru.explain(trigru.GRUCell(5, 7), x[0]).schedule == "eager"
+    assert trigru.explain(trigru.GRUCell(5, 7), x[0]).schedule == "torch.gru_cell"
+    assert trigru.explain(trigru.GRUCell(5, 7, variant="cho"), x[0]).schedule == "reference"
+    assert trigru.explain(trigru.GRU(5, 7), x[:1]).schedule == "torch.gru_cell"
+    assert trigru.explain(trigru.GRU(5, 7, batch_first=True), x[:1]).schedule == "eager"
+    assert trigru.explain(trigru.GRU(5, 7), x[:, 0]).schedule == "eager"
     assert trigru.explain(trigru.GRU(5, 7), pack_sequence([x[:, 0], x[:2, 1]])).schedule == "eager"
     assert trigru.explain(trigru.gru, x, torch.zeros(2, 7)).schedule == "eager"
     assert trigru.explain(trigru.GRU(5, 7, schedule="eager"), x).reason == "asked for by name"

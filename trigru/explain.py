@@ -14,7 +14,7 @@ from .cost import Layer
 from .devices import PRESETS, preset
 from .functional import gru
 from .modules import GRU, GRUCell
-from .plan import DIRECTIONS, candidates, choose
+from .plan import DIRECTIONS, candidates, choose, is_for_torch_cell
 from .reference import VARIANTS
 from .tables import markdown
 
@@ -49,22 +49,32 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
         >>> trigru.explain(trigru.GRU(8, 16), torch.randn(5, 2, 8)).schedule
         'eager'
     """
-    data = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(input, PackedSequence):
+        data, sizes, packed = input.data, (len(input.batch_sizes), int(input.batch_sizes[0])), True
+    else:
+        data, packed = input, False
+        sizes = (data.shape[0], data.shape[1] if data.dim() == 3 else 1)
+        if isinstance(call, GRU) and call.batch_first and data.dim() == 3:
+            sizes = sizes[::-1]
     if call is gru:
         h0 = kwargs["h0"] if "h0" in kwargs else args[0]
         variant, schedule = kwargs.get("variant", "torch"), kwargs.get("schedule", "auto")
-        batch, hidden_size = h0.shape
+        hidden_size = h0.shape[1]
+        sizes = (sizes[0], h0.shape[0])
     elif isinstance(call, GRU):
         variant, schedule, hidden_size = call.variant, call.schedule, call.hidden_size
-        if isinstance(input, PackedSequence):
-            batch = int(input.batch_sizes[0])
-        else:
-            batch = 1 if input.dim() == 2 else input.shape[0 if call.batch_first else 1]
     elif isinstance(call, GRUCell):
         variant, schedule, hidden_size = call.variant, "auto", call.hidden_size
-        batch = 1 if data.dim() == 1 else data.shape[0]
+        sizes = (1, 1 if data.dim() == 1 else data.shape[0])
+        if data.is_cpu and variant != "torch":
+            reason = "a single step on a CPU has nothing to hoist, the reference runs it"
+            return Explanation("reference", data.device, data.dtype, variant, reason)
     else:
         raise TypeError(f"call: expected a trigru.GRU, a trigru.GRUCell or trigru.gru, got {type(call).__name__}")
+    seq_len, batch = sizes
+    if not packed and is_for_torch_cell(seq_len, data.device, variant, schedule):
+        reason = "a single step on a CPU has nothing to hoist, torch's own runs it"
+        return Explanation("torch.gru_cell", data.device, data.dtype, variant, reason)
     plan = choose(schedule, data.device, data.dtype, batch, hidden_size, variant=variant)
     return Explanation(plan.schedule, data.device, data.dtype, variant, plan.reason)
 

@@ -357,8 +357,7 @@ def gru(
     keep = save and memory == "keep"
     if not _is_plain(tensors):
         return torch.ops.trigru.gru(*tensors, batch_sizes, variant, schedule, reverse, keep)[:2]
-    if input.shape[0] == 1 and batch_sizes is None and input.is_cpu and (variant, schedule) == ("torch", "auto"):
-        # A single step has nothing to hoist, and torch's own needs no setting up: generation is made of such calls.
+    if batch_sizes is None and plan.is_for_torch_cell(input.shape[0], input.device, variant, schedule):
         h_n = torch.gru_cell(input[0], h0, *weights)
         return h_n.unsqueeze(0).clone(), h_n
     if save:

@@ -115,6 +115,12 @@ def _persistent(device: Device, layer: cost.Layer) -> _Row:
     return "persistent", config, cost.persistent(layer, config.block_h, config.block_b), obstacle
 
 
+def is_for_torch_cell(seq_len: int, device: torch.device, variant: str, schedule: str) -> bool:
+    """Whether torch's own gru_cell serves a padded call: a single step on a CPU has nothing to hoist, and torch's own
+    needs no setting up. Generation is made of such calls."""
+    return seq_len == 1 and device.type == "cpu" and (variant, schedule) == ("torch", "auto")
+
+
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton kernels cannot run on tensors of this device and dtype, or None where they can."""
     if dtype not in DTYPES:
