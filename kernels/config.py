@@ -59,8 +59,9 @@ class ResidentConfig:
     num_stages: int = 1
 
     @staticmethod
-    def largest(dtype: torch.dtype, precision: str) -> int:
-        """The largest hidden_size at which its kernels were compiled without a spilled register."""
+    def largest(dtype: torch.dtype, precision: str, hidden_size: int) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register, whatever the
+        `hidden_size` asked about."""
         return 64 if dtype == torch.float32 and precision == "ieee" else 128
 
     def shared_bytes(self, dtype: torch.dtype, hidden_size: int) -> int:
@@ -90,9 +91,13 @@ class PersistentConfig:
     tiles_at_once: int | None = None
 
     @staticmethod
-    def largest(dtype: torch.dtype) -> int:
-        """The largest hidden_size at which its kernels were compiled without a spilled register."""
-        return 1024 if dtype.itemsize == 2 else 512
+    def largest(dtype: torch.dtype, precision: str, hidden_size: int) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register, among those whose
+        rows are whole chunks of 16 bytes, or are not, as `hidden_size` says: there programs wait as a whole, which
+        takes more registers (see exchange.py). 0: none, exact float32 products do not fit."""
+        if dtype == torch.float32 and precision != "tf32":
+            return 0
+        return 2048 // dtype.itemsize if hidden_size * dtype.itemsize % 16 == 0 else 255
 
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; those along hidden units must be on the device

@@ -17,6 +17,10 @@ import triton
 
 Starter = Callable[..., None]
 
+# Triton's options of a cooperative launch. Its programs may take all registers that a thread can have: left alone, the
+# assembler makes room for several programs on a multiprocessor, and spilled a few registers for it.
+COOPERATIVE: dict[str, Any] = {"launch_cooperative_grid": True, "maxnreg": 255}
+
 _starter: ContextVar[Starter | None] = ContextVar("trigru_kernel_starter", default=None)
 
 
@@ -69,6 +73,6 @@ def launch(
     device = next(value.device for value in args.values() if isinstance(value, torch.Tensor))
     options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
     if cooperative:
-        options["launch_cooperative_grid"] = True
+        options |= COOPERATIVE
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](**args, **constexprs, **options)

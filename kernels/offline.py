@@ -19,6 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from .launch import COOPERATIVE
+
 
 def target_of(name: str) -> GPUTarget:
     """The target of a name as "sm_90" (NVIDIA) or "gfx942" (AMD's 64-lane GPUs).
@@ -49,7 +51,7 @@ class Launch:
     def options(self) -> dict[str, Any]:
         """Triton's options."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        return options | {"launch_cooperative_grid": True} if self.cooperative else options
+        return options | COOPERATIVE if self.cooperative else options
 
 
 class Recorder:

@@ -10,7 +10,7 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import await_three, await_tile, load_weights, publish
+from .exchange import await_three, await_tile, load_weights, per_thread, publish
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .parts import one_gate
 from .persistent_forward import state_pointers, step_rows, tile_mask
@@ -33,7 +33,7 @@ mask,                GATES: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr)
     return dy, h, r, z, n, an
 
 
-@triton.jit(do_not_specialize=["T", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -111,7 +111,8 @@ def backward_torch(
         source = d_gates + b * (3 * H)
         source_an = d_an_ptr + row * H + b * H
         BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
-        if X_MASKED and DEPTH * BITS > 1024:  # one look at all three, with masks, takes more registers than there are
+        # One look at all three with masks takes more registers than there are; waiting as a whole has no such look.
+        if (X_MASKED and DEPTH * BITS > 1024) or not per_thread(BITS, H):
             x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
             a = tl.dot(w_r, x, input_precision=PRECISION)
             x = await_tile(source + H, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
@@ -130,7 +131,7 @@ def backward_torch(
     tl.store(d_state_ptr + own, dh, mask=exists)
 
 
-@triton.jit(do_not_specialize=["T", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)

@@ -44,7 +44,7 @@ def state_pointers(output_ptr, h0_ptr, b, row_before, carried, first, H: tl.cons
         return tl.where(first, h0_ptr, before) + b * H
 
 
-@triton.jit(do_not_specialize=["T", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -122,7 +122,7 @@ def forward_torch(
         row_before, count_before = row, count
 
 
-@triton.jit(do_not_specialize=["T", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)

@@ -142,6 +142,32 @@ def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size):
     assert planned.turns == -(-tiles // planned.config.tiles_at_once)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "hidden_size", "why"),
+    [
+        (torch.bfloat16, 1024, None),
+        (torch.bfloat16, 1032, "above hidden_size 1024"),
+        (torch.bfloat16, 255, None),
+        (torch.bfloat16, 257, "above hidden_size 255 where rows are not multiples of 16 bytes"),
+        (torch.float32, 512, None),
+        (torch.float32, 516, "above hidden_size 512"),
+        (torch.float32, 258, "above hidden_size 255 where rows are not multiples of 16 bytes"),
+    ],
+)
+def test_the_largest_sizes_that_are_planned(dtype, hidden_size, why):
+    layer = cost.Layer("torch", dtype, 16, hidden_size, precision="tf32")
+    (planned,) = [c for c in plan.candidates(PRESETS["H100"], layer) if c.schedule == "persistent"]
+    assert (planned.obstacle or "").endswith(why or "")
+    assert (planned.obstacle is None) == (why is None)
+
+
+def test_amd_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    layer = cost.Layer("torch", torch.bfloat16, 16, 512)
+    (planned,) = [c for c in plan.candidates(PRESETS["H100"], layer) if c.schedule == "persistent"]
+    assert "NVIDIA" in planned.obstacle
+
+
 def test_exact_float32_is_refused():
     case = recurrence(2, 16, 64, dtype=torch.float32)
     with pytest.raises(ValueError, match='"tf32" only'):

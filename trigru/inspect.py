@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .kernels.config import ResidentConfig, persistent_config, resident_config, stepwise_config
+from .kernels.config import PersistentConfig, ResidentConfig, persistent_config, resident_config, stepwise_config
 from .reference import VARIANTS
 
 # How numbers are stored and multiplied. "tf32": float32 tensors, multiplied in TF32.
@@ -105,22 +105,17 @@ class Row:
 @dataclass(frozen=True)
 class Schedule:
     """A module of trigru.kernels with the host functions `forward` and `backward`; what chooses its tile sizes from
-    (dtype, batch, hidden_size); and the largest hidden size of a dtype and precision."""
+    (dtype, batch, hidden_size); and the largest hidden size of a dtype and precision among those like the one given."""
 
     module: str
     config: Callable[[torch.dtype, int, int], Any]
-    largest: Callable[[torch.dtype, str], int]
-
-
-def _persistent_largest(dtype: torch.dtype, precision: str) -> int:
-    """The size up to which a program keeps its share of W_hh on chip; exact float32 products are refused."""
-    return 1024 if dtype.itemsize == 2 else 512 if precision == "tf32" else 0
+    largest: Callable[[torch.dtype, str, int], int]
 
 
 SCHEDULES = {
-    "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision: sys.maxsize),
+    "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision, hidden_size: sys.maxsize),
     "resident": Schedule("resident", resident_config, ResidentConfig.largest),
-    "persistent": Schedule("persistent", persistent_config, _persistent_largest),
+    "persistent": Schedule("persistent", persistent_config, PersistentConfig.largest),
 }
 
 
@@ -219,9 +214,11 @@ def _row(at: tuple[Case, int]) -> Row:
 
 
 def can_compile(case: Case) -> bool:
-    """Whether the schedule runs such a layer on the target: TF32 is NVIDIA's, and schedules have a largest size."""
-    has_dtype = case.target.startswith("sm_") or case.dtype != "tf32"
-    return has_dtype and case.hidden_size <= SCHEDULES[case.schedule].largest(*DTYPES[case.dtype])
+    """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs, and
+    schedules have a largest size."""
+    has_dtype = case.target.startswith("sm_") or (case.dtype != "tf32" and case.schedule != "persistent")
+    largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], case.hidden_size)
+    return has_dtype and case.hidden_size <= largest
 
 
 # Heading and value of a column of the printed table.

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from trigru.kernels.launch import COOPERATIVE
+
 from .execution import emulate_ptx
 from .machine import PtxError
 
@@ -48,7 +50,7 @@ class PtxLauncher:
                 f"cooperative launch too large: {programs} programs, at most {most} fit on the device at once"
             )
         seed = "round-robin" if cooperative and self.seed is None and not self.sequential else self.seed
-        more = {"launch_cooperative_grid": True} if cooperative else {}
+        more = COOPERATIVE if cooperative else {}
         stats = emulate_ptx(
             kernel,
             args,
