@@ -9,6 +9,9 @@ import torch
 import triton
 from trigru.kernels.launch import using
 
+# Tests run two at a time; more threads than cores would only get in each other's way.
+torch.set_num_threads(1)
+
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 

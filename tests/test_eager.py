@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import NAMES, assert_as_reference, error, layer
 
-from trigru import eager
+from trigru import eager, eager_layout
 from trigru.reference import VARIANTS
 
 # (seq_len, batch, input_size, hidden_size). The last ones cross what the schedule decides by: sigmoid instead of tanh,
@@ -57,10 +57,10 @@ def test_large(variant, reverse, packed, shape):
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_several_chunks_exactly(variant, reverse, packed, monkeypatch):
     """Chunks of a few steps, in reused and in fresh buffers, give what one chunk gives."""
-    monkeypatch.setattr(eager, "CHUNK_ELEMENTS", 7 * 4 * 3)
+    monkeypatch.setattr(eager_layout, "CHUNK_ELEMENTS", 7 * 4 * 3)
     case = layer(8, 4, 3, 7, dtype=torch.float64, packed=packed, variant=variant, reverse=reverse)
     assert_as_reference(case, schedule="eager")
-    monkeypatch.setattr(eager, "REUSE_ELEMENTS", 0)
+    monkeypatch.setattr(eager_layout, "REUSE_ELEMENTS", 0)
     assert_as_reference(case, schedule="eager")
 
 
