@@ -62,7 +62,7 @@ class ResidentConfig:
     def largest(dtype: torch.dtype, precision: str, hidden_size: int) -> int:
         """The largest hidden_size at which its kernels were compiled without a spilled register, whatever the
         `hidden_size` asked about."""
-        return 64 if dtype == torch.float32 and precision == "ieee" else 128
+        return 64 if dtype == torch.float32 else 128
 
     def shared_bytes(self, dtype: torch.dtype, hidden_size: int) -> int:
         """Shared memory of a program: the weights, and the tiles on their way into products (read from binaries)."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import INTERPRETED
 from trigru.kernels import binary, offline
-from trigru.kernels.config import stepwise_config
+from trigru.kernels.config import persistent_config, resident_config, stepwise_config
 from trigru.kernels.launch import launch, using
 
 import trigru
@@ -81,6 +81,25 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
         assert tile == (config.block_h, config.block_b, config.block_k, config.num_warps, config.num_stages)
         shapes |= {(h, b) for h in row["hidden_sizes"] for b in row["batches"]}
     assert shapes == set(product(inspect.ALL_HIDDEN_SIZES, inspect.ALL_BATCHES))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("schedule", ["resident", "persistent"])
+def test_committed_tables_of_whole_sequences_are_of_the_present_configurations_and_show_no_spill(target, schedule):
+    chosen = {"resident": resident_config, "persistent": persistent_config}[schedule]
+    rows = [row for row in json.loads((RESULTS / f"{target}.json").read_text()) if row["schedule"] == schedule]
+    assert {(row["variant"], row["direction"]) for row in rows} == set(product(trigru.VARIANTS, ("forward", "backward")))
+    for row in rows:
+        assert row["target"] == target
+        assert row["spill_bytes"] == 0, row
+        assert row["shared_bytes"] <= SHARED[target], row
+        assert row["loop_matrix_instructions"] or row["dtype"] == "fp32", row
+        dtype, _ = inspect.DTYPES[row["dtype"]]
+        config = chosen(dtype, row["batch"], row["hidden_size"])
+        assert (row["block_b"], row["num_warps"]) == (config.block_b, config.num_warps)
+        if schedule == "persistent":
+            assert row["block_h"] == config.block_h
+            assert row["cooperative"]
 
 
 def test_tf32_only_where_it_exists(monkeypatch):
