@@ -88,7 +88,9 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
 def test_committed_tables_of_whole_sequences_are_of_the_present_configurations_and_show_no_spill(target, schedule):
     chosen = {"resident": resident_config, "persistent": persistent_config}[schedule]
     rows = [row for row in json.loads((RESULTS / f"{target}.json").read_text()) if row["schedule"] == schedule]
-    assert {(row["variant"], row["direction"]) for row in rows} == set(product(trigru.VARIANTS, ("forward", "backward")))
+    assert {(row["variant"], row["direction"]) for row in rows} == set(
+        product(trigru.VARIANTS, ("forward", "backward"))
+    )
     for row in rows:
         assert row["target"] == target
         assert row["spill_bytes"] == 0, row
