@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 from dataclasses import dataclass
 
 import torch
+
+FRAGMENT_TRITON = ((3, 5), (3, 8))
+"""Triton versions, from the first up to, not with, the second, that lay out an awaited tile as exchange.py's waiting
+threads want it. From 3.8 on the layout is another, at which the assembly traps; programs then wait as a whole."""
+
+
+@functools.cache
+def waits_by_thread() -> bool:
+    """Whether the installed Triton is one of FRAGMENT_TRITON."""
+    first, end = FRAGMENT_TRITON
+    try:
+        major, minor = importlib.metadata.version("triton").split(".")[:2]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return first <= (int(major), int(minor)) < end
 
 
 def cdiv(a: int, b: int) -> int:
@@ -97,7 +114,8 @@ class PersistentConfig:
         takes more registers (see exchange.py). 0: none, exact float32 products do not fit."""
         if dtype == torch.float32 and precision != "tf32":
             return 0
-        return 2048 // dtype.itemsize if hidden_size * dtype.itemsize % 16 == 0 else 255
+        by_thread = waits_by_thread() and hidden_size * dtype.itemsize % 16 == 0
+        return 2048 // dtype.itemsize if by_thread else 255
 
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; those along hidden units must be on the device

@@ -33,6 +33,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.target_info import cuda_capability_geq, is_hip
 
+from .config import waits_by_thread
+
+_BY_THREAD = tl.constexpr(waits_by_thread())
 ERROR_WORD = 4  # index in the status buffer; the words before it are zeros, and stay so
 STATUS_WORDS = 8
 SPINS = 1 << 22  # looks before a wait gives up; a look takes about a microsecond
@@ -257,7 +260,7 @@ def await_tile(pointers, present, status_ptr, limit: tl.constexpr, SPLIT: tl.con
     `pointers`: address of each row's column 0, (BLOCK_B,); rows that are not `present` are zero and not waited for.
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
-    if not is_hip() and per_thread(BITS, limit):
+    if _BY_THREAD and not is_hip() and per_thread(BITS, limit):
         CHUNKS: tl.constexpr = _chunks(SPLIT, DEPTH, BLOCK_B, BITS, NUM_WARPS)
         at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         low, high = tl.inline_asm_elementwise(
@@ -279,7 +282,7 @@ tl.constexpr,                 BLOCK_B: tl.constexpr, MASKED: tl.constexpr, SPINS
 tl.constexpr):  # fmt: skip
     """`await_tile` for three tiles with one look at all of them."""
     BITS: tl.constexpr = first.dtype.element_ty.primitive_bitwidth
-    if not is_hip() and per_thread(BITS, limit):
+    if _BY_THREAD and not is_hip() and per_thread(BITS, limit):
         CHUNKS: tl.constexpr = _chunks(SPLIT, DEPTH, BLOCK_B, BITS, NUM_WARPS)
         at1 = _chunk_pointers(first, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         at2 = _chunk_pointers(second, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)

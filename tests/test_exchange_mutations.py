@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import trigru.kernels
-from conftest import INTERPRETED
+from conftest import generated_code
 from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
 from trigru.kernels.config import PersistentConfig
 from trigru.kernels.launch import using
 from trigru.kernels.watch import KernelTimeout
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
+pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
 FILES = ("exchange", "parts", "persistent_forward", "persistent_backward", "persistent")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import INTERPRETED
+from conftest import INTERPRETED, generated_code
 from trigru.kernels import binary, offline
 from trigru.kernels.config import persistent_config, resident_config, stepwise_config
 from trigru.kernels.launch import launch, using
@@ -36,6 +36,7 @@ def _cases():
                 yield pytest.param(target, dtype, marks=marks)
 
 
+@generated_code
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 @pytest.mark.parametrize(("target", "dtype"), list(_cases()))
 def test_no_spills_and_matrix_instructions(target, dtype, variant):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import INTERPRETED
+from conftest import INTERPRETED, generated_code
 from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
 from trigru.kernels import persistent
@@ -131,6 +131,7 @@ def test_the_last_turn_has_the_tiles_that_are_left():
     assert [launch["grid"] for launch in launcher.launches] == [(2, 2), (2, 1)] * 2
 
 
+@generated_code
 @pytest.mark.parametrize("device", ["A100", "H100", "L4"])
 @pytest.mark.parametrize("hidden_size", [32, 512, 768])
 def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size):
@@ -142,6 +143,7 @@ def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size):
     assert planned.turns == -(-tiles // planned.config.tiles_at_once)
 
 
+@generated_code
 @pytest.mark.parametrize(
     ("dtype", "hidden_size", "why"),
     [

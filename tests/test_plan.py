@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from trigru.kernels import config
 
 import trigru
 from trigru import cost, plan
@@ -20,6 +21,21 @@ LAYERS = [
     for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
     for batch, hidden_size in SIZES
 ]
+
+
+@pytest.fixture(autouse=True)
+def _any_triton(monkeypatch):
+    """Plan as with a Triton under which threads wait for themselves, whichever is installed."""
+    monkeypatch.setattr(config, "waits_by_thread", lambda: True)
+
+
+def test_a_triton_with_another_layout_limits_the_persistent_schedule(monkeypatch):
+    monkeypatch.setattr(config, "waits_by_thread", lambda: False)
+    monkeypatch.setattr(plan, "waits_by_thread", lambda: False)
+    found = {c.schedule: c for c in plan.candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 512))}
+    assert "this version of Triton" in (found["persistent"].obstacle or "")
+    small = {c.schedule: c for c in plan.candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 128))}
+    assert small["persistent"].obstacle is None
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import INTERPRETED
+from conftest import generated_code
 from recurrences import recurrence
 from trigru.bench.work_persistent import LENGTHS, Twice, difference, floor
 from trigru.kernels import persistent
@@ -14,7 +14,7 @@ from trigru.kernels.launch import using
 
 from trigru.reference import VARIANTS
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="executes compiled kernels")
+pytestmark = generated_code
 
 BATCH = 16
 # Work of one step: longest path of a warp, barriers of a program; sm_90, H = 512, bfloat16, gates kept for backward.

@@ -14,7 +14,7 @@ import torch
 
 from . import cost
 from .devices import KIB, PRESETS, Device, present
-from .kernels.config import Config, persistent_config, resident_config, stepwise_config
+from .kernels.config import Config, persistent_config, resident_config, stepwise_config, waits_by_thread
 
 SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -114,6 +114,8 @@ def _persistent(device: Device, layer: cost.Layer) -> _Row:
         obstacle = f"its registers spill above hidden_size {largest}"
         if layer.hidden_size * layer.dtype.itemsize % 16:
             obstacle += " where rows are not multiples of 16 bytes"
+        elif not waits_by_thread():
+            obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
     elif programs > device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
     return "persistent", config, cost.persistent(layer, config.block_h, config.block_b), obstacle
