@@ -1,6 +1,6 @@
 """Training on a CPU, forward and backward, in pairs with nn.GRU of the same size.
 
-    python -m trigru.bench.cpu [--quick] [--variant torch cho chung] [--threads 2] [--out DIR]
+    python -m trigru.bench.cpu [--quick | --short] [--no-grad] [--variant torch cho chung] [--threads 2] [--out DIR]
 
 Both modules get the same inputs and are checked against the float64 reference first. Then they are timed in turns, one
 call each a round, so that a disturbance meets both. A row's times are the 20th percentile over the rounds, its ratio is
@@ -32,6 +32,7 @@ from trigru.reference import VARIANTS
 
 BATCHES, HIDDEN_SIZES, SEQ_LENS = (1, 8, 32, 64), (32, 128, 512), (64, 256, 1024)
 QUICK = (1, 16, 64), (32, 128, 512), (32, 256)
+SHORT = (1, 8, 64), (32, 128, 512), (2, 8, 16, 64)
 CHECKED_STEPS, TOLERANCE = 32, 1e-4
 QUANTILES = (0.2, 0.5, 0.8)
 
@@ -88,23 +89,28 @@ def quantiles(values: Iterable[float]) -> list[float]:
     return torch.tensor(list(values), dtype=torch.float64).quantile(torch.tensor(QUANTILES).double()).tolist()
 
 
-def measure(variant: str, shape: Shape, budget_s: float) -> dict:
+def measure(variant: str, shape: Shape, budget_s: float, schedule: str, grad_too: bool) -> dict:
     """A row: what was measured and how long it took."""
     seq_len, batch, hidden_size = shape
     torch.manual_seed(0)
     peer = nn.GRU(hidden_size, hidden_size)
-    ours = trigru.GRU(hidden_size, hidden_size, variant=variant, schedule="eager")
+    ours = trigru.GRU(hidden_size, hidden_size, variant=variant, schedule=schedule)
     ours.load_state_dict(peer.state_dict())
     x = torch.randn(seq_len, batch, hidden_size, requires_grad=True)
     h0, grad = torch.randn(1, batch, hidden_size, requires_grad=True), torch.randn(seq_len, batch, hidden_size)
     check(peer, "torch", x, h0, grad)
     check(ours, variant, x, h0, grad)
-    times = pair(lambda: train(ours, x, h0, grad), lambda: train(peer, x, h0, grad), budget_s)
+    if grad_too:
+        times = pair(lambda: train(ours, x, h0, grad), lambda: train(peer, x, h0, grad), budget_s)
+    else:
+        with torch.no_grad():
+            times = pair(lambda: ours(x, h0), lambda: peer(x, h0), budget_s)
     ours_s, peer_s = (quantiles(column)[0] for column in zip(*times, strict=True))
     p20, p50, p80 = quantiles(b / a for a, b in times)
     return {
         "variant": variant,
-        "direction": "forward+backward",
+        "schedule": schedule,
+        "direction": "forward+backward" if grad_too else "forward",
         "hidden_size": hidden_size,
         "batch": batch,
         "seq_len": seq_len,
@@ -173,20 +179,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m trigru.bench.cpu", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="18 shapes a variant instead of 36")
+    parser.add_argument("--short", action="store_true", help="short sequences: 36 shapes of 2 to 64 steps")
+    parser.add_argument("--no-grad", action="store_true", help="forward alone, without gradients")
+    parser.add_argument("--schedule", choices=("auto", "eager"), default="auto", help="(default: %(default)s)")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0, help="time for the rounds of one row, about")
     parser.add_argument("--out", type=Path, help="folder for the rows, as one file of JSON lines")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    batches, hidden_sizes, seq_lens = QUICK if options.quick else (BATCHES, HIDDEN_SIZES, SEQ_LENS)
+    grid = SHORT if options.short else QUICK if options.quick else (BATCHES, HIDDEN_SIZES, SEQ_LENS)
+    batches, hidden_sizes, seq_lens = grid
     shared, rows = conditions(), []
     file = None
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         file = options.out / f"cpu-{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}.jsonl"
     for variant, *shape in tqdm(list(product(options.variant, seq_lens, batches, hidden_sizes)), unit="shape"):
-        rows.append({**shared, **measure(variant, (shape[0], shape[1], shape[2]), options.seconds)})
+        rows.append(
+            {
+                **shared,
+                **measure(
+                    variant, (shape[0], shape[1], shape[2]), options.seconds, options.schedule, not options.no_grad
+                ),
+            }
+        )
         if file:
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import layer
+from cases import assert_as_reference, layer
 from torch.nn.utils.rnn import pack_sequence
 
 import trigru
@@ -46,20 +46,42 @@ def test_a_schedule_by_name_that_cannot_run_is_an_error():
 
 
 def test_explain_says_what_runs_and_why():
-    x = torch.zeros(3, 2, 5)
+    x = torch.zeros(20, 2, 5)
     told = trigru.explain(trigru.GRU(5, 7, variant="cho"), x)
     assert (told.schedule, told.device, told.dtype, told.variant) == ("eager", x.device, x.dtype, "cho")
     assert "on cpu" in told.reason
     assert "eager" in str(told)
-    assert trigru.explain(trigru.GRUCell(5, 7), x[0]).schedule == "torch.gru_cell"
-    assert trigru.explain(trigru.GRUCell(5, 7, variant="cho"), x[0]).schedule == "reference"
-    assert trigru.explain(trigru.GRU(5, 7), x[:1]).schedule == "torch.gru_cell"
-    assert trigru.explain(trigru.GRU(5, 7, batch_first=True), x[:1]).schedule == "eager"
+    assert trigru.explain(trigru.GRU(5, 7), x).schedule == "eager"
     assert trigru.explain(trigru.GRU(5, 7), x[:, 0]).schedule == "eager"
     assert trigru.explain(trigru.GRU(5, 7), pack_sequence([x[:, 0], x[:2, 1]])).schedule == "eager"
-    assert trigru.explain(trigru.gru, x, torch.zeros(2, 7)).schedule == "eager"
+    assert trigru.explain(trigru.gru, x.requires_grad_(), torch.zeros(2, 7)).schedule == "eager"
     assert trigru.explain(trigru.GRU(5, 7, schedule="eager"), x).reason == "asked for by name"
     with pytest.raises(RuntimeError, match="cannot run here"):
         trigru.explain(trigru.GRU(5, 7, schedule="stepwise"), x)
     with pytest.raises(TypeError, match=r"call: expected a trigru\.GRU"):
         trigru.explain(torch.nn.GRU(5, 7), x)
+
+
+def test_explain_names_torch_where_its_own_gru_is_faster():
+    x = torch.zeros(20, 2, 5)
+    for layer_of_torch, short in (
+        (trigru.GRU(5, 7), x[:1]),
+        (trigru.GRU(5, 7), x[:8]),
+        (trigru.GRU(5, 7, batch_first=True), x),
+        (trigru.GRUCell(5, 7), x[0]),
+    ):
+        assert trigru.explain(layer_of_torch, short).schedule == "torch"
+    assert trigru.explain(trigru.GRUCell(5, 7, variant="cho"), x[0]).schedule == "reference"
+    assert trigru.explain(trigru.GRU(5, 7, variant="cho"), x[:1]).schedule == "eager"
+    assert trigru.explain(trigru.GRU(5, 7).double(), x[:8].double()).schedule == "eager"
+    assert trigru.explain(trigru.gru, x, torch.zeros(2, 7)).schedule == "torch"
+    with torch.no_grad():
+        assert trigru.explain(trigru.GRU(5, 7), x).schedule == "torch"
+        assert trigru.explain(trigru.GRU(5, 64), torch.zeros(128, 1, 5)).schedule == "eager"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("seq_len", [1, 5])
+def test_what_is_left_to_torch_gives_the_same_results(seq_len, bias, reverse):
+    assert_as_reference(layer(seq_len, 2, 5, 7, bias=bias, reverse=reverse))

@@ -14,7 +14,7 @@ from .cost import Layer
 from .devices import PRESETS, preset
 from .functional import gru
 from .modules import GRU, GRUCell
-from .plan import DIRECTIONS, candidates, choose, is_for_torch_cell
+from .plan import DIRECTIONS, candidates, choose, torch_serves
 from .reference import VARIANTS
 from .tables import markdown
 
@@ -72,11 +72,21 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
     else:
         raise TypeError(f"call: expected a trigru.GRU, a trigru.GRUCell or trigru.gru, got {type(call).__name__}")
     seq_len, batch = sizes
-    if not packed and is_for_torch_cell(seq_len, data.device, variant, schedule):
-        reason = "a single step on a CPU has nothing to hoist, torch's own runs it"
-        return Explanation("torch.gru_cell", data.device, data.dtype, variant, reason)
+    single = isinstance(call, GRUCell) and data.is_cpu
+    keeps = kwargs.get("memory", getattr(call, "memory", "keep")) == "keep"
+    facts = {"device": data.device, "dtype": data.dtype, "variant": variant, "schedule": schedule}
+    training = torch.is_grad_enabled() and _takes_gradients(call, data, *args, *kwargs.values())
+    if single or (not packed and keeps and torch_serves(seq_len, batch, hidden_size, training=training, **facts)):
+        reason = "on a CPU torch's own is faster for so short a sequence"
+        return Explanation("torch", data.device, data.dtype, variant, reason)
     plan = choose(schedule, data.device, data.dtype, batch, hidden_size, variant=variant)
     return Explanation(plan.schedule, data.device, data.dtype, variant, plan.reason)
+
+
+def _takes_gradients(*parts: Any) -> bool:
+    """Whether a gradient can be asked for of a module or tensor among them."""
+    tensors = [x for part in parts for x in (part.parameters() if isinstance(part, nn.Module) else [part])]
+    return any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

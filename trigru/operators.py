@@ -15,6 +15,7 @@ not have (forward mode, torch.func).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -337,6 +338,19 @@ def _needs_reference(tensors: Sequence[Tensor | None]) -> bool:
     return _is_transformed() or (not torch.compiler.is_compiling() and _has_tangent(tensors))
 
 
+def _by_torch(
+    input: Tensor, h0: Tensor, weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None], reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The layer by torch's own kernels, variant "torch"."""
+    if input.shape[0] == 1:
+        h_n = torch.gru_cell(input[0], h0, *weights)
+        return h_n.unsqueeze(0).clone(), h_n
+    given = [w for w in weights if w is not None]
+    x = input.flip(0) if reverse else input
+    output, h_n = torch.gru(x, h0.unsqueeze(0), given, len(given) == 4, 1, 0.0, False, False, False)
+    return output.flip(0) if reverse else output, h_n.squeeze(0)
+
+
 def gru(
     input: Tensor,
     h0: Tensor,
@@ -357,9 +371,10 @@ def gru(
     keep = save and memory == "keep"
     if not _is_plain(tensors):
         return torch.ops.trigru.gru(*tensors, batch_sizes, variant, schedule, reverse, keep)[:2]
-    if batch_sizes is None and plan.is_for_torch_cell(input.shape[0], input.device, variant, schedule):
-        h_n = torch.gru_cell(input[0], h0, *weights)
-        return h_n.unsqueeze(0).clone(), h_n
+    if batch_sizes is None and memory == "keep" and (b_ih is None) == (b_hh is None):
+        call: dict[str, Any] = {"device": input.device, "dtype": input.dtype, "variant": variant, "schedule": schedule}
+        if plan.torch_serves(input.shape[0], *h0.shape, training=save, **call):
+            return _by_torch(input, h0, weights, reverse)
     if save:
         return _Layer.apply(*tensors, batch_sizes, variant, schedule, reverse, keep)
     return _forward(*tensors, batch_sizes, variant, schedule, reverse, False)[:2]

@@ -121,10 +121,27 @@ def _persistent(device: Device, layer: cost.Layer) -> _Row:
     return "persistent", config, cost.persistent(layer, config.block_h, config.block_b), obstacle
 
 
-def is_for_torch_cell(seq_len: int, device: torch.device, variant: str, schedule: str) -> bool:
-    """Whether torch's own gru_cell serves a padded call: a single step on a CPU has nothing to hoist, and torch's own
-    needs no setting up. Generation is made of such calls."""
-    return seq_len == 1 and device.type == "cpu" and (variant, schedule) == ("torch", "auto")
+def torch_serves(
+    seq_len: int,
+    batch: int,
+    hidden_size: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    variant: str,
+    schedule: str,
+    training: bool,
+) -> bool:
+    """Whether torch's own GRU is the faster one for a padded call on a CPU, so that "auto" leaves it to that.
+
+    The eager schedule has to be set up (some 100 us), which a short sequence does not repay; without gradients there is
+    less to win. Bounds from `python -m trigru.bench.cpu --short`, float32, 2 threads of an AMD EPYC, torch 2.13: beyond
+    them eager was never slower than 0.95 times nn.GRU."""
+    if device.type != "cpu" or dtype != torch.float32 or (variant, schedule) != ("torch", "auto"):
+        return False
+    if training or seq_len <= 8:
+        return seq_len <= 8
+    return seq_len < 128 and seq_len * batch * hidden_size < 65536
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
