@@ -75,8 +75,8 @@ class Binary:
             text = compiled.asm["amdgcn"]
             code = parse_gcn(text)
             registers = _metadata(text, "vgpr_count")
-            spilled = 4 * (_metadata(text, "vgpr_spill_count") + _metadata(text, "sgpr_spill_count"))
-            spilled = max(spilled, _metadata(text, "private_segment_fixed_size"))
+            # Scalar registers spill into lanes of vector registers, not to memory.
+            spilled = max(4 * _metadata(text, "vgpr_spill_count"), _metadata(text, "private_segment_fixed_size"))
         matrix = Counter(i.name for i in code if "matrix_instructions" in i.classes).most_common(1)
         return Binary(
             registers,

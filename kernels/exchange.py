@@ -207,8 +207,8 @@ def _load_assembly(bits):
 
 
 @triton.jit
-def load_weights(pointers, status_ptr, row, limit, COLUMN_STRIDE: tl.constexpr, SPLIT: tl.constexpr, DEPTH:
-tl.constexpr,                  ROWS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def load_weights(pointers, status_ptr, row, limit, COLUMN_STRIDE: tl.constexpr, SPLIT: tl.constexpr,
+                 DEPTH: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """A (SPLIT, ROWS, DEPTH) left operand whose columns are permuted as those of an awaited tile.
 
     `pointers`: address of column 0 in each row, (ROWS,); `row`: whether a row exists, (ROWS,); columns from `limit` on
@@ -240,8 +240,8 @@ tl.constexpr,                  ROWS: tl.constexpr, MASKED: tl.constexpr):  # fmt
 
 
 @triton.jit
-def _chunk_pointers(pointers, present, status_ptr, limit, SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B:
-tl.constexpr,                     MASKED: tl.constexpr):  # fmt: skip
+def _chunk_pointers(pointers, present, status_ptr, limit, SPLIT: tl.constexpr, DEPTH: tl.constexpr,
+                    BLOCK_B: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Addresses of all chunks of a tile, those of absent ones leading to zeros; with room for the elements of a
     half."""
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
@@ -277,9 +277,9 @@ def await_tile(pointers, present, status_ptr, limit: tl.constexpr, SPLIT: tl.con
 
 
 @triton.jit
-def await_three(first, second, third, present, status_ptr, limit: tl.constexpr, SPLIT: tl.constexpr, DEPTH:
-tl.constexpr,                 BLOCK_B: tl.constexpr, MASKED: tl.constexpr, SPINS: tl.constexpr, NUM_WARPS:
-tl.constexpr):  # fmt: skip
+def await_three(first, second, third, present, status_ptr, limit: tl.constexpr, SPLIT: tl.constexpr,
+                DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr, SPINS: tl.constexpr,
+                NUM_WARPS: tl.constexpr):  # fmt: skip
     """`await_tile` for three tiles with one look at all of them."""
     BITS: tl.constexpr = first.dtype.element_ty.primitive_bitwidth
     if _BY_THREAD and not is_hip() and per_thread(BITS, limit):

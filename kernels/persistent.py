@@ -32,20 +32,14 @@ def forward(
     config: PersistentConfig,
     spins: int = exchange.SPINS,
 ) -> tuple[Tensor, Tensor]:
-    """All steps of one layer in one direction.
+    """As `stepwise.forward`.
 
-    Args:
-        gates_in: the input's share of the pre-activations with every bias that can be folded in, (N, 3H), contiguous.
-        h0: (B, H), contiguous. w_hh: (3H, H), contiguous. b_hn: (H,), variant "torch" only, or None.
-        steps: where the rows of each step lie.
-        variant, reverse: as in trigru/reference.py.
-        save: also return what `backward` needs.
-        precision: "tf32", how float32 is multiplied; "ieee" is refused.
-        config: tile sizes. All programs of `config.tiles_at_once` batch tiles must fit on the device together.
-        spins: looks after which a wait gives up.
+    precision: "tf32" for float32; "ieee" is refused. config: the programs of a batch tile must fit on the device
+    together. spins: looks after which a wait gives up.
 
-    Returns:
-        output (N, H), and the reserve: (N, 4H) for "torch", (N, 3H) otherwise; empty unless `save`.
+    Raises:
+        ValueError: float32 with precision "ieee".
+        KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
     hidden_size = h0.shape[1]
     output = gates_in.new_empty(steps.num_rows, hidden_size)
@@ -88,16 +82,7 @@ def backward(
     config: PersistentConfig,
     spins: int = exchange.SPINS,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Back-propagation through time of `forward`.
-
-    Args:
-        grad_output: (N, H), contiguous. grad_h_n: (B, H).
-        The others as given to `forward` or returned by it.
-
-    Returns:
-        d_gates (N, 3H): derivatives by the pre-activations of r, z, n; d_an (N, H): derivative by W_hn h + b_hn for
-        "torch", None otherwise, where it is dn; d_h0 (B, H), float32.
-    """
+    """As `stepwise.backward`, with what `forward` here says of precision, config and spins."""
     hidden_size = h0.shape[1]
     d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
     exchange.reserve(d_gates)

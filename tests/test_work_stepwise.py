@@ -69,4 +69,4 @@ def test_floor_by_hand():
 def test_outside_a_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr(work, "__file__", str(tmp_path / "bench" / "work.py"))
     with pytest.raises(SystemExit, match="runs from a checkout"):
-        work.measure(90, "torch", "bf16", 16, 1)
+        work.measure_stepwise(90, "torch", "bf16", 16, 1)
