@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import TOLERANCE, assert_as_reference, error, layer
 from conftest import INTERPRETED
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import trigru
 from trigru import recompute, reference
@@ -97,3 +98,23 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(on_cpu, schedule):
     want, _ = reference.gru(*arguments, variant="torch")
     assert got.isnan().any()
     assert torch.equal(got.isnan(), want.isnan())
+
+
+@pytest.mark.parametrize("schedule", ["stepwise", "resident", "persistent"])
+def test_packed_bidirectional_module(on_cpu, schedule, monkeypatch):
+    if schedule == "persistent":
+        if INTERPRETED:
+            pytest.skip("the interpreter runs programs one after another: they cannot wait")
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    theirs = torch.nn.GRU(4, 16, bidirectional=True)
+    ours = trigru.GRU(4, 16, bidirectional=True, schedule=schedule)
+    ours.load_state_dict(theirs.state_dict())
+    packed = pack_padded_sequence(torch.randn(4, 3, 4), torch.tensor([2, 4, 1]), enforce_sorted=False)
+    found = []
+    for module in (theirs, ours):
+        with on_cpu():
+            output, h_n = module(packed)
+            loss = (output.data.square().sum() + h_n.sum(),)
+            found.append([output.data, h_n, *torch.autograd.grad(loss, list(module.parameters()))])
+    for want, got in zip(*found, strict=True):
+        assert error(got, want) <= (3e-3 if schedule == "persistent" else TOLERANCE[torch.float32])
