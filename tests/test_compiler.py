@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 
@@ -178,10 +179,11 @@ def test_a_compiled_module_under_forward_mode_keeps_tangents_or_raises():
     compiled(x)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
-        with torch.no_grad():
+        refusals = (NotImplementedError, torch._dynamo.exc.Unsupported)  # by torch 2.9 and 2.14
+        with torch.no_grad(), contextlib.suppress(*refusals):
             got, want = (forward_ad.unpack_dual(m(dual)[0]).tangent for m in (compiled, layer))
-        assert_same([got], [want])
-        with pytest.raises(NotImplementedError, match="jvp"):
+            assert_same([got], [want])
+        with pytest.raises(refusals, match="jvp|tangent|forward-mode"):
             compiled(dual)
 
 

@@ -13,7 +13,7 @@ from trigru.kernels.launch import using
 import trigru
 
 HIDDEN_SIZE, BATCH = 256, 32
-SLACK = 1.1  # another version of Triton may need a little more
+SLACK = 1.2  # Triton 3.5 and 3.8 need some 12 % more than 3.6 and 3.7
 
 # Work of one step in bfloat16: longest path of a warp, bytes loaded, barriers of a program.
 BUDGET = {
