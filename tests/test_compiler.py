@@ -183,7 +183,7 @@ def test_a_compiled_module_under_forward_mode_keeps_tangents_or_raises():
         with torch.no_grad(), contextlib.suppress(*refusals):
             got, want = (forward_ad.unpack_dual(m(dual)[0]).tangent for m in (compiled, layer))
             assert_same([got], [want])
-        with pytest.raises(refusals, match="jvp|tangent|forward-mode"):
+        with pytest.raises(refusals, match=r"jvp|tangent|forward-mode"):
             compiled(dual)
 
 
