@@ -82,8 +82,10 @@ def run(function, case: Layer, dtype: torch.dtype, upstream: list[Tensor | None]
     return (*outputs, *torch.autograd.grad([out for out, _ in used], leaves, [grad for _, grad in used]))
 
 
-def assert_as_reference(case: Layer, *, through: str = "both", tolerance: float | None = None, **options) -> None:
-    """Outputs and all gradients of `trigru.gru` with the given options (its schedule) against the reference in float64.
+def assert_as_reference(
+    case: Layer, *, through: str = "both", tolerance: float | None = None, call=trigru.gru, **options
+) -> None:
+    """Outputs and all gradients of `call` with the given options (its schedule) against the reference in float64.
 
     through: whether the loss depends on "output", "h_n" or "both"."""
     data, h0 = case.tensors[0], case.tensors[1]
@@ -94,7 +96,7 @@ def assert_as_reference(case: Layer, *, through: str = "both", tolerance: float 
         torch.randn(h0.shape).to(case.dtype).double() if through != "output" else None,
     ]
     want = run(run_reference, case, torch.float64, upstream)
-    got = run(partial(trigru.gru, **options), case, case.dtype, upstream)
+    got = run(partial(call, **options), case, case.dtype, upstream)
     tolerance = TOLERANCE[case.dtype] if tolerance is None else tolerance
     names = ["output", "h_n", *(f"gradient of {n}" for n, x in zip(NAMES, case.tensors, strict=True) if x is not None)]
     errors = {name: error(g, w) for name, g, w in zip(names, got, want, strict=True)}

@@ -1,0 +1,63 @@
+"""The schedules on a GPU, where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import assert_as_reference, layer
+
+import trigru
+from trigru.plan import choose
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
+]
+
+SCHEDULES = ["stepwise", "resident", "persistent"]
+SIZES = [(5, 3, 9, 40), (7, 33, 64, 128), (20, 16, 64, 512)]
+
+
+def on_gpu(*arguments, batch_sizes, **options):
+    """`trigru.gru` with its tensors moved there and its results moved back."""
+    moved = [None if x is None else x.cuda() for x in arguments]
+    return tuple(out.cpu() for out in trigru.gru(*moved, batch_sizes=batch_sizes, **options))
+
+
+def needs(schedule, variant, dtype, batch, hidden_size):
+    """Skip what the plan refuses on this GPU, with its reason."""
+    for direction in ("forward", "backward"):
+        try:
+            device = torch.device("cuda", torch.cuda.current_device())
+            choose(schedule, device, dtype, batch, hidden_size, variant=variant, direction=direction)
+        except RuntimeError as obstacle:
+            pytest.skip(str(obstacle))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("packed", "reverse"), [(False, False), (True, True)], ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_as_the_reference(schedule, variant, dtype, packed, reverse, size, monkeypatch):
+    tf32 = dtype == torch.float32 and schedule == "persistent"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    needs(schedule, variant, dtype, size[1], size[3])
+    case = layer(*size, variant=variant, dtype=dtype, packed=packed, reverse=reverse)
+    assert_as_reference(case, call=on_gpu, schedule=schedule, tolerance=3e-3 if tf32 else None)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_in_a_cuda_graph(schedule):
+    needs(schedule, "torch", torch.float16, 16, 128)
+    module = trigru.GRU(32, 128, schedule=schedule, device="cuda", dtype=torch.float16)
+    x = torch.randn(10, 16, 32, device="cuda", dtype=torch.float16)
+    with torch.no_grad():
+        want = module(x)[0]  # also compiles, which a capture must not
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = module(x)[0]
+        got.fill_(float("nan"))
+        graph.replay()
+    torch.testing.assert_close(got, want)
