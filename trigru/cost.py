@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .devices import Device
+from .kernels.config import cdiv
 
 SHARED_BYTES_PER_CLOCK = 128  # of one multiprocessor, every generation since Volta (CUDA C++ programming guide)
 L2_LATENCY_CLOCKS = 270  # a load that hits L2; published microbenchmarks give 200 (A100) to 290 (H100)
@@ -52,10 +53,6 @@ class Step:
         return self.l2_bytes * self.programs
 
 
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def stepwise(layer: Layer, block_h: int, block_b: int) -> Step:
     """A launch for each product of the step; W_hh and the state come from L2."""
     size = layer.dtype.itemsize
@@ -64,7 +61,7 @@ def stepwise(layer: Layer, block_h: int, block_b: int) -> Step:
     return Step(
         launches=layer.exchanges,
         exchanges=0,
-        programs=_cdiv(layer.hidden_size, block_h) * _cdiv(layer.batch, block_b),
+        programs=cdiv(layer.hidden_size, block_h) * cdiv(layer.batch, block_b),
         l2_bytes=size * (weights + state + gates),
         shared_bytes=size * (weights + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
@@ -75,11 +72,11 @@ def persistent(layer: Layer, block_h: int, block_b: int) -> Step:
     """No launch; W_hh stays on chip, what the programs of a batch tile computed goes through L2."""
     size = layer.dtype.itemsize
     state = layer.exchanges * block_b * layer.hidden_size
-    together = _cdiv(layer.hidden_size, block_h)
+    together = cdiv(layer.hidden_size, block_h)
     return Step(
         launches=0,
         exchanges=layer.exchanges,
-        programs=together * _cdiv(layer.batch, block_b),
+        programs=together * cdiv(layer.batch, block_b),
         l2_bytes=size * (state + 2 * GATES * block_h * block_b),
         shared_bytes=size * (GATES * block_h * layer.hidden_size + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
@@ -93,7 +90,7 @@ def resident(layer: Layer, block_b: int) -> Step:
     return Step(
         launches=0,
         exchanges=0,
-        programs=_cdiv(layer.batch, block_b),
+        programs=cdiv(layer.batch, block_b),
         l2_bytes=size * 2 * GATES * layer.hidden_size * block_b,
         shared_bytes=size * (GATES * layer.hidden_size**2 + layer.exchanges * block_b * layer.hidden_size),
         flops=2 * GATES * layer.hidden_size**2 * block_b,
@@ -103,7 +100,7 @@ def resident(layer: Layer, block_b: int) -> Step:
 def turns(step: Step, device: Device) -> int:
     """How many times the device has to be filled for all programs to have run."""
     groups_at_once = max(1, device.multiprocessors // step.together)
-    return _cdiv(step.programs // step.together, groups_at_once)
+    return cdiv(step.programs // step.together, groups_at_once)
 
 
 def time(step: Step, device: Device, layer: Layer) -> float:

@@ -46,7 +46,7 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
         RuntimeError: a schedule was asked for by name that cannot run here.
 
     Example:
-        >>> trigru.explain(trigru.GRU(8, 16), torch.randn(5, 2, 8)).schedule
+        >>> trigru.explain(trigru.GRU(8, 16), torch.randn(50, 2, 8)).schedule
         'eager'
     """
     if isinstance(input, PackedSequence):

@@ -66,7 +66,7 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     Args:
         device: a preset of `trigru.devices`, or what `present` says of a device at hand.
         layer: sizes, variant and dtype; `training` is for the caller's table only, schedules are the same.
-        direction: "forward" or "backward"; their kernels need different amounts of shared memory.
+        direction: "forward" or "backward". Limits are those of the one that needs more, so both get the same plans.
     """
     found = [_stepwise(layer), _resident(device, layer), _persistent(device, layer)]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
@@ -168,11 +168,6 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and allowed else "ieee"
 
 
-@functools.lru_cache(maxsize=1024)
-def _ranked(device: Device, layer: cost.Layer, direction: str) -> tuple[Candidate, ...]:
-    return tuple(candidates(device, layer, direction))
-
-
 def choose(
     schedule: str,
     device: torch.device,
@@ -209,19 +204,25 @@ def choose(
     # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
     described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision_of(dtype))
-    ranked = _ranked(described, layer, direction)
+    return _planned(schedule, described, layer, direction)
+
+
+@functools.lru_cache(maxsize=1024)
+def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
+    """The plan among Triton's schedules. Remembered: every call of a layer asks for its own again."""
+    ranked = candidates(device, layer, direction)
     if schedule == "auto":
         best = ranked[0]
         if best.obstacle is not None:
             return Plan("eager", f"{best.obstacle}, so torch operations run")
-        return Plan(best.schedule, _why(ranked, described), best.config)
+        return Plan(best.schedule, _why(ranked, device), best.config)
     named = next(candidate for candidate in ranked if candidate.schedule == schedule)
     if named.obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {named.obstacle}")
     return Plan(schedule, "asked for by name", named.config)
 
 
-def _why(ranked: tuple[Candidate, ...], device: Device) -> str:
+def _why(ranked: list[Candidate], device: Device) -> str:
     best, *others = ranked
     said = [f"{best.seconds * MICRO:.1f} us a forward step predicted, not measured, on {device.name}"]
     said += [
