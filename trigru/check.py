@@ -87,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
     results = [x for x in found if isinstance(x, Result)]
     refusals = [x for x in found if isinstance(x, Refusal)]
     passed = bool(results) and all(result.passed for result in results)
-    lines = (
-        json_report(results, refusals, passed) if args.json else report(results, refusals, checkout=PTX_FOLDER.is_dir())
-    )
-    print("\n".join(lines))
+    if args.json:
+        print(json_report(results, refusals, passed))
+    else:
+        print("\n".join(report(results, refusals, checkout=PTX_FOLDER.is_dir())))
     return 0 if passed else 1
 
 
