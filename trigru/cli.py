@@ -12,6 +12,7 @@ from . import __version__
 # name: (module, help). The module has a docstring, which `trigru NAME --help` shows, `add_arguments(parser)` and
 # `run(args)`, which returns the exit code; it is imported only for its own command.
 COMMANDS = {
+    "bench": (".bench.command", "paired comparisons with nn.GRU and others: times, memory, work"),
     "check": (".check", "every schedule that can run here against the float64 reference, with an exit code"),
     "demo": (".demo", "train a GRU on spoken vowels, check its gradients, draw what its gates do"),
     "explain": (".explain", "the schedules for a layer on a GPU that need not be there, with what each would cost"),

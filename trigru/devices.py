@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 KIB = 1024
+FITTED = Path(__file__).parent / "fitted"
+"""Tables of constants fitted to measured rows, `<name of the preset>.json`, as `trigru bench --fit --write` stores."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Device:
     # One program's store until another program's load sees it: two trips to L2, each some 200-300 cycles on A100 and
     # H100 in published microbenchmarks, and the store on its way.
     exchange_time: float = 0.7e-6
+    origin: str = "published"  # of rates and times; "fitted": of those that a table in FITTED has
 
     @property
     def target(self) -> str:
@@ -51,10 +56,23 @@ class Device:
         return self.tf32_flops if precision == "tf32" and self.capability >= (8, 0) else self.float_flops
 
 
+def slug(name: str) -> str:
+    """A preset's name as its table's file is named: "RTX 4090" is "rtx-4090"."""
+    return name.lower().replace(" ", "-")
+
+
+def fitted(device: Device, folder: Path = FITTED) -> Device:
+    """The device with the constants of its table in place of published ones, where there is a table."""
+    path = folder / f"{slug(device.name)}.json"
+    if not path.exists():
+        return device
+    return replace(device, origin="fitted", **json.loads(path.read_text(encoding="utf-8"))["constants"])
+
+
 # Sources: NVIDIA's data sheets of each product (dense rates) and architecture white papers (multiprocessors, clocks);
 # shared memory a block from the CUDA C++ programming guide's table of compute capabilities; L2 bandwidth: A100's white
 # paper gives 5,120 bytes a clock, the others are published microbenchmarks of the kind "5.5-6 TB/s for H100".
-PRESETS = {
+PUBLISHED = {
     device.name: device
     for device in (
         Device("A100", (8, 0), 108, 163 * KIB, 2.04e12, 7.2e12, 1.41e9, 312e12, 156e12, 19.5e12),
@@ -66,6 +84,7 @@ PRESETS = {
         Device("RTX 4090", (8, 9), 128, 99 * KIB, 1.01e12, 5.0e12, 2.52e9, 165e12, 82e12, 82e12),
     )
 }
+PRESETS = {name: fitted(device) for name, device in PUBLISHED.items()}
 
 
 def preset(name: str) -> Device:

@@ -1,0 +1,7 @@
+"""`python -m trigru.bench`: the same as `trigru bench`."""
+
+import sys
+
+from trigru.cli import main
+
+sys.exit(main(["bench", *sys.argv[1:]]))

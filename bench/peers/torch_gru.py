@@ -1,0 +1,19 @@
+"""nn.GRU and nn.GRUCell: cuDNN on a GPU, padded or packed."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from ..case import Case, Inputs
+from ..side import Side, side_of_module
+from .adapter import Peer
+
+
+def side(case: Case, source: nn.Module, inputs: Inputs) -> Side:
+    """The source of the weights itself, in a copy."""
+    return side_of_module("nn.GRU", copy.deepcopy(source), inputs)
+
+
+PEER = Peer("nn.GRU", lambda case: None, side)

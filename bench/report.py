@@ -1,0 +1,95 @@
+"""The table on the terminal: a line for each kind of measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trigru.tables import markdown
+
+from .run import Outcome
+from .stats import geometric_mean
+
+WIDTH = 160  # of a table that goes to a file
+KIND = ("suite", "device", "dtype", "precision", "variant", "packed", "memory", "mode", "direction", "peer")
+HEADINGS = ("suite", "numbers", "variant", "what", "against", "rows", "ratio, geometric mean", "lowest", "at")
+
+
+def timed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have a ratio."""
+    return [row for row in rows if row.get("ratio") is not None and "error" not in row]
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
+    """A line for each kind: geometric mean and lowest of its ratios (peer's time or bytes by ours), and where."""
+    kinds: dict[tuple, list[dict[str, Any]]] = {}
+    for row in timed(rows):
+        kinds.setdefault(tuple(row.get(name) for name in KIND), []).append(row)
+    found = []
+    for kind, own in kinds.items():
+        named = dict(zip(KIND, kind, strict=True))
+        lowest = min(own, key=lambda row: row["ratio"])
+        what = [named["direction"] or "kept bytes", "packed" if named["packed"] else "", named["memory"] or ""]
+        what += ["in a graph" if named["mode"] == "graph" else ""]
+        numbers = "" if named["dtype"] is None else "tf32" if named["precision"] == "tf32" else named["dtype"]
+        found.append(
+            [
+                named["suite"],
+                numbers,
+                named["variant"] or "",
+                ", ".join(word for word in what if word and word != "keep"),
+                named["peer"],
+                len(own),
+                geometric_mean([row["ratio"] for row in own]),
+                lowest["ratio"],
+                place(lowest),
+            ]
+        )
+    return found
+
+
+def place(row: dict[str, Any]) -> str:
+    """Sizes of a row, short."""
+    if row.get("hidden_size") is None:
+        return ""
+    return f"H {row['hidden_size']}, B {row['batch']}, T {row['seq_len']}"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The lines as a Markdown table."""
+    return markdown(HEADINGS, lines(rows))
+
+
+def show(outcome: Outcome) -> None:
+    """Print the table, then what has no time and why."""
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(table(outcome.rows))
+    else:
+        shown = Table(*HEADINGS, box=SIMPLE_HEAD)
+        for line in lines(outcome.rows):
+            shown.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line))
+        console = Console()
+        (console if console.is_terminal else Console(width=WIDTH)).print(shown)
+    for note in notes(outcome):
+        print(note)
+
+
+def notes(outcome: Outcome) -> list[str]:
+    """What failed, was skipped or was left out, a line each."""
+    said = [f"failed: suite {suite}: {error}" for suite, error in outcome.failed.items()]
+    wrong = [row for row in outcome.rows if "error" in row]
+    for row in wrong:
+        way = ", ".join(str(row[name]) for name in ("direction", "mode") if name in row)
+        said.append(
+            f"no time: {row['suite']} {row['variant']} {place(row)} {way} against {row['peer']}: {row['error']}"
+        )
+    said += [f"skipped: {peer} in {n} cases: {reason}" for (peer, reason), n in outcome.skipped.items()]
+    if outcome.left_out:
+        first = "; ".join(outcome.left_out[:5])
+        more = " and more, see run.json" if len(outcome.left_out) > 5 else ""
+        said.append(f"left out, for the time was up: {len(outcome.left_out)} ({first}{more})")
+    return said

@@ -1,0 +1,161 @@
+"""One run: suites one after another, every row written as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from . import bounds, grid, memory, overhead
+from .budget import Deadline, until
+from .case import DIRECTIONS, Case
+from .compare import Plan, rows_of
+from .grid import Choice
+from .peers import PEERS, Peer
+from .timers import timer_for
+
+SUITES = ("layer", "step", "module", "memory", "overhead", "cpu", "work")
+OF_DEVICE = {
+    "cpu": ("overhead", "memory", "step", "module", "work", "cpu"),
+    "cuda": ("layer", "module", "step", "memory", "overhead"),
+}
+"""What runs where no suite is named, in this order."""
+QUICK_ON_CUDA = ("layer", "memory", "overhead")
+ON_CPU_ONLY = ("cpu", "work")  # overhead compares the host's work, on CPU tensors wherever it runs
+
+
+@dataclass
+class Request:
+    """A run as it was asked for."""
+
+    choice: Choice
+    suites: Sequence[str]
+    directions: Sequence[str]
+    peers: Sequence[Peer]
+    budget_s: float
+    minutes: float | None
+    out: Path
+    shared: dict[str, Any]  # fields of every row
+
+
+@dataclass
+class Outcome:
+    """What came out of it."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    skipped: dict[tuple[str, str], int] = field(default_factory=dict)  # (peer, reason): cases
+    failed: dict[str, str] = field(default_factory=dict)  # suite: error
+    latencies: dict[str, float] = field(default_factory=dict)
+
+
+def default_suites(choice: Choice) -> tuple[str, ...]:
+    """The suites that can run on the device; fewer on a GPU where it must be quick."""
+    quick = choice.device == "cuda" and choice.size in ("quick", "short")
+    return QUICK_ON_CUDA if quick else OF_DEVICE[choice.device]
+
+
+def tracked(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
+    """The items, with a progress bar where tqdm is installed, else a line for each tenth."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        for i, item in enumerate(items):
+            if i * 10 // total != (i - 1) * 10 // total:
+                print(f"{name}: {i} of {total}", file=sys.stderr)
+            yield item
+    else:
+        yield from tqdm(items, total=total, desc=name, unit="case")
+
+
+def execute(request: Request) -> Outcome:
+    """Run all suites. One that fails as a whole is noted, and the next one runs."""
+    outcome = Outcome()
+    deadline = Deadline(request.minutes)
+    if request.choice.device == "cuda":
+        try:
+            outcome.latencies = bounds.measured_latencies()
+        except Exception as error:  # bounds then rest on published figures alone
+            outcome.failed["latencies"] = f"{type(error).__name__}: {error}"
+    request.out.mkdir(parents=True, exist_ok=True)
+    for i, suite in enumerate(request.suites):
+        if deadline.passed():
+            outcome.left_out.append(f"{suite}: all of it")
+            continue
+        path = request.out / f"{suite}.jsonl"
+        try:
+            with path.open("a") as file:
+                for row in _rows(suite, request, deadline.share(len(request.suites) - i), outcome):
+                    row = {**request.shared, **row}
+                    outcome.rows.append(row)
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+        except Exception as error:
+            outcome.failed[suite] = f"{type(error).__name__}: {error}"
+    _write_summary(request, outcome)
+    return outcome
+
+
+def _rows(suite: str, request: Request, deadline: Deadline, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    choice = request.choice
+    if suite == "overhead":
+        yield from overhead.rows(request.budget_s, choice.size)
+    elif suite == "work":
+        from . import work_suite
+
+        yield from work_suite.rows(choice, deadline, outcome.left_out)
+    elif suite == "memory":
+        found = list(memory.cases(choice))
+        for case in tracked(until(deadline, found, outcome.left_out), len(found), suite):
+            yield memory.row(case)
+    else:
+        yield from _compared(suite, request, deadline, outcome)
+
+
+def _compared(suite: str, request: Request, deadline: Deadline, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    choice = request.choice
+    found = grid.cases(suite, choice)
+    on_gpu = choice.device == "cuda"
+    plan = Plan(
+        request.peers,
+        timer_for(choice.device),
+        request.directions,
+        ("eager", "graph") if on_gpu else ("eager",),
+        request.budget_s,
+        skipped=outcome.skipped,
+    )
+    if on_gpu:
+        plan.add = bounds.Bounds(outcome.latencies)
+    for case in tracked(until(deadline, found, outcome.left_out), len(found), suite):
+        yield from rows_of(case, replace(plan, peers=_peers_of(case, request.peers)))
+
+
+def _peers_of(case: Case, peers: Sequence[Peer]) -> list[Peer]:
+    """On a GPU's grid peers beside nn.GRU run where `grid.with_all_peers` says; on a CPU, those asked for."""
+    everywhere = case.device == "cpu" or grid.with_all_peers(case)
+    return [peer for peer in peers if everywhere or peer.name == "nn.GRU"]
+
+
+def default_peers(device: str) -> list[Peer]:
+    """All on a GPU; on a CPU nn.GRU, for the others either need a GPU or take long to compile."""
+    return list(PEERS.values()) if device == "cuda" else [PEERS["nn.GRU"]]
+
+
+def default_directions(device: str) -> tuple[str, ...]:
+    """All three on a GPU; training on a CPU."""
+    return DIRECTIONS if device == "cuda" else DIRECTIONS[2:]
+
+
+def _write_summary(request: Request, outcome: Outcome) -> None:
+    summary = {
+        **request.shared,
+        "suites": list(request.suites),
+        "left_out": outcome.left_out,
+        "skipped": [{"peer": p, "reason": reason, "cases": n} for (p, reason), n in outcome.skipped.items()],
+        "failed": outcome.failed,
+        "latencies": outcome.latencies,
+    }
+    (request.out / "run.json").write_text(json.dumps(summary, indent=1) + "\n")
