@@ -23,7 +23,7 @@ from .grid import Choice
 from .peers import PEERS
 from .run import ON_CPU_ONLY, SUITES, Request, default_directions, default_peers, default_suites, execute
 
-MINUTES = {("cpu", "quick"): 1.5, ("cpu", "tiny"): 1.5, ("cuda", "quick"): 4.0, ("cuda", "full"): 18.0}
+MINUTES = {("cpu", "quick"): 1.2, ("cpu", "tiny"): 1.2, ("cuda", "quick"): 4.0, ("cuda", "full"): 18.0}
 """Of a run by device and size, where --minutes does not say: then the rest is left out."""
 SECONDS = {"tiny": 0.01, "quick": 0.2, "full": 0.5, "short": 0.5}
 SECONDS_ON_CUDA = 0.25
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq-len", nargs="+", type=int, metavar="STEPS")
     parser.add_argument("--schedule", choices=SCHEDULES, default="auto", help="of trigru (default: %(default)s)")
     parser.add_argument("--memory", choices=MEMORY, default="keep", help="of trigru (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="torch's threads on the CPU (default: torch's own)")
+    parser.add_argument("--threads", type=int, help="torch's threads on the CPU (default: torch's own; with --tiny 1)")
     parser.add_argument("--seconds", type=float, help="time for the rounds of one row, about")
     parser.add_argument("--minutes", type=float, help="leave out what has not begun by then")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(default: out/bench/ and the time)")
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         print("device: expected one that torch can use, got cuda; torch.cuda.is_available() is false")
         return 2
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.threads or args.size == "tiny":
+        torch.set_num_threads(args.threads or 1)
     request = _request(args, device)
     if wrong := [suite for suite in request.suites if suite in ON_CPU_ONLY and device != "cpu"]:
         print(f"suite: expected one that runs on {device}, got {wrong[0]}; give --device cpu")

@@ -10,8 +10,9 @@ from trigru.tables import markdown
 from .run import Outcome
 from .stats import geometric_mean
 
+BY_SCHEDULE = ("overhead", "work")  # suites that measure each schedule by its name
 WIDTH = 160  # of a table that goes to a file
-KIND = ("suite", "device", "dtype", "precision", "variant", "packed", "memory", "mode", "direction", "peer")
+KIND = ("suite", "dtype", "precision", "variant", "packed", "memory", "mode", "direction", "peer")
 HEADINGS = ("suite", "numbers", "variant", "what", "against", "rows", "ratio, geometric mean", "lowest", "at")
 
 
@@ -24,12 +25,18 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
     """A line for each kind: geometric mean and lowest of its ratios (peer's time or bytes by ours), and where."""
     kinds: dict[tuple, list[dict[str, Any]]] = {}
     for row in timed(rows):
-        kinds.setdefault(tuple(row.get(name) for name in KIND), []).append(row)
+        named = tuple(row.get(name) for name in KIND)
+        kinds.setdefault((row.get("schedule") if row["suite"] in BY_SCHEDULE else None, *named), []).append(row)
     found = []
     for kind, own in kinds.items():
-        named = dict(zip(KIND, kind, strict=True))
+        named = dict(zip(("schedule", *KIND), kind, strict=True))
         lowest = min(own, key=lambda row: row["ratio"])
-        what = [named["direction"] or "kept bytes", "packed" if named["packed"] else "", named["memory"] or ""]
+        what = [
+            named["schedule"] or "",
+            named["direction"] or "kept bytes",
+            "packed" if named["packed"] else "",
+            named["memory"] or "",
+        ]
         what += ["in a graph" if named["mode"] == "graph" else ""]
         numbers = "" if named["dtype"] is None else "tf32" if named["precision"] == "tf32" else named["dtype"]
         found.append(
@@ -50,9 +57,8 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
 
 def place(row: dict[str, Any]) -> str:
     """Sizes of a row, short."""
-    if row.get("hidden_size") is None:
-        return ""
-    return f"H {row['hidden_size']}, B {row['batch']}, T {row['seq_len']}"
+    named = {"H": "hidden_size", "B": "batch", "T": "seq_len"}
+    return ", ".join(f"{short} {row[name]}" for short, name in named.items() if row.get(name) is not None)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
