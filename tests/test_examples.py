@@ -1,0 +1,109 @@
+"""The examples as their readers run them: in processes of their own, from checkpoints, alone and in twos."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+EPOCHS = 4
+LINE = re.compile(r"^epoch (\d+): loss (\d+\.\d+), test accuracy (\d+\.\d+)%$", re.MULTILINE)
+
+distributed = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
+)
+
+
+def run(*command: object) -> str:
+    """What a command prints; it must end well."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = (sys.executable, *map(str, command))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def epochs(printed: str) -> dict[int, tuple[float, float]]:
+    """Loss and test accuracy in percent, by epoch."""
+    return {int(epoch): (float(loss), float(accuracy)) for epoch, loss, accuracy in LINE.findall(printed)}
+
+
+def in_two_parts(*command: object) -> dict[int, tuple[float, float]]:
+    """The epochs of a training that is stopped halfway and started again from its checkpoint."""
+    first = epochs(run(*command, "--epochs", EPOCHS // 2))
+    assert list(first) == list(range(1, EPOCHS // 2 + 1))
+    second = epochs(run(*command, "--epochs", EPOCHS))
+    assert list(second) == list(range(EPOCHS // 2 + 1, EPOCHS + 1)), "it goes on where it stopped"
+    return first | second
+
+
+def assert_same(got: dict[int, tuple[float, float]], want: dict[int, tuple[float, float]]) -> None:
+    """Every epoch's loss to what float32 leaves after some hundred steps of Adam, accuracies to an image or two."""
+    assert list(got) == list(want) == list(range(1, EPOCHS + 1))
+    for epoch in want:
+        assert got[epoch][0] == pytest.approx(want[epoch][0], rel=1e-4)
+        assert got[epoch][1] == pytest.approx(want[epoch][1], abs=1)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> dict[int, tuple[float, float]]:
+    """The epochs of one process with the whole batch."""
+    checkpoint = tmp_path_factory.mktemp("one") / "checkpoint"
+    found = epochs(run(*TORCHRUN, 1, EXAMPLES / "ddp.py", "--epochs", EPOCHS, "--checkpoint", checkpoint))
+    losses = [loss for loss, _ in found.values()]
+    assert losses == sorted(losses, reverse=True)
+    assert found[EPOCHS][1] > 65, "a tenth is what guessing gives"
+    return found
+
+
+@distributed
+@pytest.mark.parametrize("script", ["ddp.py", "fsdp2.py"])
+def test_two_processes_learn_as_one(script, one_process, tmp_path):
+    assert_same(in_two_parts(*TORCHRUN, 2, EXAMPLES / script, "--checkpoint", tmp_path / "new" / "ck"), one_process)
+
+
+@distributed
+def test_lightning_learns_as_one_process(one_process, tmp_path):
+    pytest.importorskip("lightning", reason="lightning comes with the extra examples, too large for the extra test")
+    assert_same(
+        in_two_parts(EXAMPLES / "lightning_module.py", "--devices", 2, "--checkpoint", tmp_path / "ck"), one_process
+    )
+
+
+@distributed
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accelerate_learns_as_one_process(processes, one_process, tmp_path):
+    pytest.importorskip("accelerate", reason="accelerate comes with the extra examples")
+    assert_same(
+        in_two_parts(*TORCHRUN, processes, EXAMPLES / "accelerate_loop.py", "--checkpoint", tmp_path / "ck"),
+        one_process,
+    )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_learns_as_without_the_compiler(tmp_path):
+    script = EXAMPLES / "compiled_training.py"
+    want = epochs(run(script, "--eager", "--epochs", EPOCHS, "--checkpoint", tmp_path / "eager" / "ck"))
+    assert_same(in_two_parts(script, "--checkpoint", tmp_path / "ck"), want)
+
+
+def test_onnx_export(tmp_path):
+    printed = run(EXAMPLES / "onnx_export.py", "--epochs", 2, "--out", tmp_path / "new" / "digits.onnx")
+    by_onnx, by_torch = re.findall(r"(\d+\.\d+)% by", printed)
+    assert by_onnx == by_torch
+    assert float(by_torch) > 40
+    assert float(re.search(r"difference of a logit (\S+),", printed)[1]) < 1e-4
+
+
+def test_the_readme_lists_every_example():
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in EXAMPLES.glob("*.py")}
+    assert scripts == set(re.findall(r"`(\w+\.py)`", readme))
