@@ -5,8 +5,10 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -332,6 +334,7 @@ def test_layers_are_split_and_stacked(kind, bidirectional):
     x = torch.randn(4, 3, INPUT, dtype=torch.float64)
     y = x
     for part in parts:
+        assert (part.num_layers, part.dropout) == (1, 0)
         y = part(y)[0]
     assert error(y, module(x)[0]) <= TOLERANCE
     whole = convert.stack_layers(parts, dropout=0.5)
@@ -349,6 +352,16 @@ def test_directions_are_split_and_joined():
     want = torch.cat([parts[0](x)[0], parts[1](x.flip(1))[0].flip(1)], -1)
     for result in (module(x)[0], whole(x)[0]):
         assert error(result, want) <= TOLERANCE
+
+
+def test_what_torchrl_holds_keeps_its_layers_and_options():
+    options = {"num_layers": 2, "batch_first": True, "dropout": 0.5, "bidirectional": True, "bias": False}
+    holder = nn.Module()
+    holder.gru = nn.GRU(INPUT, HIDDEN, **options)
+    module = convert.from_torchrl(holder)
+    assert {name: getattr(module, name) for name in options} == options
+    for name, value in convert.to_torchrl(module).items():
+        assert torch.equal(holder.state_dict()[name], value)
 
 
 def gru(*sizes, **options):
@@ -392,6 +405,10 @@ REFUSED = {
     "keras: sizes": (
         lambda: convert.from_keras([*kernel_arrays(), np.ones((6, 21)), np.ones((7, 21))]),
         r"backward kernel: expected .* \(5, 7\) as the forward layer, got \(6, 7\)",
+    ),
+    "onnx: hidden_size": (
+        lambda: convert.from_onnx(np.ones((1, 21, 5)), np.ones((1, 21, 7)), hidden_size=8),
+        r"R: expected shape \(1, 24, 8\), got \(1, 21, 7\)",
     ),
     "linen: missing": (
         lambda: convert.from_flax_linen({"hr": {"kernel": np.ones((7, 7))}}),
@@ -464,6 +481,8 @@ def test_a_wrong_array_is_named_with_what_was_expected(library, path):
         read(replaced(arrays, path, right.astype(np.float32)))
     with pytest.raises(ValueError, match=f"{name}: expected a floating dtype, got int64"):
         read(replaced(arrays, path, right.astype(np.int64)))
+    with pytest.raises(ValueError, match=f"{name}: expected a floating dtype, got torch.int64"):
+        read(replaced(arrays, path, torch.from_numpy(right).long()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -485,13 +504,14 @@ def test_arrays_of_any_layout_are_read(as_array):
         assert torch.equal(got.state_dict()[name], value)
 
 
-def test_nothing_is_shared_and_no_random_number_is_drawn():
-    arrays = haste_arrays()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_nothing_is_shared_and_no_random_number_is_drawn(dtype):
+    arrays = {name: torch.from_numpy(value).to(dtype) for name, value in equinox_arrays().items()}
     state = torch.get_rng_state()
-    module = convert.from_haste(**arrays)
+    module = convert.from_equinox(**arrays)
     assert torch.equal(torch.get_rng_state(), state)
     kept = {name: value.clone() for name, value in module.state_dict().items()}
-    for value in (*arrays.values(), *convert.to_haste(module).values(), *convert.to_torchrl(module).values()):
+    for value in (*arrays.values(), *convert.to_equinox(module).values(), *convert.to_torchrl(module).values()):
         value[:] = 0
     for name, value in module.state_dict().items():
         assert torch.equal(value, kept[name])
@@ -523,6 +543,17 @@ def test_every_converter_is_public():
         if name.startswith(("from_", "to_", "split_", "join_", "stack_"))
     }
     assert made <= set(convert.__all__)
+
+
+def test_the_example_of_the_documentation_runs():
+    page = Path(__file__).parent.parent / "docs" / "convert.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec(compile(block, str(page), "exec"), {})
+
+
+def test_the_documentation_has_every_public_name():
+    page = (Path(__file__).parent.parent / "docs" / "convert.md").read_text(encoding="utf-8")
+    assert not [name for name in convert.__all__ if name not in page]
 
 
 def test_importing_needs_none_of_the_libraries():
