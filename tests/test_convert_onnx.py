@@ -159,6 +159,13 @@ def test_attributes_without_an_equal_are_refused(attributes, message):
         trigru.convert.from_onnx_model(model)
 
 
+def test_a_node_of_another_domain_is_no_gru():
+    model = node_model(random_arrays(1))
+    model.graph.node[0].domain = "com.example"
+    with pytest.raises(ValueError, match=r"node: expected the name of one GRU node of \[\], got None"):
+        trigru.convert.from_onnx_model(model)
+
+
 def test_default_activations_are_accepted_by_name():
     attributes = {"activations": ["Sigmoid", "Tanh"], "activation_alpha": [0.0], "linear_before_reset": 1}
     arrays = random_arrays(1)
