@@ -101,8 +101,8 @@ def _request(args: argparse.Namespace, device: str) -> Request:
         suites,
         args.direction or default_directions(device),
         [PEERS[name] for name in args.peers] if args.peers else default_peers(device),
-        args.seconds or seconds,
-        args.minutes or MINUTES.get((device, args.size)),
+        seconds if args.seconds is None else args.seconds,
+        MINUTES.get((device, args.size)) if args.minutes is None else args.minutes,
         args.out or Path("out", "bench", f"{now:%Y%m%d-%H%M%S}"),
         conditions.of_run(device),
     )

@@ -209,10 +209,10 @@ def report(result: Fit, published: Device) -> str:
     )
 
 
-def store(result: Fit, rows: Sequence[dict[str, Any]], name: str, folder: Path = FITTED) -> Path:
+def store(result: Fit, rows: Sequence[dict[str, Any]], name: str) -> Path:
     """Store the constants where `trigru.devices` reads them; the path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{slug(name)}.json"
+    FITTED.mkdir(parents=True, exist_ok=True)
+    path = FITTED / f"{slug(name)}.json"
     source = {key: rows[0].get(key) for key in ("device_name", "commit", "date", "versions")}
     table = {
         "device": name,

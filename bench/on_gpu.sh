@@ -16,7 +16,9 @@ dry=0 out=""
 while [ $# -gt 0 ]; do
     case $1 in
         --dry-run) dry=1 ;;
-        --out) out=$(realpath -m "${2:?--out: expected a folder}"); shift ;;
+        --out) [ $# -gt 1 ] || { echo "on_gpu.sh: --out: expected a folder" >&2; exit 2; }
+            shift
+            case $1 in /*) out=$1 ;; *) out=$PWD/$1 ;; esac ;;
         *) echo "on_gpu.sh: expected --dry-run or --out DIR, got $1" >&2; exit 2 ;;
     esac
     shift

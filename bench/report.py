@@ -25,8 +25,8 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
     """A line for each kind: geometric mean and lowest of its ratios (peer's time or bytes by ours), and where."""
     kinds: dict[tuple, list[dict[str, Any]]] = {}
     for row in timed(rows):
-        named = tuple(row.get(name) for name in KIND)
-        kinds.setdefault((row.get("schedule") if row["suite"] in BY_SCHEDULE else None, *named), []).append(row)
+        schedule = row.get("schedule") if row["suite"] in BY_SCHEDULE else None
+        kinds.setdefault((schedule, *(row.get(name) for name in KIND)), []).append(row)
     found = []
     for kind, own in kinds.items():
         named = dict(zip(("schedule", *KIND), kind, strict=True))

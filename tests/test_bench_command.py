@@ -1,0 +1,185 @@
+"""`trigru bench` from end to end with sizes that take no time: rows, figures, table, exit code; and the summary."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from trigru.bench import figures, overhead, report, run, summary
+from trigru.bench.run import Outcome
+
+from trigru.cli import main
+
+SHARED = ("device", "device_name", "threads", "versions", "commit", "command", "date")
+SIZES = ("hidden_size", "batch", "seq_len", "variant", "dtype", "precision", "packed", "direction", "peer")
+TIMES = ("ours_ms", "peer_ms", "ratio", "ratio_p20", "ratio_p50", "ratio_p80", "ours_ms_p50", "peer_ms_p80")
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    yield
+    torch.set_num_threads(1)
+
+
+def rows_in(folder, suite):
+    return [json.loads(line) for line in (folder / f"{suite}.jsonl").read_text().splitlines()]
+
+
+def test_suites_of_layers(tmp_path, capsys):
+    suites = ["layer", "step", "module", "cpu", "memory"]
+    assert main(["bench", "--device", "cpu", "--tiny", "--suite", *suites, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for suite in suites:
+        assert suite in shown
+        rows = rows_in(tmp_path, suite)
+        assert rows
+        for row in rows:
+            assert row["suite"] == suite
+            assert not [name for name in SHARED if row.get(name) is None]
+            names = SIZES[:-2] if suite == "memory" else (*SIZES, *TIMES)
+            assert not [name for name in names if row.get(name) is None]
+    for name in ("layer-time", "layer-speedup", "cpu-time", "cpu-speedup"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    ran = json.loads((tmp_path / "run.json").read_text())
+    assert ran["suites"] == suites
+    assert ran["left_out"] == []
+    assert {row["variant"] for row in rows_in(tmp_path, "cpu")} == {"torch", "cho", "chung"}
+
+
+def test_overhead_goes_to_the_launch(tmp_path):
+    options = ["--device", "cpu", "--tiny", "--suite", "overhead", "--no-figures"]
+    assert main(["bench", *options, "--out", str(tmp_path)]) == 0
+    *calls, imported = rows_in(tmp_path, "overhead")
+    assert [row["schedule"] for row in calls] == [name for name in overhead.SCHEDULES for _ in range(2)]
+    for row in calls:
+        launched = row["to_launch_ms"] is not None
+        assert launched == (row["schedule"] != "torch")
+    assert imported["peer"] == "torch"
+    assert imported["ours_ms"] > 0
+
+
+def test_time_that_is_up_leaves_out_and_says_so(tmp_path, capsys):
+    options = ["--device", "cpu", "--quick", "--suite", "cpu", "step", "--minutes", "0", "--no-figures"]
+    assert main(["bench", *options, "--out", str(tmp_path)]) == 0
+    assert "left out, for the time was up: 2 (cpu: all of it; step: all of it)" in capsys.readouterr().out
+
+
+def test_sizes_and_schedule_by_name(tmp_path):
+    options = ["--suite", "cpu", "--variant", "cho", "--hidden", "5", "--batch", "2", "--seq-len", "9"]
+    options += ["--schedule", "eager", "--direction", "forward", "--seconds", "0", "--threads", "1", "--device", "cpu"]
+    assert main(["bench", *options, "--out", str(tmp_path), "--no-figures"]) == 0
+    (row,) = rows_in(tmp_path, "cpu")
+    found = [row[name] for name in ("variant", "hidden_size", "batch", "seq_len", "schedule", "direction")]
+    assert found == ["cho", 5, 2, 9, "eager", "forward"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
+def test_a_device_that_is_not_there(tmp_path, capsys):
+    assert main(["bench", "--device", "cuda", "--out", str(tmp_path)]) == 2
+    assert "device: expected one that torch can use, got cuda" in capsys.readouterr().out
+
+
+def test_a_suite_that_fails_is_noted_and_the_next_one_runs(tmp_path, capsys, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(run.memory, "row", broken)
+    options = ["--device", "cpu", "--tiny", "--suite", "memory", "step", "--no-figures"]
+    assert main(["bench", *options, "--out", str(tmp_path)]) == 1
+    assert "failed: suite memory: RuntimeError: no room" in capsys.readouterr().out
+    assert rows_in(tmp_path, "step")
+
+
+def test_without_rich_and_tqdm(tmp_path, capsys, monkeypatch):
+    for name in ("rich.console", "tqdm"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    options = ["--device", "cpu", "--tiny", "--suite", "step", "--no-figures"]
+    assert main(["bench", *options, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "| suite" in shown.out
+    assert "step: 0 of 2" in shown.err
+
+
+def row(**fields):
+    """A GPU's row, invented."""
+    base = {
+        "suite": "layer", "device": "cuda", "device_name": "H100", "dtype": "bfloat16", "precision": "ieee",
+        "variant": "torch", "schedule": "persistent", "memory": "keep", "hidden_size": 512, "batch": 64,
+        "seq_len": 1024, "packed": False, "direction": "forward", "mode": "graph", "peer": "nn.GRU",
+        "ours_ms": 2.048, "peer_ms": 4.096, "ratio": 2.0, "bound_ms": 1.024, "bound_by": "exchange", "bound_ratio": 2.0,
+    }  # fmt: skip
+    times = {f"{side}_ms_{p}": base[f"{side}_ms"] for side in ("ours", "peer") for p in ("p20", "p50", "p80")}
+    return {**base, **times, **fields}
+
+
+def test_speeds_fill_the_readmes_table_and_nothing_else_does():
+    wrong = [row(device="cpu"), row(mode="eager"), row(peer="haste"), row(error="WrongResult")]
+    wrong = [{**one, "dtype": "float32", "seq_len": 256} for one in wrong]
+    tf32 = row(dtype="float32", precision="tf32")
+    lines = summary.speeds([*wrong, row(), tf32]).splitlines()
+    assert len(lines) == 2 + len(summary.HEADLINES)
+    filled = [line for line in lines[2:] if line.count(summary.MISSING) == 2]  # forward+backward is missing
+    assert [line.split()[1] for line in filled] == ["bf16", "tf32"]
+    assert all("2.00" in line for line in filled)
+
+
+def test_nothing_measured_is_said():
+    lines = summary.speeds([]).splitlines()[2:]
+    assert all(line.count(summary.MISSING) == 4 for line in lines)
+
+
+def test_summary_of_a_folder(tmp_path):
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (tmp_path / "parts.tsv").write_text("install\tok\t3\tdone\ntests\tFAILED with exit code 1\t9\t2 failed\n")
+    bad = {**row(direction="backward"), "error": "KernelTimeout: gave up"}
+    (folder / "layer.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (row(), bad)))
+    ran = {
+        "device_name": "H100", "date": "2030-01-01T00:00:00Z", "commit": "abc", "versions": {"torch": "3"},
+        "left_out": ["layer: something"], "skipped": [{"peer": "haste", "reason": "is not installed", "cases": 4}],
+        "failed": {}, "latencies": {"round_trip_s": 1.5e-6},
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(ran))
+    assert summary.main([str(tmp_path)]) == 0
+    text = (tmp_path / "summary.md").read_text()
+    for said in (
+        "# Benchmarks on H100",
+        "FAILED with exit code 1",
+        "round_trip 1.50 us",
+        "- full: no time: layer torch H 512, B 64, T 1024 backward, graph against nn.GRU: KernelTimeout: gave up",
+        "- full: skipped: haste in 4 cases: is not installed",
+        "- full: left out, for the time was up: 1 (layer: something)",
+        "| exchange",
+    ):
+        assert said in text, said
+
+
+def test_summary_of_no_folder(tmp_path, capsys):
+    assert summary.main([str(tmp_path / "none")]) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_the_table_has_geometric_mean_and_lowest():
+    lines = report.lines([row(ratio=1.0, batch=1), row(ratio=4.0), row(error="no time", ratio=9.0)])
+    ((*_, count, mean, lowest, at),) = lines
+    assert (count, mean, lowest, at) == (2, pytest.approx(2.0), 1.0, "H 512, B 1, T 1024")
+
+
+def test_a_row_without_a_time_is_noted():
+    outcome = Outcome([row(), row(error="WrongResult: trigru: output")])
+    (note,) = report.notes(outcome)
+    assert note.startswith("no time: layer torch H 512")
+
+
+def test_figures_of_a_gpus_rows(tmp_path):
+    rows = [
+        row(hidden_size=h, batch=b, seq_len=t, mode=mode, direction=direction)
+        for h, b, t in ((128, 64, 1024), (512, 64, 1024), (512, 1, 1024), (512, 64, 64))
+        for mode in ("eager", "graph")
+        for direction in ("forward", "forward+backward")
+    ]
+    drawn = figures.draw([*rows, row(peer="haste"), row(error="none", direction="backward")], tmp_path)
+    assert [path.name for path in drawn] == ["layer-time.png", "layer-speedup.png"]
+    assert all(path.stat().st_size > 10_000 for path in drawn)
+    assert figures.draw([row(error="none")], tmp_path) == []

@@ -1,0 +1,102 @@
+"""The script for a machine with a GPU, gone through on a CPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "bench" / "on_gpu.sh"
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="a script for bash")
+
+# Stands for Python: every part is over at once, some fail. What it was called with is written down.
+STAND_IN = """#!/usr/bin/env bash
+echo "$PYTHONPATH|$*" >> "$CALLS"
+case "$*" in
+    *"-m pip"*) exit 1 ;;
+    "- "*) [ -n "$PYTHONPATH" ] ;;  # what is installed is not this checkout, but links are found
+    *"import pytest"*) exit 1 ;;
+    *"bench --device cpu --tiny --out"*) echo "no | room"; exit 3 ;;
+    *bench.summary*) echo "cannot"; exit 1 ;;
+    *) echo fine ;;
+esac
+"""
+
+
+def went(folder):
+    """Result and last line of each part, by name."""
+    lines = [line.split("\t") for line in (folder / "parts.tsv").read_text().splitlines()]
+    return {name: (result, said) for name, result, _, said in lines}
+
+
+def run_script(*arguments, **environment):
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_parts_that_fail_do_not_stop_the_others(tmp_path):
+    stand_in = tmp_path / "python"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    calls = tmp_path / "calls"
+    out = tmp_path / "out"
+    done = run_script("--dry-run", "--out", str(out), PYTHON=str(stand_in), CALLS=str(calls), PYTHONPATH="")
+    assert done.returncode == 1
+    results = went(out)
+    assert list(results) == ["install", "machine", "check", "tests", "quick", "full", "schedules", "fit", "summary"]
+    assert results["install"] == ("ok", "linked, for pip could not install it")
+    assert results["tests"] == ("FAILED with exit code 1", "pytest is not installed, so no test ran")
+    assert results["quick"] == ("FAILED with exit code 3", "no   room")  # nothing that would break a table
+    assert [results[name][0] for name in ("machine", "check", "full", "schedules")] == ["ok"] * 4
+    assert "The summary could not be made" in (out / "summary.md").read_text()
+    after = [line for line in calls.read_text().splitlines() if "trigru bench" in line]
+    assert after
+    assert all(line.split("|")[0] for line in after)  # the links are found by everything that follows
+
+
+def test_links_make_a_whole_package(tmp_path):
+    """What the script falls back to is importable, with its kernels and benchmarks, from outside the checkout."""
+    package = tmp_path / "path" / "trigru"
+    package.mkdir(parents=True)
+    for source in (*(ROOT / "trigru").iterdir(), ROOT / "kernels", ROOT / "bench"):
+        (package / source.name).symlink_to(source)
+    code = "import trigru, trigru.kernels.launch, trigru.bench.command as c; print(c.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "path")},
+    )
+    assert done.stdout.startswith(str(package))
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["--out"]])
+def test_wrong_arguments(arguments):
+    done = run_script(*arguments)
+    assert done.returncode != 0
+    assert "on_gpu.sh" in done.stderr
+
+
+@pytest.mark.slow
+def test_dry_run(tmp_path):
+    done = run_script("--dry-run", "--out", str(tmp_path / "out"), PYTHON=sys.executable)
+    assert done.returncode == 0, done.stdout
+    results = went(tmp_path / "out")
+    assert {result for result, _ in results.values()} == {"ok", "skipped"}
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "not measured yet" in summary
+    assert "| cpu " in summary
+    assert list((tmp_path / "out").glob("*.png"))
