@@ -5,23 +5,34 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-FRAGMENT_TRITON = ((3, 5), (3, 8))
-"""Triton versions, from the first up to, not with, the second, that lay out an awaited tile as exchange.py's waiting
-threads want it. From 3.8 on the layout is another, at which the assembly traps; programs then wait as a whole."""
+FRAGMENT_TRITON = ((3, 5), (3, 10))
+"""Triton versions, from the first up to, not with, the second, whose layouts exchange.py's waiting threads were tried
+with. At another layout their assembly traps; with another version programs wait as a whole."""
 
 
 @functools.cache
-def waits_by_thread() -> bool:
-    """Whether the installed Triton is one of FRAGMENT_TRITON."""
-    first, end = FRAGMENT_TRITON
+def triton_version() -> tuple[int, int]:
+    """Major and minor number of the installed Triton; (0, 0) without one."""
     try:
         major, minor = importlib.metadata.version("triton").split(".")[:2]
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return first <= (int(major), int(minor)) < end
+        return 0, 0
+    return int(major), int(minor)
+
+
+def waits_by_thread() -> bool:
+    """Whether the installed Triton is one of FRAGMENT_TRITON."""
+    first, end = FRAGMENT_TRITON
+    return first <= triton_version() < end
+
+
+def words_of_a_lane() -> int:
+    """Consecutive words of 4 bytes that a lane holds of an operand joined from two tensors."""
+    return 2 if triton_version() < (3, 8) else 1
 
 
 def cdiv(a: int, b: int) -> int:
@@ -100,12 +111,14 @@ def resident_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Residen
 class PersistentConfig:
     """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its
     warps. A launch has at most `tiles_at_once` batch tiles (None: all), because all its programs must be on the device
-    together; others follow in launches of their own."""
+    together; others follow in launches of their own. `protocol`: how programs learn that a value is there, "data" or
+    "flags" (see exchange.py)."""
 
     block_h: int = 16
     block_b: int = 16
     num_warps: int = 8
     tiles_at_once: int | None = None
+    protocol: Literal["data", "flags"] = "data"
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, hidden_size: int) -> int:
@@ -136,8 +149,11 @@ class PersistentConfig:
 
 
 def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
-    """Tile sizes of the persistent schedule: as many warps, up to 8, as W_hh has groups of columns for."""
+    """Tile sizes of the persistent schedule: as many warps, up to 8, as W_hh has groups of columns for; always 8 with a
+    Triton with which only 8 warps can wait thread by thread."""
     groups = cdiv(hidden_size, 64 // dtype.itemsize)
+    if words_of_a_lane() == 1:
+        return PersistentConfig()
     return PersistentConfig(num_warps=2 if groups <= 2 else 4 if groups <= 4 else 8)
 
 

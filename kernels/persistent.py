@@ -43,7 +43,7 @@ def forward(
     """
     hidden_size = h0.shape[1]
     output = gates_in.new_empty(steps.num_rows, hidden_size)
-    exchange.reserve(output)
+    _prepare(config, output)
     gates = 4 if variant == "torch" else 3
     reserve = gates_in.new_empty((steps.num_rows, gates * hidden_size) if save else (0, 0))
     args: dict[str, Any] = {
@@ -60,7 +60,7 @@ def forward(
         kernel = forward_torch
     else:
         args["reset_state_ptr"] = torch.empty_like(output)
-        exchange.reserve(args["reset_state_ptr"])
+        _prepare(config, args["reset_state_ptr"])
         constexprs["VARIANT"] = variant
         kernel = forward_reset_first
     _start(kernel, args, constexprs, steps, h0, reverse, precision, config, spins)
@@ -85,7 +85,7 @@ def backward(
     """As `stepwise.backward`, with what `forward` here says of precision, config and spins."""
     hidden_size = h0.shape[1]
     d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
-    exchange.reserve(d_gates)
+    _prepare(config, d_gates)
     d_state = grad_h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     args: dict[str, Any] = {
         "grad_output_ptr": grad_output,
@@ -98,12 +98,18 @@ def backward(
     }
     if variant == "torch":
         d_an = grad_output.new_empty(steps.num_rows, hidden_size)
-        exchange.reserve(d_an)
+        _prepare(config, d_an)
         args["d_an_ptr"] = d_an
         _start(backward_torch, args, {}, steps, h0, reverse, precision, config, spins)
         return d_gates, d_an, d_state
     _start(backward_reset_first, args, {"VARIANT": variant}, steps, h0, reverse, precision, config, spins)
     return d_gates, None, d_state
+
+
+def _prepare(config: PersistentConfig, exchanged: Tensor) -> None:
+    """Before a launch, what its protocol asks of a buffer through which values are exchanged."""
+    if config.protocol == "data":
+        exchange.reserve(exchanged)
 
 
 def _start(
@@ -123,7 +129,9 @@ def _start(
     if not batch:
         return
     tiles = config.constexprs(hidden_size, h0.dtype)
-    status = exchange.new_status(h0)
+    programs, batch_tiles = config.grid(hidden_size, batch)
+    # At most two exchanges a step.
+    status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
     constexprs |= {
         "H": hidden_size,
@@ -133,9 +141,9 @@ def _start(
         "EVEN_B": not steps.packed and batch % config.block_b == 0,
         "EVEN_H": hidden_size % config.block_h == 0,
         "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
+        "PROTOCOL": config.protocol,
         "SPINS": spins,
     }
-    programs, batch_tiles = config.grid(hidden_size, batch)
     at_once = config.tiles_at_once or batch_tiles
     for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
         grid = programs, min(at_once, batch_tiles - first)

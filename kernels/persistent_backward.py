@@ -10,7 +10,8 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import await_three, await_tile, load_weights, per_thread, publish
+from .exchange import await_three, await_tile, by_thread, first_flag, publish
+from .fragments import load_weights
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .parts import one_gate
 from .persistent_forward import state_pointers, step_rows, tile_mask
@@ -55,6 +56,7 @@ def backward_torch(
     EVEN_B: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
+    PROTOCOL: tl.constexpr,
     SPINS: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -72,6 +74,8 @@ def backward_torch(
     w_z = load_weights(w_hh_ptr + H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
     w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
 
+    arrivals = tl.num_programs(0)
+    flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
     dh = tl.load(d_state_ptr + own, mask=exists, other=0.0)
     ONE: tl.constexpr = 1 if REVERSE else -1  # from a step to the one that forward took before it
@@ -90,9 +94,9 @@ def backward_torch(
         dr, d_an = reset_after_grad(dn, an.to(tl.float32), r.to(tl.float32))
         mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
         d_gates = d_gates_ptr + row * (3 * H)
-        publish(d_gates + own_gate, dr, mask)
-        publish(d_gates + H + own_gate, dz, mask)
-        publish(d_an_ptr + row * H + own, d_an, mask)
+        publish(d_gates + own_gate, dr, mask, None, PROTOCOL)
+        publish(d_gates + H + own_gate, dz, mask, None, PROTOCOL)
+        publish(d_an_ptr + row * H + own, d_an, mask, flags + i, PROTOCOL)
         tl.store(d_gates + 2 * H + own_gate, dn.to(d_gates_ptr.dtype.element_ty), mask=mask)
         direct = direct if EVEN_B else tl.where((b < count)[:, None], direct, dh)
 
@@ -112,17 +116,24 @@ def backward_torch(
         source_an = d_an_ptr + row * H + b * H
         BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
         # One look at all three with masks takes more registers than there are; waiting as a whole has no such look.
-        if (X_MASKED and DEPTH * BITS > 1024) or not per_thread(BITS, H):
-            x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+        if (X_MASKED and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
+            x = await_tile(
+                source, b < count, status_ptr, flags + i, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+            )
             a = tl.dot(w_r, x, input_precision=PRECISION)
-            x = await_tile(source + H, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+            x = await_tile(
+                source + H, b < count, status_ptr, None, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+            )
             a = tl.dot(w_z, x, a, input_precision=PRECISION)
-            x = await_tile(source_an, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, True, SPINS, SPLIT)
+            x = await_tile(
+                source_an, b < count, status_ptr, None, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+            )
             a = tl.dot(w_n, x, a, input_precision=PRECISION)
         else:
             x_r, x_z, x_n = await_three(
-                source, source + H, source_an, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT
-            )
+                source, source + H, source_an, b < count, status_ptr, flags + i, arrivals, PROTOCOL, H, SPLIT, DEPTH,
+                BLOCK_B, X_MASKED, SPINS,
+            )  # fmt: skip
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
             a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
@@ -153,6 +164,7 @@ def backward_reset_first(
     EVEN_B: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
+    PROTOCOL: tl.constexpr,
     SPINS: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -173,6 +185,9 @@ def backward_reset_first(
         tl.debug_barrier()
     w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
 
+    arrivals = tl.num_programs(0)
+    flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
+    flags_reset = first_flag(status_ptr, 1, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
     dh = tl.load(d_state_ptr + own, mask=exists, other=0.0)
     ONE: tl.constexpr = 1 if REVERSE else -1  # from a step to the one that forward took before it
@@ -189,8 +204,8 @@ def backward_reset_first(
         dn, dz, direct = blend_grad(dh + dy.to(tl.float32), state, z.to(tl.float32), n.to(tl.float32), VARIANT)
         mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
         d_gates = d_gates_ptr + row * (3 * H)
-        publish(d_gates + 2 * H + own_gate, dn, mask)
-        publish(d_gates + H + own_gate, dz, mask)
+        publish(d_gates + 2 * H + own_gate, dn, mask, None, PROTOCOL)
+        publish(d_gates + H + own_gate, dz, mask, flags + i, PROTOCOL)
         direct = direct if EVEN_B else tl.where((b < count)[:, None], direct, dh)
 
         # The last step has none before it: it loads its own values again, which nothing uses.
@@ -206,13 +221,19 @@ def backward_reset_first(
         )  # fmt: skip
 
         source = d_gates + b * (3 * H)
-        x = await_tile(source + 2 * H, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT)
+        x = await_tile(
+            source + 2 * H, b < count, status_ptr, flags + i, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+        )
         d_rh = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         dr, through_reset = reset_before_grad(d_rh, state, reset)
-        publish(d_gates + own_gate, dr, mask)
-        x = await_tile(source + H, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT)
+        publish(d_gates + own_gate, dr, mask, flags_reset + i, PROTOCOL)
+        x = await_tile(
+            source + H, b < count, status_ptr, None, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+        )
         a = tl.dot(w_z, x, input_precision=PRECISION)
-        x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT)
+        x = await_tile(
+            source, b < count, status_ptr, flags_reset + i, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+        )
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
         dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         row, count = row_next, count_next

@@ -11,7 +11,8 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import await_tile, load_weights, publish
+from .exchange import await_tile, first_flag, publish
+from .fragments import load_weights
 from .gates import blend, candidate, sigmoid
 from .parts import four_gates, one_gate
 from .tiles import rows_of
@@ -66,6 +67,7 @@ def forward_torch(
     EVEN_B: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
+    PROTOCOL: tl.constexpr,
     SPINS: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -89,6 +91,7 @@ def forward_torch(
 
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
     h = tl.load(h0_ptr + own, mask=exists, other=0.0).to(tl.float32)
+    flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     row_before, count_before = step_rows(offsets_ptr, -1 + tl.zeros((), tl.int32), T, B, PACKED)
     for i in range(T):
         t = T - 1 - i if REVERSE else i
@@ -99,9 +102,13 @@ def forward_torch(
         gz = tl.load(gates_in + H + own_gate, mask=mask, other=0.0).to(tl.float32)
         gn = tl.load(gates_in + 2 * H + own_gate, mask=mask, other=0.0).to(tl.float32)
 
+        flag, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.num_programs(0))
         carried = tl.minimum(count, count_before)
         source = state_pointers(output_ptr, h0_ptr, b, row_before, carried, i == 0, H, PACKED)
-        x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, not (EVEN_B and EVEN_K), SPINS, SPLIT)
+        x = await_tile(
+            source, b < count, status_ptr, flag, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B,
+            not (EVEN_B and EVEN_K), SPINS,
+        )  # fmt: skip
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
 
         if HAS_BIAS:
@@ -110,7 +117,7 @@ def forward_torch(
         z = sigmoid(az + gz)
         n = candidate(gn, an, r, "torch")
         new = blend(h, z, n, "torch")
-        publish(output_ptr + row * H + own, new, mask)
+        publish(output_ptr + row * H + own, new, mask, flags + i, PROTOCOL)
         h = new if EVEN_B else tl.where((b < count)[:, None], new, h)
         if SAVE:
             dtype: tl.constexpr = reserve_ptr.dtype.element_ty
@@ -144,6 +151,7 @@ def forward_reset_first(
     EVEN_B: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
+    PROTOCOL: tl.constexpr,
     SPINS: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -164,6 +172,8 @@ def forward_reset_first(
 
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
     h = tl.load(h0_ptr + own, mask=exists, other=0.0).to(tl.float32)
+    flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
+    flags_reset = first_flag(status_ptr, 1, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     row_before, count_before = step_rows(offsets_ptr, -1 + tl.zeros((), tl.int32), T, B, PACKED)
     for i in range(T):
         t = T - 1 - i if REVERSE else i
@@ -174,20 +184,26 @@ def forward_reset_first(
         gz = tl.load(gates_in + H + own_gate, mask=mask, other=0.0).to(tl.float32)
         gn = tl.load(gates_in + 2 * H + own_gate, mask=mask, other=0.0).to(tl.float32)
 
+        flag, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.num_programs(0))
         carried = tl.minimum(count, count_before)
         source = state_pointers(output_ptr, h0_ptr, b, row_before, carried, i == 0, H, PACKED)
-        x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT)
+        x = await_tile(
+            source, b < count, status_ptr, flag, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+        )
         r = sigmoid(one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B) + gr)
         reset_state = reset_state_ptr + row * H
-        publish(reset_state + own, r * h, mask)
+        publish(reset_state + own, r * h, mask, flags_reset + i, PROTOCOL)
 
         z = sigmoid(one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B) + gz)
         source = reset_state + b * H
-        x = await_tile(source, b < count, status_ptr, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS, SPLIT)
+        x = await_tile(
+            source, b < count, status_ptr, flags_reset + i, tl.num_programs(0), PROTOCOL, H, SPLIT, DEPTH, BLOCK_B,
+            X_MASKED, SPINS,
+        )  # fmt: skip
         an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         n = candidate(gn, an, r, VARIANT)
         new = blend(h, z, n, VARIANT)
-        publish(output_ptr + row * H + own, new, mask)
+        publish(output_ptr + row * H + own, new, mask, flags + i, PROTOCOL)
         h = new if EVEN_B else tl.where((b < count)[:, None], new, h)
         if SAVE:
             dtype: tl.constexpr = reserve_ptr.dtype.element_ty

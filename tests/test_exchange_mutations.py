@@ -20,7 +20,7 @@ from trigru.kernels.watch import KernelTimeout
 pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
-FILES = ("exchange", "parts", "persistent_forward", "persistent_backward", "persistent")
+FILES = ("fragments", "exchange", "parts", "persistent_forward", "persistent_backward", "persistent")
 
 
 @pytest.fixture
