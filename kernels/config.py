@@ -87,9 +87,8 @@ class ResidentConfig:
     num_stages: int = 1
 
     @staticmethod
-    def largest(dtype: torch.dtype, precision: str, hidden_size: int) -> int:
-        """The largest hidden_size at which its kernels were compiled without a spilled register, whatever the
-        `hidden_size` asked about."""
+    def largest(dtype: torch.dtype, precision: str) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register."""
         return 64 if dtype == torch.float32 else 128
 
     def shared_bytes(self, dtype: torch.dtype, hidden_size: int) -> int:
@@ -121,14 +120,12 @@ class PersistentConfig:
     protocol: Literal["data", "flags"] = "data"
 
     @staticmethod
-    def largest(dtype: torch.dtype, precision: str, hidden_size: int) -> int:
-        """The largest hidden_size at which its kernels were compiled without a spilled register, among those whose
-        rows are whole chunks of 16 bytes, or are not, as `hidden_size` says: there programs wait as a whole, which
-        takes more registers (see exchange.py). 0: none, exact float32 products do not fit."""
+    def largest(dtype: torch.dtype, precision: str) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register; waiting as a whole
+        takes more of them (see exchange.py). 0: none, exact float32 products do not fit."""
         if dtype == torch.float32 and precision != "tf32":
             return 0
-        by_thread = waits_by_thread() and hidden_size * dtype.itemsize % 16 == 0
-        return 2048 // dtype.itemsize if by_thread else 255
+        return 2048 // dtype.itemsize if waits_by_thread() else 255
 
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; those along hidden units must be on the device

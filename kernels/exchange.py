@@ -116,6 +116,7 @@ def _look_assembly(tiles, chunks, bits, spins, packed_max, compared):
     first_address = 4 * chunks * tiles
     first_number = first_address + pack * tiles
     status = first_number + 2 * chunks
+    load = "ld.volatile" if compared else "ld"
     expected = ("0x00010000", "0x00030002") if bits == 16 else ("0", "1")
     text = ["{", ".reg .pred p;", ".reg .b32 m, n, t;", ".reg .b16 lo, hi;"]
     for i in range(2 * chunks):
@@ -125,7 +126,7 @@ def _look_assembly(tiles, chunks, bits, spins, packed_max, compared):
         for c in range(chunks):
             at = 4 * (t * chunks + c)
             chunk = ", ".join(words[at : at + 4])
-            text.append(f"ld.volatile.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
+            text.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
     if not compared:
         return "\n".join([*text, "}"])
     if bits == 32 or packed_max:  # the pattern is the largest unsigned number
@@ -304,8 +305,10 @@ def _await_by_program(pointers, present, status_ptr, PROTOCOL: tl.constexpr, lim
     k = tl.arange(0, SPLIT * DEPTH)[:, None]
     at = pointers[None, :] + k
     mask = present[None, :] & (k < limit)
-    x = _peek(at, mask)
-    if PROTOCOL == "data":
+    if PROTOCOL == "flags":
+        x = tl.load(at, mask=mask, other=0.0)
+    else:
+        x = _peek(at, mask)
         spins = 0
         while _missing(x) & (spins < SPINS):
             x = _peek(at, mask)

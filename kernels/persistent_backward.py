@@ -66,6 +66,7 @@ def backward_torch(
     """Variant "torch": one exchange a step."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
+    PROGRAMS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     own = b[:, None] * H + j[None, :]
     own_gate = b[:, None] * (3 * H) + j[None, :]
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
@@ -74,7 +75,6 @@ def backward_torch(
     w_z = load_weights(w_hh_ptr + H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
     w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
 
-    arrivals = tl.num_programs(0)
     flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
     dh = tl.load(d_state_ptr + own, mask=exists, other=0.0)
@@ -118,20 +118,20 @@ def backward_torch(
         # One look at all three with masks takes more registers than there are; waiting as a whole has no such look.
         if (X_MASKED and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
             x = await_tile(
-                source, b < count, status_ptr, flags + i, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+                source, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
             )
             a = tl.dot(w_r, x, input_precision=PRECISION)
             x = await_tile(
-                source + H, b < count, status_ptr, None, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+                source + H, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
             )
             a = tl.dot(w_z, x, a, input_precision=PRECISION)
             x = await_tile(
-                source_an, b < count, status_ptr, None, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+                source_an, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
             )
             a = tl.dot(w_n, x, a, input_precision=PRECISION)
         else:
             x_r, x_z, x_n = await_three(
-                source, source + H, source_an, b < count, status_ptr, flags + i, arrivals, PROTOCOL, H, SPLIT, DEPTH,
+                source, source + H, source_an, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH,
                 BLOCK_B, X_MASKED, SPINS,
             )  # fmt: skip
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
@@ -175,6 +175,7 @@ def backward_reset_first(
     product runs while dr is on its way."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
+    PROGRAMS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     own = b[:, None] * H + j[None, :]
     own_gate = b[:, None] * (3 * H) + j[None, :]
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
@@ -185,7 +186,6 @@ def backward_reset_first(
         tl.debug_barrier()
     w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
 
-    arrivals = tl.num_programs(0)
     flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     flags_reset = first_flag(status_ptr, 1, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
@@ -222,17 +222,17 @@ def backward_reset_first(
 
         source = d_gates + b * (3 * H)
         x = await_tile(
-            source + 2 * H, b < count, status_ptr, flags + i, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+            source + 2 * H, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
         )
         d_rh = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         dr, through_reset = reset_before_grad(d_rh, state, reset)
         publish(d_gates + own_gate, dr, mask, flags_reset + i, PROTOCOL)
         x = await_tile(
-            source + H, b < count, status_ptr, None, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+            source + H, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
         )
         a = tl.dot(w_z, x, input_precision=PRECISION)
         x = await_tile(
-            source, b < count, status_ptr, flags_reset + i, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+            source, b < count, status_ptr, flags_reset + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
         )
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
         dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)

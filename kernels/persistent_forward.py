@@ -77,6 +77,7 @@ def forward_torch(
     """Variant "torch": one exchange a step, one product for the three gates."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
+    PROGRAMS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     own = b[:, None] * H + j[None, :]
     own_gate = b[:, None] * (3 * H) + j[None, :]
     own_reserve = b[:, None] * (4 * H) + j[None, :]
@@ -102,7 +103,7 @@ def forward_torch(
         gz = tl.load(gates_in + H + own_gate, mask=mask, other=0.0).to(tl.float32)
         gn = tl.load(gates_in + 2 * H + own_gate, mask=mask, other=0.0).to(tl.float32)
 
-        flag, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.num_programs(0))
+        flag, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, PROGRAMS)
         carried = tl.minimum(count, count_before)
         source = state_pointers(output_ptr, h0_ptr, b, row_before, carried, i == 0, H, PACKED)
         x = await_tile(
@@ -162,6 +163,7 @@ def forward_reset_first(
     gate's product runs while the second is on its way."""
     j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
+    PROGRAMS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     own = b[:, None] * H + j[None, :]
     own_gate = b[:, None] * (3 * H) + j[None, :]
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
@@ -184,7 +186,7 @@ def forward_reset_first(
         gz = tl.load(gates_in + H + own_gate, mask=mask, other=0.0).to(tl.float32)
         gn = tl.load(gates_in + 2 * H + own_gate, mask=mask, other=0.0).to(tl.float32)
 
-        flag, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.num_programs(0))
+        flag, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, PROGRAMS)
         carried = tl.minimum(count, count_before)
         source = state_pointers(output_ptr, h0_ptr, b, row_before, carried, i == 0, H, PACKED)
         x = await_tile(
@@ -197,7 +199,7 @@ def forward_reset_first(
         z = sigmoid(one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B) + gz)
         source = reset_state + b * H
         x = await_tile(
-            source, b < count, status_ptr, flags_reset + i, tl.num_programs(0), PROTOCOL, H, SPLIT, DEPTH, BLOCK_B,
+            source, b < count, status_ptr, flags_reset + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B,
             X_MASKED, SPINS,
         )  # fmt: skip
         an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)

@@ -25,16 +25,19 @@ FILES = ("fragments", "exchange", "parts", "persistent_forward", "persistent_bac
 
 @pytest.fixture
 def mutated(tmp_path):
-    """A function: `mutated(file, old, new)` is the module `persistent` with one piece of its sources replaced."""
+    """A function: `mutated(file, old, new)` is the module `persistent` with one piece of its sources replaced, or
+    several."""
     loaded = []
 
-    def load(file: str, old: str, new: str):
+    def load(file: str, old: str | tuple[str, ...], new: str | tuple[str, ...]):
         package = f"mutant_{abs(hash((file, old, new)))}"
+        pieces = [(old, new)] if isinstance(old, str) else list(zip(old, new, strict=True))
         for name in FILES:
             text = (SOURCES / f"{name}.py").read_text()
             if name == file:
-                assert text.count(old) >= 1, f"{file}.py has no {old!r}"
-                text = text.replace(old, new)
+                for one, other in pieces:
+                    assert text.count(one) >= 1, f"{file}.py has no {one!r}"
+                    text = text.replace(one, other)
             for other in ("config", "gates", "launch", "steps", "tiles", "watch"):
                 text = text.replace(f"from .{other} import", f"from trigru.kernels.{other} import")
             for other in FILES:
@@ -57,13 +60,14 @@ def mutated(tmp_path):
         del sys.modules[name]
 
 
-def caught(persistent, *, variant="torch", hidden_size=48, spins=128, seeds=4, **order) -> str | None:
+def caught(persistent, *, variant="torch", hidden_size=48, spins=128, seeds=4, protocol="data", **order) -> str | None:
     """How the tests notice: "error" (the executor's, or the host's exception), "wrong" numbers, or None."""
     case = recurrence(3, 3, hidden_size, variant=variant)
     for seed in range(seeds):
         try:
             with using(ptx_launcher(arch=90, **{"seed": seed, **order})):
-                errors = case.errors(case.run(persistent, PersistentConfig(num_warps=2), spins=spins))
+                config = PersistentConfig(num_warps=2, protocol=protocol)
+                errors = case.errors(case.run(persistent, config, spins=spins))
         except (PtxError, KernelTimeout):
             return "error"
         if not max(errors.values()) <= 1.5e-2:
@@ -71,17 +75,47 @@ def caught(persistent, *, variant="torch", hidden_size=48, spins=128, seeds=4, *
     return None
 
 
-def test_nothing_is_caught_without_a_mutation(mutated):
-    assert caught(mutated("parts", "even + odd", "even + odd"), spins=1 << 20) is None
+AS_A_WHOLE = "exchange", "_BY_THREAD and", "False and"  # how a Triton of unknown layouts makes programs wait
 
 
-@pytest.mark.parametrize("hidden_size", [48, 19])
-def test_the_wait_removed(mutated, hidden_size):
-    if hidden_size == 48:
-        persistent = mutated("exchange", '"@!p bra DONE;"', '"bra DONE;"')
-    else:
-        persistent = mutated("exchange", "while _missing(x) & (spins < SPINS)", "while _missing(x) & (spins < 0)")
-    assert caught(persistent, hidden_size=hidden_size) == "wrong"
+@pytest.mark.parametrize("protocol", ["data", "flags"])
+@pytest.mark.parametrize("piece", [("parts", "even + odd", "even + odd"), AS_A_WHOLE], ids=["thread", "program"])
+@pytest.mark.parametrize("variant", ["torch", "cho"])
+def test_nothing_is_caught_without_a_mutation(mutated, piece, protocol, variant):
+    assert caught(mutated(*piece), protocol=protocol, variant=variant, spins=1 << 20) is None
+
+
+def test_the_wait_removed(mutated):
+    assert caught(mutated("exchange", '"@!p bra DONE;"', '"bra DONE;"')) == "wrong"
+
+
+def test_the_wait_of_a_program_removed(mutated):
+    unwaited = ("_BY_THREAD and", "False and"), ("while _missing(x) & (spins < SPINS)", "while _missing(x) & (spins < 0)")
+    assert caught(mutated("exchange", *zip(*unwaited, strict=True))) == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("setp.ge.s32 p, t, $2;", "setp.ge.s32 p, t, 0;"),
+        ("ld.acquire.gpu", "ld.relaxed.gpu"),
+        ('sem="release"', 'sem="relaxed"'),
+        ("        tl.debug_barrier()\n", ""),
+        ("STATUS_WORDS.value + flags, dtype=torch.int32, device=like.device)",
+         "STATUS_WORDS.value + flags, dtype=torch.int32, device=like.device).index_fill_(0, torch.arange(8, 8 + flags), 1)"),
+    ],
+    ids=["no wait", "no acquire", "no release", "no barrier", "counters not zero"],
+)  # fmt: skip
+def test_a_step_of_the_flag_protocol_left_out(mutated, old, new):
+    persistent = mutated("exchange", old, new)
+    assert caught(persistent, protocol="flags", seeds=8, quantum=20) is not None
+
+
+def test_a_flag_before_the_value(mutated):
+    store = "    tl.store(pointers, x.to(dtype), mask=mask, cache_modifier=\".cg\")\n"
+    flag = ('    if PROTOCOL == "flags" and flag is not None:\n        tl.debug_barrier()\n'
+            '        tl.atomic_add(flag, 1, sem="release", scope="gpu")\n')  # fmt: skip
+    assert caught(mutated("exchange", store + flag, flag + store), protocol="flags", seeds=8, quantum=20) is not None
 
 
 @pytest.mark.parametrize(
@@ -97,13 +131,14 @@ def test_reading_another_step(mutated, file, old, new):
 
 
 def test_publishing_before_the_value_is_complete(mutated):
-    early = "publish(output_ptr + row * H + own, h, mask)\n        publish(output_ptr + row * H + own, new, mask)"
-    persistent = mutated("persistent_forward", "publish(output_ptr + row * H + own, new, mask)", early)
+    publish = "publish(output_ptr + row * H + own, new, mask, flags + i, PROTOCOL)"
+    early = publish.replace("new", "h") + "\n        " + publish
+    persistent = mutated("persistent_forward", publish, early)
     assert caught(persistent, seeds=8, quantum=20) == "wrong"  # short turns: both stores are close together
 
 
 def test_the_buffer_not_filled_with_the_pattern(mutated):
-    persistent = mutated("persistent", "    exchange.reserve(output)\n", "    output.zero_()\n")
+    persistent = mutated("persistent", "exchange.reserve(exchanged)\n", "exchanged.zero_()\n")
     assert caught(persistent) == "wrong"
 
 

@@ -105,15 +105,15 @@ class Row:
 @dataclass(frozen=True)
 class Schedule:
     """A module of trigru.kernels with the host functions `forward` and `backward`; what chooses its tile sizes from
-    (dtype, batch, hidden_size); and the largest hidden size of a dtype and precision among those like the one given."""
+    (dtype, batch, hidden_size); and the largest hidden size of a dtype and precision."""
 
     module: str
     config: Callable[[torch.dtype, int, int], Any]
-    largest: Callable[[torch.dtype, str, int], int]
+    largest: Callable[[torch.dtype, str], int]
 
 
 SCHEDULES = {
-    "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision, hidden_size: sys.maxsize),
+    "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision: sys.maxsize),
     "resident": Schedule("resident", resident_config, ResidentConfig.largest),
     "persistent": Schedule("persistent", persistent_config, PersistentConfig.largest),
 }
@@ -217,7 +217,7 @@ def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs, and
     schedules have a largest size."""
     has_dtype = case.target.startswith("sm_") or (case.dtype != "tf32" and case.schedule != "persistent")
-    largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], case.hidden_size)
+    largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype])
     return has_dtype and case.hidden_size <= largest
 
 

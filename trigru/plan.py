@@ -89,7 +89,7 @@ def _stepwise(layer: cost.Layer) -> _Row:
 def _resident(device: Device, layer: cost.Layer) -> _Row:
     config = resident_config(layer.dtype, layer.batch, layer.hidden_size)
     needed = config.shared_bytes(layer.dtype, layer.hidden_size)
-    largest = config.largest(layer.dtype, layer.precision, layer.hidden_size)
+    largest = config.largest(layer.dtype, layer.precision)
     obstacle = None
     if needed > device.shared_per_block:
         obstacle = f"needs {needed // KIB} KiB of shared memory a program, {device.shared_per_block // KIB} are there"
@@ -102,7 +102,7 @@ def _persistent(device: Device, layer: cost.Layer) -> _Row:
     config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
     programs, _ = config.grid(layer.hidden_size, layer.batch)
     config = replace(config, tiles_at_once=max(1, device.multiprocessors // programs))
-    largest = config.largest(layer.dtype, layer.precision, layer.hidden_size)
+    largest = config.largest(layer.dtype, layer.precision)
     obstacle = None
     if torch.version.hip is not None:
         obstacle = "its exchange relies on what NVIDIA documents of loads and stores through L2"
@@ -112,9 +112,7 @@ def _persistent(device: Device, layer: cost.Layer) -> _Row:
         obstacle = "needs a GPU of compute capability 8.0 or newer"
     elif layer.hidden_size > largest:
         obstacle = f"its registers spill above hidden_size {largest}"
-        if layer.hidden_size * layer.dtype.itemsize % 16:
-            obstacle += " where rows are not multiples of 16 bytes"
-        elif not waits_by_thread():
+        if not waits_by_thread():
             obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
     elif programs > device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
