@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from trigru.bench.work_persistent import floor
 from trigru.kernels import config
 
 import trigru
@@ -90,13 +91,31 @@ def test_counts_of_a_step_are_those_of_the_schedules():
     layer = cost.Layer("torch", torch.bfloat16, 16, 512)
     step = cost.persistent(layer, 16, 16)
     assert (step.launches, step.exchanges, step.programs) == (0, 1, 32)
-    # The floor of loads (573,440 bytes: gate inputs once, the state once a program) and as much again stored.
-    assert step.total_l2_bytes == 573_440 + 3 * 16 * 512 * 2
     assert cost.stepwise(layer, 32, 16).launches == 1
     assert cost.resident(layer, 16).exchanges == 0
     cho = cost.Layer("cho", torch.bfloat16, 16, 512)
     assert cost.persistent(cho, 16, 16).exchanges == 2
     assert cost.stepwise(cho, 32, 16).launches == 2
+
+
+@pytest.mark.parametrize(
+    ("variant", "direction", "kernel"),
+    [
+        ("torch", "forward", "forward_torch"),
+        ("torch", "backward", "backward_torch"),
+        ("cho", "forward", "forward_reset_first"),
+        ("chung", "backward", "backward_reset_first"),
+    ],
+)
+def test_the_model_counts_the_bytes_that_the_compiled_kernels_move(variant, direction, kernel):
+    """`floor` is what executing them gives, see test_work_persistent.py."""
+    step = cost.persistent(cost.Layer(variant, torch.bfloat16, 16, 512), 16, 16, direction)
+    assert step.total_l2_bytes == sum(floor(kernel, 512, 16, 2, 16))
+
+
+def test_an_unknown_direction_is_an_error():
+    with pytest.raises(ValueError, match="direction: expected one of 'forward', 'backward', got 'up'"):
+        plan.candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 512), "up")
 
 
 def test_more_of_anything_never_costs_less():

@@ -35,10 +35,27 @@ class Layer:
         """How often a step needs the whole of something that its programs have computed in parts."""
         return 1 if self.variant == "torch" else 2
 
+    @property
+    def kept(self) -> int:
+        """Values that forward keeps for each hidden unit beside its state: r, z, n, for "torch" W_hn h + b_hn."""
+        return (4 if self.variant == "torch" else 3) if self.training else 0
+
+    def exchanged(self, direction: str) -> int:
+        """(batch, hidden_size) tensors that a step's products read whole: the state, and r * h; or the derivatives of
+        three gates."""
+        return self.exchanges if direction == "forward" else GATES
+
+    def own(self, direction: str) -> int:
+        """Values of each hidden unit that a step loads and stores beside those."""
+        if direction == "forward":  # gates' inputs; new state, r * h, what is kept
+            return GATES + self.exchanges + self.kept
+        derivatives = 4 if self.variant == "torch" else 3
+        return 2 + self.kept + derivatives  # the output's gradient, the state before, what was kept
+
 
 @dataclass(frozen=True)
 class Step:
-    """Counts of one forward time step under a schedule."""
+    """Counts of one time step under a schedule, forward or backward."""
 
     launches: int
     exchanges: int
@@ -53,11 +70,11 @@ class Step:
         return self.l2_bytes * self.programs
 
 
-def stepwise(layer: Layer, block_h: int, block_b: int) -> Step:
+def stepwise(layer: Layer, block_h: int, block_b: int, direction: str = "forward") -> Step:
     """A launch for each product of the step; W_hh and the state come from L2."""
     size = layer.dtype.itemsize
-    weights, state = GATES * block_h * layer.hidden_size, layer.exchanges * block_b * layer.hidden_size
-    gates = 2 * GATES * block_h * block_b
+    weights, state = GATES * block_h * layer.hidden_size, layer.exchanged(direction) * block_b * layer.hidden_size
+    gates = layer.own(direction) * block_h * block_b
     return Step(
         launches=layer.exchanges,
         exchanges=0,
@@ -68,31 +85,31 @@ def stepwise(layer: Layer, block_h: int, block_b: int) -> Step:
     )
 
 
-def persistent(layer: Layer, block_h: int, block_b: int) -> Step:
+def persistent(layer: Layer, block_h: int, block_b: int, direction: str = "forward") -> Step:
     """No launch; W_hh stays on chip, what the programs of a batch tile computed goes through L2."""
     size = layer.dtype.itemsize
-    state = layer.exchanges * block_b * layer.hidden_size
+    state = layer.exchanged(direction) * block_b * layer.hidden_size
     together = cdiv(layer.hidden_size, block_h)
     return Step(
         launches=0,
         exchanges=layer.exchanges,
         programs=together * cdiv(layer.batch, block_b),
-        l2_bytes=size * (state + 2 * GATES * block_h * block_b),
+        l2_bytes=size * (state + layer.own(direction) * block_h * block_b),
         shared_bytes=size * (GATES * block_h * layer.hidden_size + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
         together=together,
     )
 
 
-def resident(layer: Layer, block_b: int) -> Step:
+def resident(layer: Layer, block_b: int, direction: str = "forward") -> Step:
     """No launch and no exchange: a program has all of W_hh for its batch tile."""
     size = layer.dtype.itemsize
     return Step(
         launches=0,
         exchanges=0,
         programs=cdiv(layer.batch, block_b),
-        l2_bytes=size * 2 * GATES * layer.hidden_size * block_b,
-        shared_bytes=size * (GATES * layer.hidden_size**2 + layer.exchanges * block_b * layer.hidden_size),
+        l2_bytes=size * layer.own(direction) * layer.hidden_size * block_b,
+        shared_bytes=size * (GATES * layer.hidden_size + layer.exchanged(direction) * block_b) * layer.hidden_size,
         flops=2 * GATES * layer.hidden_size**2 * block_b,
     )
 
@@ -104,7 +121,7 @@ def turns(step: Step, device: Device) -> int:
 
 
 def time(step: Step, device: Device, layer: Layer) -> float:
-    """Predicted seconds of one forward time step."""
+    """Predicted seconds of one time step."""
     l2 = step.l2_bytes / (device.l2_bandwidth / device.multiprocessors)
     shared = step.shared_bytes / (SHARED_BYTES_PER_CLOCK * device.clock)
     arithmetic = step.flops / (device.flops(layer.dtype, layer.precision) / device.multiprocessors)

@@ -124,6 +124,6 @@ def run(args: argparse.Namespace) -> int:
         for found in candidates(device, layer, args.direction)
     ]
     print(f"variant {args.variant!r}, {args.dtype}, hidden_size {args.hidden}, batch {args.batch} on {device.name}")
-    print("Predictions from counts and published rates, not measurements; counts are of one forward step.\n")
+    print(f"Predictions from counts and published rates, not measurements; counts are of one {args.direction} step.\n")
     print(markdown(headings, rows))
     return 0

@@ -38,13 +38,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule with its tile sizes for a layer on a device, what a forward step of it costs, or why it cannot run."""
+    """A schedule with its tile sizes for a layer on a device, what a step of it costs, or why it cannot run."""
 
     schedule: str
     config: Config
     step: cost.Step
     turns: int
-    seconds: float  # predicted, one forward step
+    seconds: float  # predicted, one step
     obstacle: str | None = None
 
 
@@ -65,10 +65,16 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
 
     Args:
         device: a preset of `trigru.devices`, or what `present` says of a device at hand.
-        layer: sizes, variant and dtype; `training` is for the caller's table only, schedules are the same.
-        direction: "forward" or "backward". Limits are those of the one that needs more, so both get the same plans.
+        layer: sizes, variant and dtype; `training`: whether forward keeps what backward needs.
+        direction: "forward" or "backward". Largest sizes are those of the one that needs more; what one schedule keeps,
+            any other can go back from.
+
+    Raises:
+        ValueError: another direction.
     """
-    found = [_stepwise(layer), _resident(device, layer), _persistent(device, layer)]
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
+    found = [_stepwise(layer, direction), _resident(device, layer, direction), _persistent(device, layer, direction)]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
     listed = [
@@ -81,12 +87,12 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
-def _stepwise(layer: cost.Layer) -> _Row:
+def _stepwise(layer: cost.Layer, direction: str) -> _Row:
     config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size)
-    return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b), None
+    return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b, direction), None
 
 
-def _resident(device: Device, layer: cost.Layer) -> _Row:
+def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = resident_config(layer.dtype, layer.batch, layer.hidden_size)
     needed = config.shared_bytes(layer.dtype, layer.hidden_size)
     largest = config.largest(layer.dtype, layer.precision)
@@ -95,10 +101,10 @@ def _resident(device: Device, layer: cost.Layer) -> _Row:
         obstacle = f"needs {needed // KIB} KiB of shared memory a program, {device.shared_per_block // KIB} are there"
     elif layer.hidden_size > largest:
         obstacle = f"its registers spill above hidden_size {largest}"
-    return "resident", config, cost.resident(layer, config.block_b), obstacle
+    return "resident", config, cost.resident(layer, config.block_b, direction), obstacle
 
 
-def _persistent(device: Device, layer: cost.Layer) -> _Row:
+def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
     programs, _ = config.grid(layer.hidden_size, layer.batch)
     config = replace(config, tiles_at_once=max(1, device.multiprocessors // programs))
@@ -116,7 +122,7 @@ def _persistent(device: Device, layer: cost.Layer) -> _Row:
             obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
     elif programs > device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
-    return "persistent", config, cost.persistent(layer, config.block_h, config.block_b), obstacle
+    return "persistent", config, cost.persistent(layer, config.block_h, config.block_b, direction), obstacle
 
 
 def torch_serves(
@@ -213,16 +219,16 @@ def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -
         best = ranked[0]
         if best.obstacle is not None:
             return Plan("eager", f"{best.obstacle}, so torch operations run")
-        return Plan(best.schedule, _why(ranked, device), best.config)
+        return Plan(best.schedule, _why(ranked, device, direction), best.config)
     named = next(candidate for candidate in ranked if candidate.schedule == schedule)
     if named.obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {named.obstacle}")
     return Plan(schedule, "asked for by name", named.config)
 
 
-def _why(ranked: list[Candidate], device: Device) -> str:
+def _why(ranked: list[Candidate], device: Device, direction: str) -> str:
     best, *others = ranked
-    said = [f"{best.seconds * MICRO:.1f} us a forward step predicted, not measured, on {device.name}"]
+    said = [f"{best.seconds * MICRO:.1f} us a {direction} step predicted, not measured, on {device.name}"]
     said += [
         f"{other.schedule!r} {other.obstacle}"
         if other.obstacle
