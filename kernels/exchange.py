@@ -160,8 +160,8 @@ def _words(tiles, bits):
 
 @triton.constexpr_function
 def by_thread(element_bits, hidden_size, num_warps):
-    """Whether threads wait, each for its own chunks; else programs do. From Triton 3.8 on operands of fewer than 8 warps
-    pass through shared memory."""
+    """Whether threads wait, each for its own chunks; else programs do. From Triton 3.8 on, operands of fewer than 8
+    warps pass through shared memory."""
     fits = num_warps == 8 or _WORDS_OF_A_LANE == 2
     return _BY_THREAD and fits and not is_hip() and per_thread(element_bits, hidden_size)
 

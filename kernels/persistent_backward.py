@@ -222,8 +222,9 @@ def backward_reset_first(
 
         source = d_gates + b * (3 * H)
         x = await_tile(
-            source + 2 * H, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
-        )
+            source + 2 * H, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED,
+            SPINS,
+        )  # fmt: skip
         d_rh = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         dr, through_reset = reset_before_grad(d_rh, state, reset)
         publish(d_gates + own_gate, dr, mask, flags_reset + i, PROTOCOL)
@@ -232,8 +233,9 @@ def backward_reset_first(
         )
         a = tl.dot(w_z, x, input_precision=PRECISION)
         x = await_tile(
-            source, b < count, status_ptr, flags_reset + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
-        )
+            source, b < count, status_ptr, flags_reset + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED,
+            SPINS,
+        )  # fmt: skip
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
         dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         row, count = row_next, count_next
