@@ -13,11 +13,7 @@ from triton.language.target_info import is_hip
 
 from .config import words_of_a_lane
 
-# Orders of dimensions from memory to operand; a lane's columns come after, or between, the two bits of a word's number.
-_TWO = words_of_a_lane() == 2
-_RIGHT = tl.constexpr((0, 1, 4, 2, 6, 5, 3) if _TWO else (0, 1, 4, 6, 2, 5, 3))
-_LEFT = tl.constexpr((0, 3, 1, 4, 2, 6, 5) if _TWO else (0, 3, 1, 4, 6, 2, 5))
-_WHOLE = tl.constexpr((0, 2, 1, 3, 4, 5) if _TWO else (0, 2, 3, 1, 4, 5))
+_TWO_WORDS = tl.constexpr(words_of_a_lane() == 2)  # in a row, in a lane
 
 
 @triton.constexpr_function
@@ -59,21 +55,24 @@ def numbers(BITS: tl.constexpr):
 def right_operand(low, high, dtype: tl.constexpr, SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr):
     """The (SPLIT, DEPTH, BLOCK_B) operand from both halves of its chunks."""
     x = tl.join(low, high).to(dtype, bitcast=True)  # part, group, lane, b, word's high bit, element, word's low bit
-    return tl.reshape(tl.permute(x, _RIGHT), (SPLIT, DEPTH, BLOCK_B))
+    x = tl.permute(x, (0, 1, 4, 2, 6, 5, 3)) if _TWO_WORDS else tl.permute(x, (0, 1, 4, 6, 2, 5, 3))
+    return tl.reshape(x, (SPLIT, DEPTH, BLOCK_B))
 
 
 @triton.jit
 def in_fragment_order(x, SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr):
     """The same operand from a whole tile, (groups, lanes, word's high bit, word's low bit, elements of a word,
     BLOCK_B)."""
-    return tl.reshape(tl.permute(x, _WHOLE), (SPLIT, DEPTH, BLOCK_B))
+    x = tl.permute(x, (0, 2, 1, 3, 4, 5)) if _TWO_WORDS else tl.permute(x, (0, 2, 3, 1, 4, 5))
+    return tl.reshape(x, (SPLIT, DEPTH, BLOCK_B))
 
 
 @triton.jit
 def left_operand(low, high, SPLIT: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr):
     """The (SPLIT, ROWS, DEPTH) operand from both halves of its chunks, given as bits."""
     x = tl.join(low, high)
-    return tl.reshape(tl.permute(x, _LEFT), (SPLIT, ROWS, DEPTH))
+    x = tl.permute(x, (0, 3, 1, 4, 2, 6, 5)) if _TWO_WORDS else tl.permute(x, (0, 3, 1, 4, 6, 2, 5))
+    return tl.reshape(x, (SPLIT, ROWS, DEPTH))
 
 
 @triton.constexpr_function
