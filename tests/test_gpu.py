@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import assert_as_reference, layer
+from recurrences import recurrence
+from trigru.kernels import persistent
+from trigru.kernels.config import persistent_config
+from trigru.kernels.watch import check
 
 import trigru
 from trigru.plan import choose
@@ -46,6 +52,23 @@ def test_as_the_reference(schedule, variant, dtype, packed, reverse, size, monke
     case = layer(*size, variant=variant, dtype=dtype, packed=packed, reverse=reverse)
     assert_as_reference(case, call=on_gpu, schedule=schedule, tolerance=3e-3 if tf32 else None)
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("size", [(30, 16, 512), (30, 5, 1000), (30, 33, 61)], ids=str)
+@pytest.mark.parametrize("protocol", ["data", "flags"])
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_protocols_of_the_exchange(variant, protocol, size):
+    _, batch, hidden_size = size
+    needs("persistent", variant, torch.float16, batch, hidden_size)
+    case = recurrence(*size, variant=variant, dtype=torch.float16)
+    names = ("gates_in", "h0", "w_hh", "b_hn", "grad_output", "grad_h_n")
+    there = {name: x.cuda() for name in names if (x := getattr(case, name)) is not None}
+    config = replace(persistent_config(torch.float16, batch, hidden_size), protocol=protocol)
+    got = replace(case, **there).run(persistent, config)
+    torch.cuda.synchronize()
+    check()
+    errors = case.errors({name: x.cpu() for name, x in got.items()})
+    assert max(errors.values()) <= 5e-3, errors
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
