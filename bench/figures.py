@@ -13,6 +13,7 @@ matplotlib.use("Agg")  # files are written; no display is needed
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import StrMethodFormatter
 
 from .report import timed
 from .stats import geometric_mean
@@ -155,7 +156,8 @@ def work_of_a_step(rows: Sequence[Row], path: Path) -> Path:
     ]
     for panel, (name, value) in zip(panels, bars, strict=True):
         panel.barh(range(len(rows)), [value(row) for row in rows], color=colours)
-        panel.set(xscale="log", xlabel=name)
+        panel.set(xlabel=name)
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         panel.grid(axis="x", alpha=0.3)
     for y, row in enumerate(rows):
         panels[1].vlines(row["load_floor"], y - 0.4, y + 0.4, color="black")
