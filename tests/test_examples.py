@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ LINE = re.compile(r"^epoch (\d+): loss (\d+\.\d+), test accuracy (\d+\.\d+)%$", 
 distributed = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
 )
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip without the package; before any fixture trains."""
+    reason = f"{package} comes with the extra examples, too large for the extra test"
+    return pytest.mark.skipif(find_spec(package) is None, reason=reason)
 
 
 def run(*command: object) -> str:
@@ -71,17 +78,17 @@ def test_two_processes_learn_as_one(script, one_process, tmp_path):
 
 
 @distributed
+@needs("lightning")
 def test_lightning_learns_as_one_process(one_process, tmp_path):
-    pytest.importorskip("lightning", reason="lightning comes with the extra examples, too large for the extra test")
     assert_same(
         in_two_parts(EXAMPLES / "lightning_module.py", "--devices", 2, "--checkpoint", tmp_path / "ck"), one_process
     )
 
 
 @distributed
+@needs("accelerate")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_accelerate_learns_as_one_process(processes, one_process, tmp_path):
-    pytest.importorskip("accelerate", reason="accelerate comes with the extra examples")
     assert_same(
         in_two_parts(*TORCHRUN, processes, EXAMPLES / "accelerate_loop.py", "--checkpoint", tmp_path / "ck"),
         one_process,
