@@ -227,13 +227,12 @@ def store(result: Fit, rows: Sequence[dict[str, Any]], name: str) -> Path:
 
 def run(path: Path, *, write: bool) -> int:
     """`trigru bench --fit`: print, and store if asked for; the exit code."""
-    lines = path.read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if row["device"] == "cuda"]
     try:
+        rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["device"] == "cuda"]
         device = device_of(rows)
         result = fit(samples(rows, device), device)
-    except ValueError as error:
-        print(f"{path}: {error}")
+    except (OSError, ValueError) as error:
+        print(f"--fit {path}: {error}")
         return 2
     print(report(result, device))
     if write:

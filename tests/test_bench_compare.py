@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch._dynamo
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import nn
 from trigru.bench import check, conditions, memory
@@ -272,6 +274,8 @@ def test_a_peer_without_an_initial_state_is_compared_from_zeros():
 
 
 def test_compiled_loop(monkeypatch):
+    for config, setting in ((torch._dynamo.config, "recompile_limit"), (torch._functorch.config, "donated_buffer")):
+        monkeypatch.setattr(config, setting, getattr(config, setting))  # put back what the adapter sets
     monkeypatch.setattr(torch, "compile", lambda call, **options: call)  # compiling takes half a minute
     peer = PEERS["torch.compile"]
     case = replace(PADDED, variant="cho")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch._dynamo
-import torch._functorch.config
 from torch import Tensor, nn
 
 from trigru import reference
@@ -27,6 +25,13 @@ def obstacle(case: Case) -> str | None:
 
 def side(case: Case, source: nn.Module, inputs: Inputs) -> Side:
     """The step is the reference's, compiled as a whole."""
+    from torch._dynamo import config as of_dynamo  # takes a second, so only here
+    from torch._functorch import config as of_autograd
+
+    # Another shape is another compilation; past a limit dynamo would run the step uncompiled without a word. Donated
+    # buffers would make backward possible only once after a forward, which is not how it is timed alone. Both settings
+    # are looked at when something compiles or runs, so they stay.
+    of_dynamo.recompile_limit, of_autograd.donated_buffer = 1000, False
     step = torch.compile(reference.gru_cell, fullgraph=True, dynamic=False)
     x, h0 = inputs.leaves()
     weights = [p.detach().clone().requires_grad_() for p in source.parameters()]
@@ -38,12 +43,6 @@ def side(case: Case, source: nn.Module, inputs: Inputs) -> Side:
             outputs.append(h)
         return torch.stack(outputs)
 
-    # Another shape is another compilation; past a limit dynamo would run the step uncompiled without a word. Donated
-    # buffers would make backward possible only once after a forward, which is not how it is timed alone.
-    with torch._dynamo.config.patch(recompile_limit=1000), torch._functorch.config.patch(donated_buffer=False):
-        call()
-        with torch.no_grad():
-            call()
     return Side("torch.compile", call, [x, h0, *weights], inputs.grad)
 
 
