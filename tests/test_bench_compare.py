@@ -273,9 +273,18 @@ def test_a_peer_without_an_initial_state_is_compared_from_zeros():
     assert all(not h0.any() for h0 in seen)
 
 
-def test_compiled_loop(monkeypatch):
-    for config, setting in ((torch._dynamo.config, "recompile_limit"), (torch._functorch.config, "donated_buffer")):
-        monkeypatch.setattr(config, setting, getattr(config, setting))  # put back what the adapter sets
+@pytest.fixture
+def compiler_settings_put_back():
+    """What the adapter of torch.compile sets for good."""
+    dynamo, autograd = torch._dynamo.config, torch._functorch.config
+    with (
+        dynamo.patch(recompile_limit=dynamo.recompile_limit),
+        autograd.patch(donated_buffer=autograd.donated_buffer),
+    ):
+        yield
+
+
+def test_compiled_loop(monkeypatch, compiler_settings_put_back):
     monkeypatch.setattr(torch, "compile", lambda call, **options: call)  # compiling takes half a minute
     peer = PEERS["torch.compile"]
     case = replace(PADDED, variant="cho")
