@@ -46,6 +46,7 @@ def main() -> None:
     accelerator.register_for_checkpointing(progress)
     if args.checkpoint.exists():
         accelerator.load_state(args.checkpoint)
+        accelerator.print(f"{args.checkpoint}: going on after epoch {progress.epochs}")
 
     for epoch in range(progress.epochs, args.epochs):
         loader.set_epoch(epoch)  # another order in each epoch, the same after a restart

@@ -34,6 +34,7 @@ def main() -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["epochs"]
+        print(f"{args.checkpoint}: going on after epoch {first}")
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         model.module.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["epochs"]
+        if rank == 0:
+            print(f"{args.checkpoint}: going on after epoch {first}")
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     for epoch in range(first, args.epochs):

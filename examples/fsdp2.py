@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/fsdp2.py
 
-The checkpoint is a folder that all processes write and read together; a different number of them can go on from it.
+All processes write and read each epoch's checkpoint, a folder, together; another number of them can go on from it.
 """
 
 import argparse
@@ -50,12 +50,14 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     fully_shard(model)  # of a large model: each of its parts first
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     first = 0
-    if (args.checkpoint / ".metadata").exists():
+    complete = sorted(args.checkpoint.glob("epoch-*/.metadata"))  # written last
+    if complete:
         of_model, of_optimizer = get_state_dict(model, optimizer)
-        saved = {"model": of_model, "optimizer": of_optimizer, "epochs": 0}
-        dcp.load(saved, checkpoint_id=args.checkpoint)
-        set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
-        first = saved["epochs"]
+        dcp.load({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=complete[-1].parent)
+        set_state_dict(model, optimizer, model_state_dict=of_model, optim_state_dict=of_optimizer)
+        first = int(complete[-1].parent.name.removeprefix("epoch-"))
+        if rank == 0:
+            print(f"{args.checkpoint}: going on after epoch {first}")
 
     for epoch in range(first, args.epochs):
         sampler.set_epoch(epoch)  # another order in each epoch, the same after a restart
@@ -72,8 +74,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
             mean = total.item() / (len(loader) * processes)
             print(f"epoch {epoch + 1}: loss {mean:.6f}, test accuracy {right:.2%}", flush=True)
         of_model, of_optimizer = get_state_dict(model, optimizer)
-        saved = {"model": of_model, "optimizer": of_optimizer, "epochs": epoch + 1}
-        dcp.save(saved, checkpoint_id=args.checkpoint)
+        folder = args.checkpoint / f"epoch-{epoch + 1:04d}"
+        dcp.save({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=folder)
 
 
 if __name__ == "__main__":

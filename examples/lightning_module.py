@@ -73,6 +73,8 @@ def main() -> None:
         enable_progress_bar=False,
     )
     last = args.checkpoint / "last.ckpt"
+    if last.exists():
+        trainer.print(f"{last}: going on")
     trainer.fit(module, ckpt_path=last if last.exists() else None)
 
 

@@ -43,11 +43,13 @@ def epochs(printed: str) -> dict[int, tuple[float, float]]:
     return {int(epoch): (float(loss), float(accuracy)) for epoch, loss, accuracy in LINE.findall(printed)}
 
 
-def in_two_parts(*command: object) -> dict[int, tuple[float, float]]:
-    """The epochs of a training that is stopped halfway and started again from its checkpoint."""
+def in_two_parts(*command: object, again: tuple | None = None) -> dict[int, tuple[float, float]]:
+    """The epochs of a training that is stopped halfway and started again from its checkpoint, by `again` if given."""
     first = epochs(run(*command, "--epochs", EPOCHS // 2))
     assert list(first) == list(range(1, EPOCHS // 2 + 1))
-    second = epochs(run(*command, "--epochs", EPOCHS))
+    printed = run(*(again or command), "--epochs", EPOCHS)
+    assert "going on" in printed
+    second = epochs(printed)
     assert list(second) == list(range(EPOCHS // 2 + 1, EPOCHS + 1)), "it goes on where it stopped"
     return first | second
 
@@ -72,9 +74,14 @@ def one_process(tmp_path_factory) -> dict[int, tuple[float, float]]:
 
 
 @distributed
-@pytest.mark.parametrize("script", ["ddp.py", "fsdp2.py"])
-def test_two_processes_learn_as_one(script, one_process, tmp_path):
-    assert_same(in_two_parts(*TORCHRUN, 2, EXAMPLES / script, "--checkpoint", tmp_path / "new" / "ck"), one_process)
+def test_two_processes_learn_as_one(one_process, tmp_path):
+    assert_same(in_two_parts(*TORCHRUN, 2, EXAMPLES / "ddp.py", "--checkpoint", tmp_path / "new" / "ck"), one_process)
+
+
+@distributed
+def test_two_sharded_processes_learn_as_one_which_can_go_on_from_their_checkpoint(one_process, tmp_path):
+    script = (EXAMPLES / "fsdp2.py", "--checkpoint", tmp_path / "new" / "ck")
+    assert_same(in_two_parts(*TORCHRUN, 2, *script, again=(*TORCHRUN, 1, *script)), one_process)
 
 
 @distributed
