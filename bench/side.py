@@ -26,6 +26,7 @@ class Side:
         output: turns the output into nn.GRU's layout.
         grads: turns gradients by `leaves` into those by input, initial state and nn.GRU's parameters; None where there
             is none to compare.
+        training: switches between training and evaluation, for cuDNN keeps what backward needs by that alone.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Side:
         *,
         output: Callable[[Tensor], Tensor] = lambda out: out,
         grads: Callable[[Sequence[Tensor]], Grads] = lambda found: found,
+        training: Callable[[bool], object] = lambda on: None,
     ) -> None:
         self.name = name
         self.call = call
@@ -44,9 +46,11 @@ class Side:
         self.grad = grad
         self.output = output
         self.grads = grads
+        self.training = training
 
     def timed(self, direction: str) -> Call:
-        """What is timed for one of `case.DIRECTIONS`."""
+        """What is timed for one of `case.DIRECTIONS`, until it is asked for another."""
+        self.training(direction != "forward")
         if direction == "forward":
             return self._forward
         if direction == "forward+backward":
@@ -79,7 +83,7 @@ def side_of_module(name: str, module: nn.Module, inputs: Inputs) -> Side:
             return result
         return result[0] if inputs.batch_sizes is None else result[0].data
 
-    return Side(name, call, leaves, inputs.grad)
+    return Side(name, call, leaves, inputs.grad, training=module.train)
 
 
 def ours(case: Case, source: nn.Module, inputs: Inputs) -> Side:

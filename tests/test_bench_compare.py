@@ -260,6 +260,25 @@ def test_haste_layout(monkeypatch):
     assert_right(haste.PEER, PADDED, haste.side)
 
 
+def test_cudnns_weights_lie_together_and_inference_is_evaluation(monkeypatch):
+    seen = []
+    forward = nn.GRU.forward
+    monkeypatch.setattr(nn.GRU, "flatten_parameters", lambda self: seen.append("flat"))
+
+    def watched(self, *arguments):
+        seen.append("training" if self.training else "evaluation")
+        return forward(self, *arguments)
+
+    source, inputs = source_of_weights(PADDED), random_inputs(PADDED)
+    seen.clear()
+    side = torch_gru.side(PADDED, source, inputs)
+    assert seen == ["flat"]
+    monkeypatch.setattr(nn.GRU, "forward", watched)
+    for direction in ("forward", "forward+backward", "backward"):
+        side.timed(direction)()
+    assert seen == ["flat", "evaluation", "training", "training"]
+
+
 def test_a_peer_without_an_initial_state_is_compared_from_zeros():
     seen = []
 

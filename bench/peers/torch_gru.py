@@ -13,7 +13,10 @@ from .adapter import Peer
 
 def side(case: Case, source: nn.Module, inputs: Inputs) -> Side:
     """The source of the weights itself, in a copy."""
-    return side_of_module("nn.GRU", copy.deepcopy(source), inputs)
+    module = copy.deepcopy(source)
+    if isinstance(module, nn.GRU):
+        module.flatten_parameters()  # a copy has its weights apart, and cuDNN would gather them at every call
+    return side_of_module("nn.GRU", module, inputs)
 
 
 PEER = Peer("nn.GRU", lambda case: None, side)
