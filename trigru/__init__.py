@@ -1,4 +1,27 @@
-"""Fast GRU training for PyTorch: fused Triton kernels behind a drop-in for nn.GRU."""
+"""Fast GRU training for PyTorch: fused Triton kernels behind a drop-in for nn.GRU.
+
+`VARIANTS` names the equations that modules and functions take as `variant`; `trigru.reference` has them as code.
+
+    >>> trigru.VARIANTS
+    ('torch', 'cho', 'chung')
+
+`KernelTimeout` is raised when a program of a persistent kernel waited in vain for the others. The kernel does not hang:
+it leaves, and the host raises when it next launches a persistent kernel after that, so possibly at a later call than
+the one whose results are not valid. Go back to a checkpoint, and go on by a schedule whose programs do not wait:
+
+    >>> import copy
+    >>> def train(layer, x, steps):
+    ...     for step in range(steps):
+    ...         layer(x)[0].sum().backward()
+    >>> layer, x = trigru.GRU(8, 16), torch.randn(50, 2, 8)
+    >>> checkpoint = copy.deepcopy(layer.state_dict())
+    >>> try:
+    ...     train(layer, x, steps=3)
+    ... except trigru.KernelTimeout:
+    ...     layer.load_state_dict(checkpoint)
+    ...     layer.schedule = "stepwise"
+    ...     train(layer, x, steps=3)
+"""
 
 from .explain import explain
 from .functional import gru

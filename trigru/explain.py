@@ -46,8 +46,13 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
         RuntimeError: a schedule was asked for by name that cannot run here.
 
     Example:
-        >>> trigru.explain(trigru.GRU(8, 16), torch.randn(50, 2, 8)).schedule
-        'eager'
+        >>> found = trigru.explain(trigru.GRU(8, 16), torch.randn(50, 2, 8))
+        >>> found.schedule, found.dtype, found.device
+        ('eager', torch.float32, device(type='cpu'))
+        >>> found.reason  # doctest: +ELLIPSIS
+        '..., so torch operations run'
+        >>> print(trigru.explain(trigru.GRU(8, 16), torch.randn(5, 2, 8)).reason)
+        on a CPU torch's own is faster for so short a sequence
     """
     if isinstance(input, PackedSequence):
         data, sizes, packed = input.data, (len(input.batch_sizes), int(input.batch_sizes[0])), True

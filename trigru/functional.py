@@ -52,6 +52,21 @@ def gru(
     Raises:
         ValueError: unknown variant, schedule or memory; input's dtype differs from that of the weights.
         RuntimeError: a shape, dtype or device does not fit; the schedule asked for by name cannot run here.
+
+    Example:
+        >>> x, h0 = torch.randn(5, 2, 8), torch.zeros(2, 16)
+        >>> w_ih, w_hh = torch.randn(48, 8) / 4, torch.randn(48, 16) / 4
+        >>> output, h_n = trigru.gru(x, h0, w_ih, w_hh, variant="chung")
+        >>> torch.equal(output[-1], h_n)
+        True
+
+        A schedule asked for by name runs, or raises:
+
+        >>> trigru.gru(x.double(), h0.double(), w_ih.double(), w_hh.double(), schedule="persistent")
+        Traceback (most recent call last):
+            ...
+        RuntimeError: schedule 'persistent' cannot run here: Triton kernels compute in float32, float16 and bfloat16, \
+the tensors are torch.float64
     """
     check_variant(variant)
     check_schedule(schedule)

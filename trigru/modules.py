@@ -25,13 +25,14 @@ class GRU(nn.RNNBase):
         memory: "keep", or "recompute" to keep less for backward and compute it again; see `trigru.gru`.
 
     Inputs: input, hx
-        input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first, unbatched (seq_len,
-            input_size), or a PackedSequence.
-        hx: (directions * num_layers, batch, hidden_size), or (directions * num_layers, hidden_size) unbatched; zeros if
-            None.
+        - input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first, unbatched (seq_len,
+          input_size), or a PackedSequence.
+        - hx: (directions * num_layers, batch, hidden_size), or (directions * num_layers, hidden_size) unbatched; zeros
+          if None.
 
     Outputs: output, h_n
-        output: as input, with directions * hidden_size features. h_n: as hx.
+        - output: as input, with directions * hidden_size features.
+        - h_n: as hx.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `nn.GRU`; ValueError for an unknown variant, schedule or
@@ -42,6 +43,16 @@ class GRU(nn.RNNBase):
         >>> output, h_n = layer(torch.randn(2, 5, 8))
         >>> output.shape, h_n.shape
         (torch.Size([2, 5, 16]), torch.Size([1, 2, 16]))
+
+        With the weights of an nn.GRU, and with other equations:
+
+        >>> old = nn.GRU(8, 16, batch_first=True)
+        >>> layer.load_state_dict(old.state_dict())
+        <All keys matched successfully>
+        >>> x = torch.randn(2, 5, 8)
+        >>> torch.testing.assert_close(layer(x), old(x))
+        >>> trigru.GRU(8, 16, variant="cho", memory="recompute")
+        GRU(8, 16, variant='cho', memory='recompute')
     """
 
     memory = "keep"  # of modules that were swapped in
@@ -210,9 +221,11 @@ class GRUCell(nn.RNNCellBase):
         variant: "torch", "cho" or "chung"; see `trigru.reference`.
 
     Inputs: input, hx
-        input: (batch, input_size) or (input_size,). hx: (batch, hidden_size) or (hidden_size,); zeros if None.
+        - input: (batch, input_size) or (input_size,).
+        - hx: (batch, hidden_size) or (hidden_size,); zeros if None.
 
-    Output: the next state, as hx.
+    Outputs: state
+        - state: the next one, as hx.
 
     Raises:
         ValueError, RuntimeError: as `nn.GRUCell`; ValueError for an unknown variant.

@@ -43,8 +43,14 @@ def swap(model: Model, *, variant: str | None = None, schedule: str = "auto") ->
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.GRU(8, 16))
-        >>> type(trigru.swap(model)[1])
-        <class 'trigru.modules.GRU'>
+        >>> layer = model[1]
+        >>> trigru.swap(model)
+        Sequential(
+          (0): Linear(in_features=4, out_features=8, bias=True)
+          (1): GRU(8, 16)
+        )
+        >>> model[1] is layer, type(layer)
+        (True, <class 'trigru.modules.GRU'>)
     """
     variant = "torch" if variant is None else variant
     check_variant(variant)
@@ -72,6 +78,15 @@ def unswap(model: Model) -> Model:
 
     Raises:
         ValueError: a module computes a variant other than "torch", which nn.GRU has not; nothing is changed then.
+
+    Example:
+        >>> model = trigru.swap(nn.Sequential(nn.Linear(4, 8), nn.GRU(8, 16)))
+        >>> type(trigru.unswap(model)[1])
+        <class 'torch.nn.modules.rnn.GRU'>
+        >>> trigru.unswap(trigru.GRU(4, 8, variant="cho"))
+        Traceback (most recent call last):
+            ...
+        ValueError: variant: expected 'torch' in the model itself (trigru.modules.GRU), got 'cho'
     """
     found = [(name, module) for name, module in model.named_modules() if _plain_class(module) in _THEIRS]
     for name, module in found:
