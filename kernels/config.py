@@ -35,6 +35,12 @@ def words_of_a_lane() -> int:
     return 2 if triton_version() < (3, 8) else 1
 
 
+def one_use_of_a_fragment() -> bool:
+    """Whether a product that shares its awaited operand with another makes Triton bring that operand's elements through
+    shared memory, where they are no longer those that a thread waited for."""
+    return triton_version() == (3, 8)
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)

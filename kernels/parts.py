@@ -28,6 +28,12 @@ def one_gate(a, SPLIT: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexp
 
 
 @triton.jit
+def two_gates(a, SPLIT: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The sums of the parts of two stacked gates, (BLOCK_B, BLOCK_H) each."""
+    return tl.split(tl.permute(sum_parts(a, SPLIT, 2, BLOCK_H, BLOCK_B), (1, 2, 0)))
+
+
+@triton.jit
 def four_gates(a, SPLIT: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
     """The sums of the parts of four stacked gates, (BLOCK_B, BLOCK_H) each."""
     a = sum_parts(a, SPLIT, 4, BLOCK_H, BLOCK_B)

@@ -11,11 +11,14 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
+from .config import one_use_of_a_fragment
 from .exchange import await_tile, first_flag, publish
 from .fragments import load_weights
 from .gates import blend, candidate, sigmoid
-from .parts import four_gates, one_gate
+from .parts import four_gates, one_gate, two_gates
 from .tiles import rows_of
+
+_ONE_USE = tl.constexpr(one_use_of_a_fragment())
 
 
 @triton.jit
@@ -168,8 +171,14 @@ def forward_reset_first(
     own_gate = b[:, None] * (3 * H) + j[None, :]
     W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
     X_MASKED: tl.constexpr = not (EVEN_B and EVEN_K)
-    w_r = load_weights(w_hh_ptr + j * H, status_ptr, j < H, H, 1, SPLIT, DEPTH, BLOCK_H, W_MASKED)
-    w_z = load_weights(w_hh_ptr + (H + j) * H, status_ptr, j < H, H, 1, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    if _ONE_USE:
+        line = tl.arange(0, 2 * BLOCK_H)
+        unit = tl.program_id(0) * BLOCK_H + line % BLOCK_H
+        rows = w_hh_ptr + (line // BLOCK_H * H + unit) * H
+        w_rz = load_weights(rows, status_ptr, unit < H, H, 1, SPLIT, DEPTH, 2 * BLOCK_H, W_MASKED)
+    else:
+        w_r = load_weights(w_hh_ptr + j * H, status_ptr, j < H, H, 1, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+        w_z = load_weights(w_hh_ptr + (H + j) * H, status_ptr, j < H, H, 1, SPLIT, DEPTH, BLOCK_H, W_MASKED)
     w_n = load_weights(w_hh_ptr + (2 * H + j) * H, status_ptr, j < H, H, 1, SPLIT, DEPTH, BLOCK_H, W_MASKED)
 
     exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
@@ -192,11 +201,17 @@ def forward_reset_first(
         x = await_tile(
             source, b < count, status_ptr, flag, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
         )
-        r = sigmoid(one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B) + gr)
+        if _ONE_USE:
+            ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+        else:
+            ar = one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+        r = sigmoid(ar + gr)
         reset_state = reset_state_ptr + row * H
         publish(reset_state + own, r * h, mask, flags_reset + i, PROTOCOL)
 
-        z = sigmoid(one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B) + gz)
+        if not _ONE_USE:
+            az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+        z = sigmoid(az + gz)
         source = reset_state + b * H
         x = await_tile(
             source, b < count, status_ptr, flags_reset + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B,

@@ -19,7 +19,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 # Counts, spills, and which mutation of the waiting code shows: all of that belongs to the code one Triton generates.
 generated_code = pytest.mark.skipif(
     INTERPRETED or not waits_by_thread(),
-    reason="about the code that Triton 3.5 to 3.7 generates, where threads wait for themselves",
+    reason="about the code that Triton 3.5 to 3.9 generates, where threads wait for themselves",
 )
 
 

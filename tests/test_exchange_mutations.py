@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import trigru.kernels
 from conftest import generated_code
 from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
-from trigru.kernels.config import PersistentConfig
+from trigru.kernels.config import PersistentConfig, persistent_config
 from trigru.kernels.launch import using
 from trigru.kernels.watch import KernelTimeout
 
@@ -66,7 +67,7 @@ def caught(persistent, *, variant="torch", hidden_size=48, spins=128, seeds=4, p
     for seed in range(seeds):
         try:
             with using(ptx_launcher(arch=90, **{"seed": seed, **order})):
-                config = PersistentConfig(num_warps=2, protocol=protocol)
+                config = replace(persistent_config(case.h0.dtype, 3, hidden_size), protocol=protocol)
                 errors = case.errors(case.run(persistent, config, spins=spins))
         except (PtxError, KernelTimeout):
             return "error"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import INTERPRETED, generated_code
 from trigru.kernels import binary, offline
-from trigru.kernels.config import persistent_config, resident_config, stepwise_config
+from trigru.kernels.config import persistent_config, resident_config, stepwise_config, words_of_a_lane
 from trigru.kernels.launch import launch, using
 
 import trigru
@@ -99,7 +99,9 @@ def test_committed_tables_of_whole_sequences_are_of_the_present_configurations_a
         assert row["loop_matrix_instructions"] or row["dtype"] == "fp32", row
         dtype, _ = inspect.DTYPES[row["dtype"]]
         config = chosen(dtype, row["batch"], row["hidden_size"])
-        assert (row["block_b"], row["num_warps"]) == (config.block_b, config.num_warps)
+        assert row["block_b"] == config.block_b
+        if schedule == "resident" or words_of_a_lane() == 2:  # as in the Triton that compiled these tables
+            assert row["num_warps"] == config.num_warps
         if schedule == "persistent":
             assert row["block_h"] == config.block_h
             assert row["cooperative"]
