@@ -70,5 +70,5 @@ def row(case: Case) -> dict[str, Any]:
             side = build(case, source, inputs)
             found |= {f"{name}_kept_bytes": kept_bytes(side), f"{name}_peak_bytes": peak_bytes(side)}
             del side
-    named = {**case.fields(), "schedule": schedule_of(case), "peer": torch_gru.PEER.name}
+        named = {**case.fields(), "schedule": schedule_of(case), "peer": torch_gru.PEER.name}
     return {**named, **found, "ratio": found["peer_kept_bytes"] / found["ours_kept_bytes"]}

@@ -82,6 +82,7 @@ def execute(request: Request) -> Outcome:
             outcome.failed["latencies"] = f"{type(error).__name__}: {error}"
     request.out.mkdir(parents=True, exist_ok=True)
     for i, suite in enumerate(request.suites):
+        _write_summary(request, outcome, finished=False)  # what there is, should the run be cut off
         if deadline.passed():
             outcome.left_out.append(f"{suite}: all of it")
             continue
@@ -95,7 +96,7 @@ def execute(request: Request) -> Outcome:
                     file.flush()
         except Exception as error:
             outcome.failed[suite] = f"{type(error).__name__}: {error}"
-    _write_summary(request, outcome)
+    _write_summary(request, outcome, finished=True)
     return outcome
 
 
@@ -149,7 +150,7 @@ def default_directions(device: str) -> tuple[str, ...]:
     return DIRECTIONS if device == "cuda" else DIRECTIONS[2:]
 
 
-def _write_summary(request: Request, outcome: Outcome) -> None:
+def _write_summary(request: Request, outcome: Outcome, *, finished: bool) -> None:
     summary = {
         **request.shared,
         "suites": list(request.suites),
@@ -157,5 +158,6 @@ def _write_summary(request: Request, outcome: Outcome) -> None:
         "skipped": [{"peer": p, "reason": reason, "cases": n} for (p, reason), n in outcome.skipped.items()],
         "failed": outcome.failed,
         "latencies": outcome.latencies,
+        "finished": finished,
     }
     (request.out / "run.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -117,7 +117,8 @@ def summary(folder: Path) -> str:
     if any(row.get("bound_ratio") for row in rows):
         said += ["## What the hardware allows", bounded(rows)]
     said.append("## Without a time")
-    for name, _, outcome in runs:
+    for name, run, outcome in runs:
+        said += [] if run["finished"] else [f"- {name}: the run was cut off; what it had measured is above"]
         said += [f"- {name}: {note}" for note in notes(outcome)]
     return _joined(said)
 

@@ -44,6 +44,7 @@ def test_suites_of_layers(tmp_path, capsys):
     ran = json.loads((tmp_path / "run.json").read_text())
     assert ran["suites"] == suites
     assert ran["left_out"] == []
+    assert ran["finished"]
     assert {row["variant"] for row in rows_in(tmp_path, "cpu")} == {"torch", "cho", "chung"}
 
 
@@ -138,7 +139,7 @@ def test_summary_of_a_folder(tmp_path):
     ran = {
         "device_name": "H100", "date": "2030-01-01T00:00:00Z", "commit": "abc", "versions": {"torch": "3"},
         "left_out": ["layer: something"], "skipped": [{"peer": "haste", "reason": "is not installed", "cases": 4}],
-        "failed": {}, "latencies": {"round_trip_s": 1.5e-6},
+        "failed": {}, "latencies": {"round_trip_s": 1.5e-6}, "finished": False,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(ran))
     assert summary.main([str(tmp_path)]) == 0
@@ -150,6 +151,7 @@ def test_summary_of_a_folder(tmp_path):
         "- full: no time: layer torch H 512, B 64, T 1024 backward, graph against nn.GRU: KernelTimeout: gave up",
         "- full: skipped: haste in 4 cases: is not installed",
         "- full: left out, for the time was up: 1 (layer: something)",
+        "- full: the run was cut off; what it had measured is above",
         "| exchange",
     ):
         assert said in text, said
@@ -183,3 +185,15 @@ def test_figures_of_a_gpus_rows(tmp_path):
     assert [path.name for path in drawn] == ["layer-time.png", "layer-speedup.png"]
     assert all(path.stat().st_size > 10_000 for path in drawn)
     assert figures.draw([row(error="none")], tmp_path) == []
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_had(tmp_path, monkeypatch):
+    def cut_off(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.memory, "row", cut_off)
+    options = ["--device", "cpu", "--tiny", "--suite", "step", "memory", "--no-figures"]
+    with pytest.raises(KeyboardInterrupt):
+        main(["bench", *options, "--out", str(tmp_path)])
+    assert rows_in(tmp_path, "step")
+    assert not json.loads((tmp_path / "run.json").read_text())["finished"]
