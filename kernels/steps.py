@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -50,8 +50,25 @@ class Steps:
         return Steps(counts, tuple(row - start for row in self.offsets[first : last + 1]), counts[0], self.packed)
 
     def row_offsets(self, device: torch.device) -> Tensor:
-        """For a packed sequence `offsets` on `device`, int64; else a placeholder, since t * batch is the offset."""
-        return torch.tensor(self.offsets if self.packed else [0], dtype=torch.int64, device=device)
+        """For a packed sequence `offsets` on `device`, int64; else a placeholder, since t * batch is the offset. Can be
+        captured in a CUDA graph."""
+        if not self.packed:
+            return torch.zeros(1, dtype=torch.int64, device=device)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return self.computed_offsets(device)
+        return torch.tensor(self.offsets, dtype=torch.int64, device=device)
+
+    def computed_offsets(self, device: torch.device) -> Tensor:
+        """`offsets` on `device`, int64, without a copy from the host, which a capture does not allow: a kernel for each
+        stretch of steps of equal counts."""
+        offsets = torch.zeros(self.seq_len + 1, dtype=torch.int64, device=device)
+        first = 0
+        for count, stretch in groupby(self.counts):
+            last = first + len(list(stretch))
+            start = self.offsets[first] + count
+            torch.arange(start, self.offsets[last] + 1, count, out=offsets[first + 1 : last + 1])
+            first = last
+        return offsets
 
     def order(self, reverse: bool) -> range:
         """Time steps in the order in which a layer runs through them."""

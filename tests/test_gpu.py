@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import assert_as_reference, layer
 from recurrences import recurrence
+from torch.nn.utils.rnn import pack_padded_sequence
 from trigru.kernels import persistent
 from trigru.kernels.config import persistent_config
 from trigru.kernels.watch import check
@@ -71,16 +72,24 @@ def test_protocols_of_the_exchange(variant, protocol, size):
     assert max(errors.values()) <= 5e-3, errors
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_in_a_cuda_graph(schedule):
+def test_in_a_cuda_graph(schedule, packed):
     needs(schedule, "torch", torch.float16, 16, 128)
     module = trigru.GRU(32, 128, schedule=schedule, device="cuda", dtype=torch.float16)
     x = torch.randn(10, 16, 32, device="cuda", dtype=torch.float16)
+    if packed:
+        x = pack_padded_sequence(x, [10] * 3 + [7] * 9 + [2] * 4)
+
+    def run():
+        output = module(x)[0]
+        return output.data if packed else output
+
     with torch.no_grad():
-        want = module(x)[0]  # also compiles, which a capture must not
+        want = run()  # also compiles, which a capture must not
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            got = module(x)[0]
+            got = run()
         got.fill_(float("nan"))
         graph.replay()
     torch.testing.assert_close(got, want)

@@ -212,8 +212,6 @@ def _obstacle(place: Place, schedule: str, variant: str, numbers: Numbers, case:
             return f"{numbers.name} needs a GPU of compute capability 8.0 or newer"
     elif numbers.tf32 and place.device.type == "cuda":
         return "AMD GPUs have no TF32"
-    if place.graph and case.packed and schedule in ("resident", "persistent"):
-        return "where a packed sequence's rows begin is copied from the host, which a capture does not allow"
     if schedule == "persistent" and place.executes:
         from .kernels.launch import interpreted
 
