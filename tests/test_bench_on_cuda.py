@@ -15,6 +15,7 @@ from trigru.bench.grid import Choice
 from trigru.bench.peers import PEERS
 from trigru.kernels.launch import using
 
+from trigru.cli import main
 from trigru.devices import PRESETS
 
 LATENCIES = {"round_trip_s": 2e-6, "launch_s": 5e-6, "graph_launch_s": 1e-6}
@@ -152,3 +153,25 @@ def test_a_graph_is_warmed_up_on_its_own_stream_then_recorded_once(monkeypatch):
         "out of graph on side",
         "replay",
     ]
+
+
+def on_gpu(test):
+    """What only a GPU can show: that nothing of the above is different there."""
+    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+    return pytest.mark.gpu(skip(test))
+
+
+@on_gpu
+def test_latencies_of_this_gpu():
+    found = bounds.measured_latencies()
+    assert set(found) == {"round_trip_s", "launch_s", "graph_launch_s"}
+    assert all(seconds > 0 for seconds in found.values())
+
+
+@on_gpu
+def test_every_way_has_a_time_on_this_gpu(tmp_path):
+    options = ["--device", "cuda", "--tiny", "--suite", "layer", "module", "step", "memory", "--variant", "torch"]
+    assert main(["bench", *options, "--peers", "nn.GRU", "--minutes", "10", "--out", str(tmp_path)]) == 0
+    rows = [json.loads(line) for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert not [row["error"] for row in rows if "error" in row]
+    assert {row["mode"] for row in rows if "mode" in row} == {"eager", "graph"}
