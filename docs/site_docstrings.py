@@ -9,9 +9,19 @@ import griffe
 
 
 class Habits(griffe.Extension):
-    """The section of examples is called "Example:" here, which Griffe knows by its plural alone."""
+    """What it cannot know:
+
+    - The section of examples is called "Example:" here, which Griffe knows by its plural alone.
+    - "Inputs: input, hx", as torch writes it, becomes a box with that title.
+    - In a module's docstring a line may begin with what it is about: "Bounded. A wait ...". It is a paragraph.
+    """
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Rename the section."""
-        if obj.docstring is not None:
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+        """Rewrite the docstring."""
+        if obj.docstring is None:
+            return
+        text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+        text = re.sub(r"^(Inputs|Outputs): ", r"\1: \1: ", text, flags=re.MULTILINE)
+        if obj.is_module:
+            text = re.sub(r"(?<=\.)\n(?=[A-Z][\w, ]{0,30}\. )", "\n\n", text)
+        obj.docstring.value = text

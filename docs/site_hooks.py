@@ -4,6 +4,7 @@ Links to files outside of docs/: the site gets a page (or a copy, of what is no 
 Formulas in $ and $$: MathML, which browsers set themselves; no script is loaded.
 `<!-- README.md: Use -->`: that section of the README.
 `<details>`: its contents are Markdown.
+Names in tables: may be broken behind an underscore.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ LINK = r"(?P<before>\]\()(?P<target>[^)\s]+)(?P<after>\))"
 LINKS = re.compile(f"{FENCE}|{CODE}|{LINK}", re.MULTILINE | re.DOTALL)
 SECTION = re.compile(r"^<!-- README\.md: (.+) -->$", re.MULTILINE)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+PRIME = re.compile(r"<msup>(<mi>[^<]*</mi>)<m[io]>(&#x0*2032;)</m[io]></msup>")
+"""Raised twice in fonts whose prime is raised already."""
+
+CELL = re.compile(r"<td[ >].*?</td>", re.DOTALL)
+CODE_IN_CELL = re.compile(r"<code>[^<]*</code>")
 
 
 def replace_links(text: str, replace: Callable[[str], str]) -> str:
@@ -121,7 +127,7 @@ def shown(path: str) -> str | None:
         return source.read_text(encoding="utf-8")
     if suffix in TEXT:
         code = source.read_text(encoding="utf-8").rstrip()
-        return f"# {path}\n\n`````{LANGUAGES.get(suffix, 'text')}\n{code}\n`````"
+        return f"---\nhide: [toc]\n---\n\n# {path}\n\n`````{LANGUAGES.get(suffix, 'text')}\n{code}\n`````"
     return None
 
 
@@ -160,7 +166,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str:
-    """The page with its formulas as MathML."""
+    """The page with its formulas as MathML, and names in its tables that can be broken."""
 
     def formula(match: re.Match[str]) -> str:
         block = match[1] == "div"
@@ -169,6 +175,12 @@ def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str
             mathml = latex2mathml.converter.convert(tex, display="block" if block else "inline")
         except Exception as error:  # of its own, of several kinds
             raise PluginError(f"{page.file.src_uri}: expected a formula that MathML can say, got {tex}") from error
+        mathml = PRIME.sub(r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>', mathml)
         return f'<div class="formula">{mathml}</div>' if block else mathml
 
-    return FORMULA.sub(formula, html_text)
+    return CELL.sub(lambda cell: CODE_IN_CELL.sub(_breakable, cell[0]), FORMULA.sub(formula, html_text))
+
+
+def _breakable(code: re.Match[str]) -> str:
+    """A long name in a table, which may be broken behind its underscores."""
+    return code[0].replace("_", "_<wbr>")

@@ -181,6 +181,10 @@ def test_formulas_become_mathml(hooks):
     shown = hooks.on_page_content(html, Page, None, None)
     assert shown.count("<math") == 2
     assert "arithmatex" not in shown
+    assert "_<wbr>" in hooks.on_page_content("<td><code>test_x</code></td>", Page, None, None)
+    prime = hooks.on_page_content('<span class="arithmatex">\\(h\'\\)</span>', Page, None, None)
+    assert "msup" not in prime
+    assert "2032;" in prime
     assert "<mo>&#x0003C;</mo>" in shown
 
 
