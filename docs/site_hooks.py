@@ -127,7 +127,7 @@ def shown(path: str) -> str | None:
         return source.read_text(encoding="utf-8")
     if suffix in TEXT:
         code = source.read_text(encoding="utf-8").rstrip()
-        return f"---\nhide: [toc]\n---\n\n# {path}\n\n`````{LANGUAGES.get(suffix, 'text')}\n{code}\n`````"
+        return f"---\nhide: [toc]\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n`````{LANGUAGES.get(suffix, 'text')}\n{code}\n`````"
     return None
 
 
