@@ -26,6 +26,7 @@ FOLDER = "repository"
 
 LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".yml": "yaml", ".yaml": "yaml", ".css": "css"}
 TEXT = {"", ".txt", ".cff", ".cfg", *LANGUAGES}
+SOURCE_PAGE = "---\nhide: [toc]\nsearch: {exclude: true}\n---\n\n"
 FENCE = r"^(?P<fence>`{3,}|~{3,})[^\n]*\n.*?^(?P=fence)[ ]*$"
 CODE = r"(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)"
 LINK = r"(?P<before>\]\()(?P<target>[^)\s]+)(?P<after>\))"
@@ -127,7 +128,8 @@ def shown(path: str) -> str | None:
         return source.read_text(encoding="utf-8")
     if suffix in TEXT:
         code = source.read_text(encoding="utf-8").rstrip()
-        return f"---\nhide: [toc]\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n`````{LANGUAGES.get(suffix, 'text')}\n{code}\n`````"
+        language = LANGUAGES.get(suffix, "text")
+        return f"{SOURCE_PAGE}# {path}\n\n`````{language}\n{code}\n`````"
     return None
 
 
