@@ -10,6 +10,8 @@ import triton
 from trigru.kernels.config import waits_by_thread
 from trigru.kernels.launch import using
 
+from trigru.plan import _chosen
+
 # Tests run two at a time; more threads than cores would only get in each other's way.
 torch.set_num_threads(1)
 
@@ -28,6 +30,7 @@ def _same_numbers(monkeypatch):
     """The same random numbers in every run, and float32 multiplied as float32 unless a test says otherwise."""
     torch.manual_seed(0)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    _chosen.cache_clear()  # what a test replaces (a device, an obstacle) is no part of its key
 
 
 @pytest.fixture(params=["interpreter"] if INTERPRETED else ["sm_80", "sm_90"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import torch
 
@@ -152,24 +153,44 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton kernels cannot run on tensors of this device and dtype, or None where they can."""
     if dtype not in DTYPES:
         return f"Triton kernels compute in float32, float16 and bfloat16, the tensors are {dtype}"
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "the package triton is not installed"
-    from .kernels.launch import interpreted, replaced
-
     if device.type == "cuda":
         if dtype == torch.bfloat16 and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
             return "bfloat16 needs a GPU of compute capability 8.0 or newer"
         return None
-    if device.type == "cpu" and (interpreted() or replaced()):
+    if device.type == "cpu" and _kernels_on_cpu():
         return None
     return f"Triton kernels need tensors on an NVIDIA or AMD GPU, these are on {device.type}"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _kernels_on_cpu() -> bool:
+    """Whether kernels run on CPU tensors: in Triton's interpreter, or by another launcher."""
+    if not _has_triton():
+        return False
+    launch = _launch()
+    return launch.replaced() or launch.interpreted()
+
+
+@functools.cache
+def _launch() -> ModuleType:
+    """Imported where it is first needed, for it imports Triton."""
+    from .kernels import launch
+
+    return launch
 
 
 def precision_of(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it and the
     GPU has it, which AMD's do not."""
-    allowed = torch.backends.cudnn.allow_tf32 and torch.version.hip is None
-    return "tf32" if dtype == torch.float32 and allowed else "ieee"
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def choose(
@@ -196,7 +217,27 @@ def choose(
     """
     check_schedule(schedule)
     if schedule == "eager":
-        return Plan("eager", "asked for by name")
+        return _BY_NAME
+    on_cpu = device.type == "cpu" and _kernels_on_cpu()
+    return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, precision_of(dtype), on_cpu)
+
+
+_BY_NAME = Plan("eager", "asked for by name")
+
+
+@functools.lru_cache(maxsize=1024)
+def _chosen(
+    schedule: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    hidden_size: int,
+    variant: str,
+    direction: str,
+    precision: str,
+    kernels_on_cpu: bool,
+) -> Plan:
+    """`choose`, of all that it depends on. Remembered: every call of a layer asks for its own again."""
     obstacle = why_no_kernels(device, dtype)
     if schedule == "auto":
         if obstacle is not None:
@@ -207,13 +248,12 @@ def choose(
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
     # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
     described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
-    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision_of(dtype))
+    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
     return _planned(schedule, described, layer, direction)
 
 
-@functools.lru_cache(maxsize=1024)
 def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
-    """The plan among Triton's schedules. Remembered: every call of a layer asks for its own again."""
+    """The plan among Triton's schedules."""
     ranked = candidates(device, layer, direction)
     if schedule == "auto":
         best = ranked[0]
