@@ -32,7 +32,7 @@ def forward(
     precision: str,
     config: PersistentConfig,
     spins: int = exchange.SPINS,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """As `stepwise.forward`.
 
     precision: "tf32" for float32; "ieee" is refused. config: the programs of a batch tile must fit on the device
@@ -52,16 +52,16 @@ def forward(
             _wider(gates_in, 3, more), pad(h0, (0, more)), weights, bias, steps, variant=variant, reverse=reverse,
             save=save, precision=precision, config=config, spins=spins,
         )  # fmt: skip
-        return _narrower(output, 1, more), _narrower(reserve, gates, more) if save else reserve
+        return _narrower(output, 1, more), None if reserve is None else _narrower(reserve, gates, more)
     output = gates_in.new_empty(steps.num_rows, hidden_size)
     _prepare(config, output)
-    reserve = gates_in.new_empty((steps.num_rows, gates * hidden_size) if save else (0, 0))
+    reserve = gates_in.new_empty(steps.num_rows, gates * hidden_size) if save else None
     args: dict[str, Any] = {
         "gates_in_ptr": gates_in,
-        "h0_ptr": exchange.canonical_nan(h0),
+        "h0_ptr": exchange.canonical_nan(h0) if config.protocol == "data" else h0,
         "w_hh_ptr": w_hh,
         "output_ptr": output,
-        "reserve_ptr": reserve,
+        "reserve_ptr": gates_in if reserve is None else reserve,
     }
     constexprs: dict[str, Any] = {"SAVE": save}
     if variant == "torch":
@@ -170,7 +170,7 @@ def _start(
     # At most two exchanges a step.
     status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
-    constexprs |= {
+    constexprs |= tiles | {
         "H": hidden_size,
         "REVERSE": reverse,
         "PACKED": steps.packed,
@@ -185,7 +185,7 @@ def _start(
     for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
         grid = programs, min(at_once, batch_tiles - first)
         turn = args | {"first_tile": first}
-        launch(kernel, grid, turn, constexprs | tiles, num_warps=config.num_warps, num_stages=1, cooperative=True)
+        launch(kernel, grid, turn, constexprs, num_warps=config.num_warps, num_stages=1, cooperative=True)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     sizes = f"T={steps.seq_len}, B={batch}, H={hidden_size}"
     watch(f"{kernel.__name__} on {programs} x {batch_tiles} programs, {sizes}", status)

@@ -163,13 +163,17 @@ def forward(
     save: bool,
     precision: str,
     config: ResidentConfig,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """As `stepwise.forward`."""
     hidden_size = h0.shape[1]
     output = gates_in.new_empty(steps.num_rows, hidden_size)
     gates = 4 if variant == "torch" else 3
-    reserve = gates_in.new_empty((steps.num_rows, gates * hidden_size) if save else (0, 0))
-    args = {"gates_in_ptr": gates_in, "b_hn_ptr": w_hh if b_hn is None else b_hn, "reserve_ptr": reserve}
+    reserve = gates_in.new_empty(steps.num_rows, gates * hidden_size) if save else None
+    args = {
+        "gates_in_ptr": gates_in,
+        "b_hn_ptr": w_hh if b_hn is None else b_hn,
+        "reserve_ptr": gates_in if reserve is None else reserve,
+    }
     flags = {"HAS_BIAS": b_hn is not None, "SAVE": save}
     _start(forward_kernel, args, flags, h0, w_hh, output, steps, variant, reverse, precision, config)
     return output, reserve
@@ -215,15 +219,22 @@ def _start(
 ) -> None:
     """Launch with the arguments that both directions share."""
     batch, hidden_size = h0.shape
-    shared = {"h0_ptr": h0, "w_hh_ptr": w_hh, "offsets_ptr": steps.row_offsets(h0.device), "output_ptr": output}
-    sizes = {"T": steps.seq_len, "B": batch, "H": hidden_size}
-    options = {"VARIANT": variant, "REVERSE": reverse, "PACKED": steps.packed, "PRECISION": precision}
-    options |= {"HIDDEN": power_of_two(hidden_size), "BLOCK_B": config.block_b}
-    launch(
-        kernel,
-        (config.programs(batch),),
-        args | shared | sizes,
-        flags | options,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+    args |= {
+        "h0_ptr": h0,
+        "w_hh_ptr": w_hh,
+        "offsets_ptr": steps.row_offsets(h0.device),
+        "output_ptr": output,
+        "T": steps.seq_len,
+        "B": batch,
+        "H": hidden_size,
+    }
+    flags |= {
+        "VARIANT": variant,
+        "REVERSE": reverse,
+        "PACKED": steps.packed,
+        "PRECISION": precision,
+        "HIDDEN": power_of_two(hidden_size),
+        "BLOCK_B": config.block_b,
+    }
+    grid = (config.programs(batch),)
+    launch(kernel, grid, args, flags, num_warps=config.num_warps, num_stages=config.num_stages)

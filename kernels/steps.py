@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -24,6 +25,7 @@ class Steps:
     packed: bool
 
     @staticmethod
+    @functools.lru_cache(maxsize=64)  # of these values nothing changes, and every call of a layer makes them
     def padded(seq_len: int, batch: int) -> Steps:
         """Steps of a (seq_len, batch, features) sequence."""
         return Steps(
@@ -50,10 +52,10 @@ class Steps:
         return Steps(counts, tuple(row - start for row in self.offsets[first : last + 1]), counts[0], self.packed)
 
     def row_offsets(self, device: torch.device) -> Tensor:
-        """For a packed sequence `offsets` on `device`, int64; else a placeholder, since t * batch is the offset. Can be
-        captured in a CUDA graph."""
+        """For a packed sequence `offsets` on `device`, int64; else a placeholder that no kernel reads, since t * batch
+        is the offset. Can be captured in a CUDA graph."""
         if not self.packed:
-            return torch.zeros(1, dtype=torch.int64, device=device)
+            return torch.empty(1, dtype=torch.int64, device=device)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return self.computed_offsets(device)
         return torch.tensor(self.offsets, dtype=torch.int64, device=device)

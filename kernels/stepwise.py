@@ -292,7 +292,7 @@ def forward(
     save: bool,
     precision: str,
     config: StepwiseConfig,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """All steps of one layer in one direction.
 
     Args:
@@ -305,33 +305,37 @@ def forward(
         config: tile sizes.
 
     Returns:
-        output (N, H), and the reserve: (N, 4H) for "torch", (N, 3H) otherwise; empty unless `save`.
+        output (N, H), and the reserve: (N, 4H) for "torch", (N, 3H) otherwise; None unless `save`.
     """
     hidden_size = h0.shape[1]
     output = gates_in.new_empty(steps.num_rows, hidden_size)
     gates = 4 if variant == "torch" else 3
-    reserve = gates_in.new_empty((steps.num_rows, gates * hidden_size) if save else (0, 0))
-    state = h0.to(torch.float32, copy=True)
+    reserve = gates_in.new_empty(steps.num_rows, gates * hidden_size) if save else None
+    state = h0.clone() if h0.dtype == torch.float32 else h0.float()
     tiles = config.constexprs() | {"SAVE": save, "PRECISION": precision}
-    shared = {
+    shared: dict[str, Any] = {
         "gates_in_ptr": gates_in,
         "w_hh_ptr": w_hh,
         "state_ptr": state,
         "output_ptr": output,
-        "reserve_ptr": reserve,
+        "reserve_ptr": gates_in if reserve is None else reserve,
+        "H": hidden_size,
     }
-    if variant != "torch":
+    # What no step changes is put together before them: this is done in the time that a step takes on the device.
+    if variant == "torch":
+        first = shared | {"h0_ptr": h0, "b_hn_ptr": w_hh if b_hn is None else b_hn}
+        tiles["HAS_BIAS"] = b_hn is not None
+    else:
         shared |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
+        first, second_tiles = shared | {"h0_ptr": h0}, tiles | {"VARIANT": variant}
     for row, count, row_before, carried in steps.walk(reverse):
         grid = config.grid(hidden_size, count)
-        before = {"h0_ptr": h0, "row_before": row_before, "carried": carried}
-        here = {"row": row, "count": count, "H": hidden_size}
+        args = first | {"row": row, "count": count, "row_before": row_before, "carried": carried}
         if variant == "torch":
-            bias = {"b_hn_ptr": w_hh if b_hn is None else b_hn}
-            _start(forward_step, grid, shared | before | here | bias, tiles | {"HAS_BIAS": b_hn is not None}, config)
+            _start(forward_step, grid, args, tiles, config)
         else:
-            _start(reset_update_step, grid, shared | before | here, tiles, config)
-            _start(candidate_step, grid, shared | here, tiles | {"VARIANT": variant}, config)
+            _start(reset_update_step, grid, args, tiles, config)
+            _start(candidate_step, grid, shared | {"row": row, "count": count}, second_tiles, config)
     return output, reserve
 
 
@@ -366,13 +370,14 @@ def backward(
     tiles = config.constexprs() | {"PRECISION": precision}
     shared: dict[str, Any] = {"h0_ptr": h0, "w_hh_ptr": w_hh, "output_ptr": output, "reserve_ptr": reserve}
     shared |= {"d_state_ptr": d_state, "d_gates_ptr": d_gates, "H": hidden_size}
-    whole = {"grad_output_ptr": grad_output, "d_an_ptr": d_gates if d_an is None else d_an}
+    whole = shared | {"grad_output_ptr": grad_output, "d_an_ptr": d_gates if d_an is None else d_an}
+    whole_tiles = tiles | {"VARIANT": variant}
     row_after = count_after = 0
     for row, count, row_before, carried in [*reversed(list(steps.walk(reverse))), (0, 0, 0, 0)]:
         here = {"row": row, "count": count, "row_before": row_before, "carried": carried}
         after = {"row_after": row_after, "count_after": count_after, "extent": hidden_size if count_after else 0}
         grid = config.grid(hidden_size, max(count, count_after))
-        _start(bptt_step, grid, shared | whole | here | after, tiles | {"VARIANT": variant}, config)
+        _start(bptt_step, grid, whole | here | after, whole_tiles, config)
         if variant != "torch" and count:
             _start(bptt_reset_step, config.grid(hidden_size, count), shared | here, tiles, config)
         row_after, count_after = row, count
@@ -380,7 +385,4 @@ def backward(
 
 
 def _start(kernel, grid: tuple[int, int], args: dict, constexprs: dict, config: StepwiseConfig) -> None:
-    names = set(kernel.arg_names)
-    args = {name: value for name, value in args.items() if name in names}
-    constexprs = {name: value for name, value in constexprs.items() if name in names}
     launch(kernel, grid, args, constexprs, num_warps=config.num_warps, num_stages=config.num_stages)

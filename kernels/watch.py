@@ -59,13 +59,13 @@ def check() -> None:
 
 def watch(launch: str, status: Tensor) -> None:
     """Look after the launch that `status` was given to; also raises for earlier launches, as `check` does."""
-    word = status[ERROR_WORD : ERROR_WORD + 1]
-    if status.device.type == "cpu":
-        if word.item():
+    if status.is_cpu:
+        if status[ERROR_WORD].item():
             raise _timeout(launch)
         return
     if not status.is_cuda:  # nothing ran on it
         return
+    word = status[ERROR_WORD : ERROR_WORD + 1]
     with torch.cuda.device(status.device):
         capturing = torch.cuda.is_current_stream_capturing()
         with _lock:

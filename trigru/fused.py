@@ -39,11 +39,12 @@ def forward(
     variant: str,
     reverse: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(output, h_n, reserve); see `trigru.operators` for shapes."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(output, h_n, reserve); see `trigru.operators` for shapes. No reserve unless `save`."""
     steps = steps_of(input, batch_sizes)
-    hidden_size = h0.shape[1]
-    gates_in, b_hn = project_input(input.reshape(-1, input.shape[-1]), w_ih, b_ih, b_hh, variant)
+    *sizes, features = input.shape
+    rows = input if batch_sizes is not None else input.reshape(-1, features)
+    gates_in, b_hn = project_input(rows, w_ih, b_ih, b_hh, variant)
     output, reserve = SCHEDULES[plan.schedule].forward(
         gates_in,
         h0.contiguous(),
@@ -57,7 +58,9 @@ def forward(
         config=plan.config,
     )
     h_n = final_state(output, steps, reverse)
-    return output.view(*input.shape[:-1], hidden_size), h_n, reserve.view(-1)
+    if batch_sizes is None:
+        output = output.view(*sizes, h0.shape[1])
+    return output, h_n, None if reserve is None else reserve.view(-1)
 
 
 def backward(

@@ -149,7 +149,7 @@ class GRU(nn.RNNBase):
         """Raise what nn.GRU raises where input or hx does not fit; the weights are checked by `gru`."""
         if input.dim() != dims:
             raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
-        weight = self._weights(0)[0]
+        weight = self._weight(self._all_weights[0][0])
         if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
@@ -208,9 +208,13 @@ class GRU(nn.RNNBase):
 
     def _weights(self, index: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """w_ih, w_hh, b_ih, b_hh of a layer and direction, looked up by name so that parametrizations are seen."""
-        w_ih, w_hh, *biases = [getattr(self, name) for name in self._all_weights[index]]
+        w_ih, w_hh, *biases = [self._weight(name) for name in self._all_weights[index]]
         b_ih, b_hh = biases or (None, None)
         return w_ih, w_hh, b_ih, b_hh
+
+    def _weight(self, name: str) -> Tensor:
+        parameters = self._parameters  # where attributes of this kind are found last, and most weights are
+        return parameters[name] if name in parameters else getattr(self, name)  # type: ignore[return-value]
 
 
 class GRUCell(nn.RNNCellBase):

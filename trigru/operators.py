@@ -14,7 +14,9 @@ not have (forward mode, torch.func).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -58,18 +60,38 @@ def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
 
 
 def _forward(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save):
+    """`torch.ops.trigru.gru`."""
     _refuse_tangents("gru", (input, h0, w_ih, w_hh, b_ih, b_hh))
+    output, h_n, reserve = _run(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save)
+    return output, h_n, input.new_empty(0) if reserve is None else reserve
+
+
+def _run(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reverse, save):
+    """(output, h_n, reserve) by the schedule that is chosen. The reserve may be None where it would be empty."""
     if batch_sizes is not None and int(batch_sizes[0]) != h0.shape[0]:
         raise RuntimeError(f"h0: expected a batch of {int(batch_sizes[0])} as in batch_sizes, got {h0.shape[0]}")
     chosen = plan.choose(schedule, input.device, input.dtype, *h0.shape, variant=variant)
     tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
     if chosen.schedule == "eager":
-        from . import eager
+        return _eager().forward(*tensors, variant=variant, reverse=reverse, save=save)
+    return _fused().forward(chosen, *tensors, variant=variant, reverse=reverse, save=save)
 
-        return eager.forward(*tensors, variant=variant, reverse=reverse, save=save)
+
+# Imported at their first call; an import statement costs some 0.5 us at every further one.
+
+
+@functools.cache
+def _eager() -> ModuleType:
+    from . import eager
+
+    return eager
+
+
+@functools.cache
+def _fused() -> ModuleType:
     from . import fused
 
-    return fused.forward(chosen, *tensors, variant=variant, reverse=reverse, save=save)
+    return fused
 
 
 def _backward(
@@ -93,13 +115,9 @@ def _backward(
     chosen = plan.choose(schedule, input.device, input.dtype, *h0.shape, variant=variant, direction="backward")
     tensors = (grad_output, grad_h_n, input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, output, reserve)
     if chosen.schedule == "eager":
-        from . import eager
-
-        results = eager.backward(*tensors, variant=variant, reverse=reverse, needs=needs)
+        results = _eager().backward(*tensors, variant=variant, reverse=reverse, needs=needs)
     else:
-        from . import fused
-
-        results = fused.backward(chosen, *tensors, variant=variant, reverse=reverse, needs=needs)
+        results = _fused().backward(chosen, *tensors, variant=variant, reverse=reverse, needs=needs)
     return tuple(input.new_empty(0) if result is None else result for result in results)
 
 
@@ -289,7 +307,8 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        output, h_n, reserve = _forward(*arguments)
+        output, h_n, reserve = _run(*arguments)
+        reserve = output.new_empty(0) if reserve is None else reserve
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[:7], output, reserve)
         ctx.options = arguments[7:10]
@@ -300,24 +319,28 @@ class _Layer(torch.autograd.Function):
         return _differentiate(ctx, grad_output, grad_h_n)
 
 
-_PLAIN_TYPES = (Tensor, Parameter, type(None))
+_PLAIN_TYPES = frozenset((Tensor, Parameter))
 
 
 def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nothing but eager execution sees a call: no compiler, tracer, transform, mode, subclass, autocast."""
-    return not (
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
         or torch._C._is_any_autocast_enabled()
-        or any(type(x) not in _PLAIN_TYPES or (x is not None and (x.is_meta or _is_batched(x))) for x in tensors)
-    )
+    ):
+        return False
+    for x in tensors:  # no any(...), which takes as long again
+        if x is not None and (type(x) not in _PLAIN_TYPES or x.is_meta or _is_batched(x) or _is_legacy_batched(x)):
+            return False
+    return True
 
 
-def _is_batched(x: Tensor) -> bool:
-    """Whether `x` is under vmap: torch.func's, or the older one by which autograd batches gradients."""
-    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
+# Under vmap: torch.func's, or the older one by which autograd batches gradients.
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def _is_transformed() -> bool:
@@ -371,10 +394,10 @@ def gru(
     keep = save and memory == "keep"
     if not _is_plain(tensors):
         return torch.ops.trigru.gru(*tensors, batch_sizes, variant, schedule, reverse, keep)[:2]
-    if batch_sizes is None and memory == "keep" and (b_ih is None) == (b_hh is None):
+    if schedule == "auto" and batch_sizes is None and memory == "keep" and (b_ih is None) == (b_hh is None):
         call: dict[str, Any] = {"device": input.device, "dtype": input.dtype, "variant": variant, "schedule": schedule}
         if plan.torch_serves(input.shape[0], *h0.shape, training=save, **call):
             return _by_torch(input, h0, weights, reverse)
     if save:
         return _Layer.apply(*tensors, batch_sizes, variant, schedule, reverse, keep)
-    return _forward(*tensors, batch_sizes, variant, schedule, reverse, False)[:2]
+    return _run(*tensors, batch_sizes, variant, schedule, reverse, False)[:2]

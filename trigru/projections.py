@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from .kernels.steps import Steps
 
@@ -25,12 +26,13 @@ def project_input(
         bias = b_ih
     elif variant == "torch":
         hidden_size = b_hh.shape[0] // 3
-        b_hn = b_hh[2 * hidden_size :].contiguous()
-        outside = torch.cat([b_hh[: 2 * hidden_size], torch.zeros_like(b_hn)])
-        bias = outside if b_ih is None else b_ih + outside
+        b_hrz, b_hn = b_hh.split_with_sizes((2 * hidden_size, hidden_size))
+        b_hn = b_hn.contiguous()
+        bias = torch.zeros_like(b_hh) if b_ih is None else b_ih.clone()
+        bias[: 2 * hidden_size].add_(b_hrz)
     else:
         bias = b_hh if b_ih is None else b_ih + b_hh
-    return (input @ w_ih.T if bias is None else torch.addmm(bias, input, w_ih.T)), b_hn
+    return linear(input, w_ih, bias), b_hn
 
 
 def states_before(output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Tensor:
@@ -58,10 +60,8 @@ def state_into(first: int, last: int, output: Tensor, h0: Tensor, steps: Steps, 
 
 def final_state(output: Tensor, steps: Steps, reverse: bool) -> Tensor:
     """Each sequence's state after the last of its steps that ran, (B, H), in memory of its own."""
-    if reverse:
-        return output[: steps.batch].clone()
-    if not steps.packed:
-        return output[steps.num_rows - steps.batch :].clone()
+    if reverse or not steps.packed:
+        return output.narrow_copy(0, 0 if reverse else steps.num_rows - steps.batch, steps.batch)
     pieces = []
     for t in range(steps.seq_len - 1, -1, -1):  # the longest sequences, which come first, end last
         ends = steps.counts[t + 1] if t + 1 < steps.seq_len else 0
