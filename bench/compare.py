@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trigru.functional import cell_way
 from trigru.plan import choose, torch_serves
 
 from . import check
@@ -160,9 +161,9 @@ def why_not(case: Case) -> str | None:
 
 
 def schedule_of(case: Case) -> str:
-    """The schedule that runs the case's training step; "torch" or "reference" where none of trigru's own does."""
+    """The schedule that runs the case's training step; "torch" or "cell" where none of trigru's own does."""
     if case.cell and case.device == "cpu":
-        return "torch" if case.variant == "torch" else "reference"
+        return cell_way(case.variant)
     if not case.packed and case.memory == "keep":
         short = torch_serves(
             case.seq_len,

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .cost import Layer
 from .devices import PRESETS, preset
-from .functional import gru
+from .functional import cell_way, gru
 from .modules import GRU, GRUCell
 from .plan import DIRECTIONS, candidates, choose, torch_serves
 from .reference import VARIANTS
@@ -31,6 +31,12 @@ class Explanation:
 
     def __str__(self) -> str:
         return f"schedule {self.schedule!r}, variant {self.variant!r}, {self.dtype} on {self.device}: {self.reason}"
+
+
+CELL_REASONS = {
+    "cell": "a single step on a CPU has nothing to hoist: torch operations run it, and autograd their derivatives",
+    "reference": "under autocast the reference runs a single step on a CPU, so that each of its products is cast",
+}
 
 
 def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, **kwargs: Any) -> Explanation:
@@ -71,9 +77,8 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
     elif isinstance(call, GRUCell):
         variant, schedule, hidden_size = call.variant, "auto", call.hidden_size
         sizes = (1, 1 if data.dim() == 1 else data.shape[0])
-        if data.is_cpu and variant != "torch":
-            reason = "a single step on a CPU has nothing to hoist, the reference runs it"
-            return Explanation("reference", data.device, data.dtype, variant, reason)
+        if data.is_cpu and (way := cell_way(variant)) in CELL_REASONS:
+            return Explanation(way, data.device, data.dtype, variant, CELL_REASONS[way])
     else:
         raise TypeError(f"call: expected a trigru.GRU, a trigru.GRUCell or trigru.gru, got {type(call).__name__}")
     seq_len, batch = sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from . import operators
 from .plan import check_memory, check_schedule
@@ -96,15 +97,38 @@ def gru_cell(
     """One step: the state after it, (batch, hidden_size), from input (batch, input_size) and hx (batch, hidden_size).
 
     On a CPU a single step has nothing that a schedule could save, so torch's own operations run, without the cost of
-    setting one up. Weights, variants and errors as for `gru`."""
+    setting one up; see `cell_way`. Weights, variants and errors as for `gru`."""
     weights = (w_ih, w_hh, b_ih, b_hh)
     if input.device.type != "cpu":
         return gru(input.unsqueeze(0), hx, *weights, variant=variant)[1]
-    return (
-        torch.gru_cell(input, hx, *weights)
-        if variant == "torch"
-        else reference_cell(input, hx, *weights, variant=variant)
-    )
+    way = cell_way(variant)
+    if way == "torch":
+        return torch.gru_cell(input, hx, *weights)
+    if way == "cell":
+        return _reset_first_cell(input, hx, *weights, variant=variant)
+    return reference_cell(input, hx, *weights, variant=variant)
+
+
+def cell_way(variant: str) -> str:
+    """What runs a single step on a CPU: "torch", its gru_cell; "cell", the equations in as few operations as they take;
+    "reference" where autocast is to find each product by itself."""
+    check_variant(variant)
+    if variant == "torch":
+        return "torch"
+    return "reference" if torch._C._is_any_autocast_enabled() else "cell"
+
+
+def _reset_first_cell(
+    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, *, variant: str
+) -> Tensor:
+    """One step of "cho" or "chung", r and z in one product; autograd takes its derivatives, of any order."""
+    sizes = (2 * h.shape[1], h.shape[1])  # r and z, n
+    bias = b_hh if b_ih is None else b_ih if b_hh is None else b_ih + b_hh
+    gates_rz, gate_n = linear(x, w_ih, bias).split_with_sizes(sizes, 1)
+    w_rz, w_n = w_hh.split_with_sizes(sizes)
+    r, z = torch.addmm(gates_rz, h, w_rz.t()).sigmoid().chunk(2, 1)
+    n = torch.addmm(gate_n, r * h, w_n.t()).tanh()
+    return h + z * (n - h) if variant == "chung" else n + z * (h - n)
 
 
 def autocast_dtype(input: Tensor, h0: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -122,7 +146,7 @@ def autocast_dtype(input: Tensor, h0: Tensor, weight: Tensor) -> torch.dtype | N
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         raise RuntimeError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
 
@@ -137,34 +161,37 @@ def _check(
 ) -> None:
     """Raise what nn.GRU raises where something does not fit, naming it, what was expected and what came."""
     dims = 3 if batch_sizes is None else 2
-    if input.dim() != dims:
-        raise RuntimeError(f"input: expected {dims} dimensions, got {input.dim()}")
-    if input.shape[0] == 0:
+    shape, dtype, device = input.shape, input.dtype, input.device  # each makes an object
+    if len(shape) != dims:
+        raise RuntimeError(f"input: expected {dims} dimensions, got {len(shape)}")
+    if shape[0] == 0:
         raise RuntimeError("input: expected a sequence length larger than 0")
     if w_hh.dim() != 2:
         raise RuntimeError(f"w_hh: expected 2 dimensions, got {w_hh.dim()}")
     hidden_size = w_hh.shape[1]
-    _expect("w_hh", w_hh, (3 * hidden_size, hidden_size))
-    _expect("w_ih", w_ih, (3 * hidden_size, input.shape[-1]))
-    for name, bias in (("b_ih", b_ih), ("b_hh", b_hh)):
-        if bias is not None:
-            _expect(name, bias, (3 * hidden_size,))
+    gates = 3 * hidden_size
+    _expect("w_hh", w_hh, (gates, hidden_size))
+    _expect("w_ih", w_ih, (gates, shape[-1]))
+    if b_ih is not None:
+        _expect("b_ih", b_ih, (gates,))
+    if b_hh is not None:
+        _expect("b_hh", b_hh, (gates,))
     if batch_sizes is None:
-        _expect("h0", h0, (input.shape[1], hidden_size))
+        _expect("h0", h0, (shape[1], hidden_size))
     elif h0.dim() != 2 or h0.shape[1] != hidden_size:
         raise RuntimeError(f"h0: expected shape (batch, {hidden_size}), got {tuple(h0.shape)}")
-    if input.dtype != w_ih.dtype:
-        raise ValueError(f"input: expected the weights' dtype {w_ih.dtype}, got {input.dtype}")
+    if dtype != w_ih.dtype:
+        raise ValueError(f"input: expected the weights' dtype {w_ih.dtype}, got {dtype}")
     for name, tensor in (("h0", h0), ("w_hh", w_hh), ("b_ih", b_ih), ("b_hh", b_hh)):
         if tensor is None:
             continue
-        if tensor.dtype != input.dtype:
-            raise RuntimeError(f"{name}: expected dtype {input.dtype} as input, got {tensor.dtype}")
-        if tensor.device != input.device:
-            raise RuntimeError(f"{name}: expected device {input.device} as input, got {tensor.device}")
-    if w_ih.device != input.device:
-        raise RuntimeError(f"w_ih: expected device {input.device} as input, got {w_ih.device}")
-    if batch_sizes is not None and batch_sizes.device.type != "cpu":
+        if tensor.dtype != dtype:
+            raise RuntimeError(f"{name}: expected dtype {dtype} as input, got {tensor.dtype}")
+        if tensor.device != device:
+            raise RuntimeError(f"{name}: expected device {device} as input, got {tensor.device}")
+    if w_ih.device != device:
+        raise RuntimeError(f"w_ih: expected device {device} as input, got {w_ih.device}")
+    if batch_sizes is not None and not batch_sizes.is_cpu:
         raise RuntimeError(f"batch_sizes: expected a tensor on the CPU, got one on {batch_sizes.device}")
-    if not torch.is_floating_point(input):
-        raise RuntimeError(f"input: expected a floating dtype, got {input.dtype}")
+    if not dtype.is_floating_point:
+        raise RuntimeError(f"input: expected a floating dtype, got {dtype}")
