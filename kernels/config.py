@@ -70,15 +70,23 @@ class StepwiseConfig:
         return {"BLOCK_H": self.block_h, "BLOCK_B": self.block_b, "BLOCK_K": self.block_k}
 
 
-def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int) -> StepwiseConfig:
-    """Tile sizes of the stepwise schedule, for tensors of `dtype`.
+def on_matrix_units(dtype: torch.dtype, precision: str, capability: tuple[int, int] | None) -> bool:
+    """Whether Triton multiplies such numbers on matrix units; where not, products take more registers.
+
+    capability: of an NVIDIA GPU; None for AMD's, whose units take float32 too. Triton no longer uses those of GPUs
+    older than 8.0."""
+    return capability is None or (capability >= (8, 0) and (dtype.itemsize == 2 or precision == "tf32"))
+
+
+def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bool = True) -> StepwiseConfig:
+    """Tile sizes of the stepwise schedule, for tensors of `dtype`; `matrix`: see `on_matrix_units`.
 
     A small batch takes narrow tiles, so that more multiprocessors share a step; a large one wider tiles, so that each
     weight loaded from L2 meets more sequences."""
-    block_b = 16 if batch <= 16 else 32
-    block_k = 32 if hidden_size <= 32 or dtype.itemsize > 2 else 64
-    if hidden_size % 16:  # rows that are not aligned pass through registers on their way, and chunks of 64 spilled
-        block_k = 32
+    aligned = hidden_size % 16 == 0  # other rows pass through registers on their way, and chunks of 64 spilled
+    emulated = dtype.itemsize == 2 and not matrix
+    block_b = 16 if batch <= 16 or (emulated and not aligned) else 32
+    block_k = 32 if hidden_size <= 32 or dtype.itemsize > 2 or emulated or not aligned else 64
     if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16):
         block_k = 16  # chunks of 32 of exact float32 products take all 255 registers, and spill on sm_100
     return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k)
@@ -93,9 +101,12 @@ class ResidentConfig:
     num_stages: int = 1
 
     @staticmethod
-    def largest(dtype: torch.dtype, precision: str) -> int:
-        """The largest hidden_size at which its kernels were compiled without a spilled register."""
-        return 64 if dtype == torch.float32 else 128
+    def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:
+        """The largest hidden_size at which its kernels were compiled without a spilled register; `matrix`: see
+        `on_matrix_units`."""
+        if dtype == torch.float32:
+            return 64
+        return 128 if matrix else 32
 
     def shared_bytes(self, dtype: torch.dtype, hidden_size: int) -> int:
         """Shared memory of a program: the weights, and the tiles on their way into products (read from binaries)."""
@@ -126,10 +137,11 @@ class PersistentConfig:
     protocol: Literal["data", "flags"] = "data"
 
     @staticmethod
-    def largest(dtype: torch.dtype, precision: str) -> int:
+    def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:
         """The largest hidden_size at which its kernels were compiled without a spilled register; waiting as a whole
-        takes more of them (see exchange.py). 0: none, exact float32 products do not fit."""
-        if dtype == torch.float32 and precision != "tf32":
+        takes more of them (see exchange.py). 0: none, exact float32 products do not fit, nor any without matrix
+        units."""
+        if not matrix or (dtype == torch.float32 and precision != "tf32"):
             return 0
         return 2048 // dtype.itemsize if waits_by_thread() else 255
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from . import exchange
+from . import exchange, widen
 from .config import PersistentConfig
 from .launch import launch
 from .persistent_backward import backward_reset_first, backward_torch
@@ -43,18 +42,14 @@ def forward(
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
     hidden_size = h0.shape[1]
-    more = _columns_to_add(h0)
-    gates = 4 if variant == "torch" else 3
-    if more:
-        bias = None if b_hn is None else pad(b_hn, (0, more))
-        weights = pad(w_hh.view(3, hidden_size, hidden_size), (0, more, 0, more)).flatten(0, 1)
-        output, reserve = forward(
-            _wider(gates_in, 3, more), pad(h0, (0, more)), weights, bias, steps, variant=variant, reverse=reverse,
-            save=save, precision=precision, config=config, spins=spins,
+    if more := widen.missing(hidden_size, _chunk(h0)):
+        return widen.forward(
+            forward, more, gates_in, h0, w_hh, b_hn, steps, variant=variant, reverse=reverse, save=save,
+            precision=precision, config=config, spins=spins,
         )  # fmt: skip
-        return _narrower(output, 1, more), None if reserve is None else _narrower(reserve, gates, more)
     output = gates_in.new_empty(steps.num_rows, hidden_size)
     _prepare(config, output)
+    gates = 4 if variant == "torch" else 3
     reserve = gates_in.new_empty(steps.num_rows, gates * hidden_size) if save else None
     args: dict[str, Any] = {
         "gates_in_ptr": gates_in,
@@ -94,17 +89,11 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `stepwise.backward`, with what `forward` here says of precision, config and spins."""
     hidden_size = h0.shape[1]
-    more = _columns_to_add(h0)
-    if more:
-        gates = 4 if variant == "torch" else 3
-        weights = pad(w_hh.view(3, hidden_size, hidden_size), (0, more, 0, more)).flatten(0, 1)
-        d_gates, d_an, d_state = backward(
-            _wider(grad_output, 1, more), pad(grad_h_n, (0, more)), pad(h0, (0, more)), weights, steps,
-            _wider(output, 1, more), _wider(reserve, gates, more), variant=variant, reverse=reverse,
+    if more := widen.missing(hidden_size, _chunk(h0)):
+        return widen.backward(
+            backward, more, grad_output, grad_h_n, h0, w_hh, steps, output, reserve, variant=variant, reverse=reverse,
             precision=precision, config=config, spins=spins,
         )  # fmt: skip
-        d_an = None if d_an is None else _narrower(d_an, 1, more)
-        return _narrower(d_gates, 3, more), d_an, _narrower(d_state, 1, more)
     d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
     _prepare(config, d_gates)
     d_state = grad_h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -127,20 +116,9 @@ def backward(
     return d_gates, None, d_state
 
 
-def _columns_to_add(h0: Tensor) -> int:
-    """Hidden units to add so that rows are whole chunks of 16 bytes, which a thread can wait for. A unit of zeros stays
-    zero, forward and backward, and adds nothing to the others."""
-    return -h0.shape[1] % (16 // h0.element_size())
-
-
-def _wider(x: Tensor, parts: int, more: int) -> Tensor:
-    """(N, parts * H) -> (N, parts * (H + more)), with zeros."""
-    return pad(x.unflatten(1, (parts, -1)), (0, more)).flatten(1)
-
-
-def _narrower(x: Tensor, parts: int, more: int) -> Tensor:
-    """(N, parts * (H + more)) -> (N, parts * H)."""
-    return x.unflatten(1, (parts, -1))[:, :, :-more].flatten(1).contiguous()
+def _chunk(x: Tensor) -> int:
+    """Elements of 16 bytes: rows of whole chunks are what a thread can wait for."""
+    return 16 // x.element_size()
 
 
 def _prepare(config: PersistentConfig, exchanged: Tensor) -> None:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import widen
 from .config import ResidentConfig, power_of_two
 from .gates import blend, blend_grad, candidate, reset_after_grad, reset_before_grad, sigmoid
 from .launch import launch
@@ -20,8 +21,10 @@ from .products import multiply
 from .steps import Steps
 from .tiles import load_state, load_weight, load_weight_transposed, rows_of, tile
 
+_ALIGNED = 16  # hidden units: rows at which Triton loads whole chunks, which takes half of the registers
 
-@triton.jit(do_not_specialize=["T"])
+
+@triton.jit(do_not_specialize=["T", "B"])
 def forward_kernel(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -85,7 +88,7 @@ def forward_kernel(
                 tl.store(reserve_ptr + at_reserve + 3 * H, an.to(dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "B"])
 def bptt_kernel(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -166,6 +169,11 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """As `stepwise.forward`."""
     hidden_size = h0.shape[1]
+    if more := widen.missing(hidden_size, _ALIGNED):
+        return widen.forward(
+            forward, more, gates_in, h0, w_hh, b_hn, steps, variant=variant, reverse=reverse, save=save,
+            precision=precision, config=config,
+        )  # fmt: skip
     output = gates_in.new_empty(steps.num_rows, hidden_size)
     gates = 4 if variant == "torch" else 3
     reserve = gates_in.new_empty(steps.num_rows, gates * hidden_size) if save else None
@@ -195,6 +203,11 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `stepwise.backward`."""
     hidden_size = h0.shape[1]
+    if more := widen.missing(hidden_size, _ALIGNED):
+        return widen.backward(
+            backward, more, grad_output, grad_h_n, h0, w_hh, steps, output, reserve, variant=variant, reverse=reverse,
+            precision=precision, config=config,
+        )  # fmt: skip
     d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
     d_an = grad_output.new_empty(steps.num_rows, hidden_size) if variant == "torch" else None
     d_state = grad_h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)

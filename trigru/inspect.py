@@ -16,8 +16,16 @@ from typing import Any
 
 import torch
 
-from .kernels.config import PersistentConfig, ResidentConfig, persistent_config, resident_config, stepwise_config
+from .kernels.config import (
+    PersistentConfig,
+    ResidentConfig,
+    on_matrix_units,
+    persistent_config,
+    resident_config,
+    stepwise_config,
+)
 from .reference import VARIANTS
+from .tables import markdown
 
 # How numbers are stored and multiplied. "tf32": float32 tensors, multiplied in TF32.
 DTYPES = {
@@ -105,18 +113,26 @@ class Row:
 @dataclass(frozen=True)
 class Schedule:
     """A module of trigru.kernels with the host functions `forward` and `backward`; what chooses its tile sizes from
-    (dtype, batch, hidden_size); and the largest hidden size of a dtype and precision."""
+    (dtype, batch, hidden_size, matrix); and the largest hidden size of (dtype, precision, matrix). matrix: whether
+    products run on matrix units."""
 
     module: str
-    config: Callable[[torch.dtype, int, int], Any]
-    largest: Callable[[torch.dtype, str], int]
+    config: Callable[[torch.dtype, int, int, bool], Any]
+    largest: Callable[[torch.dtype, str, bool], int]
 
 
 SCHEDULES = {
-    "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision: sys.maxsize),
-    "resident": Schedule("resident", resident_config, ResidentConfig.largest),
-    "persistent": Schedule("persistent", persistent_config, PersistentConfig.largest),
+    "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision, matrix: sys.maxsize),
+    "resident": Schedule("resident", lambda *sizes: resident_config(*sizes[:3]), ResidentConfig.largest),
+    "persistent": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
 }
+
+
+def _matrix(case: Case) -> bool:
+    """Whether the case's products run on matrix units."""
+    number = case.target.removeprefix("sm_")
+    capability = divmod(int(number), 10) if number.isdigit() else None
+    return on_matrix_units(*DTYPES[case.dtype], capability)
 
 
 def recorded(case: Case, config: Any = None) -> list:
@@ -141,7 +157,7 @@ def recorded(case: Case, config: Any = None) -> list:
         "variant": case.variant,
         "reverse": False,
         "precision": precision,
-        "config": schedule.config(dtype, batch, hidden_size) if config is None else config,
+        "config": schedule.config(dtype, batch, hidden_size, _matrix(case)) if config is None else config,
     }
     recorder = Recorder()
     with using(recorder):
@@ -217,7 +233,7 @@ def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs, and
     schedules have a largest size."""
     has_dtype = case.target.startswith("sm_") or (case.dtype != "tf32" and case.schedule != "persistent")
-    largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype])
+    largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], _matrix(case))
     return has_dtype and case.hidden_size <= largest
 
 
@@ -246,18 +262,9 @@ COLUMNS: dict[str, Callable[[Row], object]] = {
 }
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """The rows as lines of aligned columns."""
-    cells = [list(COLUMNS), *([str(value(row)) for value in COLUMNS.values()] for row in rows)]
-    numbers = [isinstance(value(rows[0]), int) if rows else False for value in COLUMNS.values()]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, numbers, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    return markdown(list(COLUMNS), [[value(row) for value in COLUMNS.values()] for row in rows])
 
 
 def as_json(rows: Sequence[Row]) -> str:
@@ -307,7 +314,7 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         print("nothing to compile: no schedule asked for takes such a layer on such a target", file=sys.stderr)
         return 2
-    print(as_json(rows) if args.json else "\n".join(table(rows)))
+    print(as_json(rows) if args.json else table(rows))
     return int(any(row.spill_bytes for row in rows))
 
 

@@ -15,7 +15,14 @@ import torch
 
 from . import cost
 from .devices import KIB, PRESETS, Device, present
-from .kernels.config import Config, persistent_config, resident_config, stepwise_config, waits_by_thread
+from .kernels.config import (
+    Config,
+    on_matrix_units,
+    persistent_config,
+    resident_config,
+    stepwise_config,
+    waits_by_thread,
+)
 
 SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -75,7 +82,7 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
-    found = [_stepwise(layer, direction), _resident(device, layer, direction), _persistent(device, layer, direction)]
+    found = [each(device, layer, direction) for each in (_stepwise, _resident, _persistent)]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
     listed = [
@@ -88,15 +95,20 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
-def _stepwise(layer: cost.Layer, direction: str) -> _Row:
-    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size)
+def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size, _on_matrix_units(device, layer))
     return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b, direction), None
+
+
+def _on_matrix_units(device: Device, layer: cost.Layer) -> bool:
+    capability = device.capability if torch.version.hip is None else None
+    return on_matrix_units(layer.dtype, layer.precision, capability)
 
 
 def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = resident_config(layer.dtype, layer.batch, layer.hidden_size)
     needed = config.shared_bytes(layer.dtype, layer.hidden_size)
-    largest = config.largest(layer.dtype, layer.precision)
+    largest = config.largest(layer.dtype, layer.precision, _on_matrix_units(device, layer))
     obstacle = None
     if needed > device.shared_per_block:
         obstacle = f"needs {needed // KIB} KiB of shared memory a program, {device.shared_per_block // KIB} are there"
