@@ -115,12 +115,12 @@ def _look_assembly(tiles, chunks, bits, spins, packed_max, compared):
     ]
     first_address = 4 * chunks * tiles
     first_number = first_address + pack * tiles
-    status = first_number + 2 * chunks
+    status = first_number + chunks
     load = "ld.volatile" if compared else "ld"
-    expected = ("0x00010000", "0x00030002") if bits == 16 else ("0", "1")
+    expected = "0x03020100" if bits == 16 else "0x00010000"
     text = ["{", ".reg .pred p;", ".reg .b32 m, n, t;", ".reg .b16 lo, hi;"]
-    for i in range(2 * chunks):
-        text.append(f"setp.ne.{'or.' if i else ''}b32 p, ${first_number + i}, {expected[i % 2]}{', p' if i else ''};")
+    for c in range(chunks):
+        text.append(f"setp.ne.{'or.' if c else ''}b32 p, ${first_number + c}, {expected}{', p' if c else ''};")
     text += ["@p trap;", "mov.b32 n, 0;", "LOOK:"]
     for t in range(tiles):
         for c in range(chunks):
@@ -149,7 +149,7 @@ def _look_assembly(tiles, chunks, bits, spins, packed_max, compared):
 @triton.constexpr_function
 def _look_constraints(tiles, chunks, bits):
     pack = chunks * (64 // bits)
-    return ",".join(["=&r"] * (4 * chunks * tiles) + ["l"] * (pack * tiles) + ["r"] * (2 * chunks) + ["l"] * pack)
+    return ",".join(["=&r"] * (4 * chunks * tiles) + ["l"] * (pack * tiles) + ["r"] * chunks + ["l"] * pack)
 
 
 @triton.constexpr_function

@@ -48,7 +48,7 @@ def numbers(BITS: tl.constexpr):
     WORD: tl.constexpr = 32 // BITS
     word = tl.arange(0, 2)[None, None, None, None, :, None] * WORD
     number = word + tl.arange(0, WORD)[None, None, None, None, None, :]
-    return number.to(tl.int16) if BITS == 16 else number
+    return number.to(tl.int8) if BITS == 16 else number.to(tl.int16)
 
 
 @triton.jit
