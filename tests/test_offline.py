@@ -101,9 +101,16 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
 def test_committed_tables_of_whole_sequences_are_of_the_present_configurations_and_show_no_spill(target, schedule):
     chosen = {"resident": resident_config, "persistent": persistent_config}[schedule]
     rows = [row for row in json.loads((RESULTS / f"{target}.json").read_text()) if row["schedule"] == schedule]
-    assert {(row["variant"], row["direction"]) for row in rows} == set(
-        product(trigru.VARIANTS, ("forward", "backward"))
-    )
+    kinds = ("variant", "direction", "dtype")
+    compiled = {
+        (*(row[kind] for kind in kinds), hidden_size, batch)
+        for row in rows
+        for hidden_size, batch in product(row["hidden_sizes"], row["batches"])
+    }
+    every = product(trigru.VARIANTS, inspect.DIRECTIONS, inspect.DTYPES, inspect.ALL_HIDDEN_SIZES, inspect.ALL_BATCHES)
+    assert compiled == {
+        case for case in every if inspect.can_compile(inspect.Case(target, schedule, case[1], case[0], *case[2:]))
+    }
     for row in rows:
         assert row["target"] == target
         assert row["spill_bytes"] == 0, row
