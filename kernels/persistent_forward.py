@@ -48,6 +48,15 @@ def state_pointers(output_ptr, h0_ptr, b, row_before, carried, first, H: tl.cons
         return tl.where(first, h0_ptr, before) + b * H
 
 
+@triton.jit
+def _load_gates(pointers, mask, H: tl.constexpr):
+    """The input's share of the pre-activations of r, z, n."""
+    gr = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    gz = tl.load(pointers + H, mask=mask, other=0.0).to(tl.float32)
+    gn = tl.load(pointers + 2 * H, mask=mask, other=0.0).to(tl.float32)
+    return gr, gz, gn
+
+
 @triton.jit(do_not_specialize=["T", "B", "first_tile"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
@@ -98,13 +107,9 @@ def forward_torch(
     flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     row_before, count_before = step_rows(offsets_ptr, -1 + tl.zeros((), tl.int32), T, B, PACKED)
     for i in range(T):
-        t = T - 1 - i if REVERSE else i
-        row, count = step_rows(offsets_ptr, t, T, B, PACKED)
+        row, count = step_rows(offsets_ptr, T - 1 - i if REVERSE else i, T, B, PACKED)
         mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
-        gates_in = gates_in_ptr + row * (3 * H)
-        gr = tl.load(gates_in + own_gate, mask=mask, other=0.0).to(tl.float32)
-        gz = tl.load(gates_in + H + own_gate, mask=mask, other=0.0).to(tl.float32)
-        gn = tl.load(gates_in + 2 * H + own_gate, mask=mask, other=0.0).to(tl.float32)
+        gr, gz, gn = _load_gates(gates_in_ptr + row * (3 * H) + own_gate, mask, H)
 
         flag, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, PROGRAMS)
         carried = tl.minimum(count, count_before)
@@ -187,13 +192,9 @@ def forward_reset_first(
     flags_reset = first_flag(status_ptr, 1, tl.program_id(1) + first_tile, T, B, BLOCK_B)
     row_before, count_before = step_rows(offsets_ptr, -1 + tl.zeros((), tl.int32), T, B, PACKED)
     for i in range(T):
-        t = T - 1 - i if REVERSE else i
-        row, count = step_rows(offsets_ptr, t, T, B, PACKED)
+        row, count = step_rows(offsets_ptr, T - 1 - i if REVERSE else i, T, B, PACKED)
         mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
-        gates_in = gates_in_ptr + row * (3 * H)
-        gr = tl.load(gates_in + own_gate, mask=mask, other=0.0).to(tl.float32)
-        gz = tl.load(gates_in + H + own_gate, mask=mask, other=0.0).to(tl.float32)
-        gn = tl.load(gates_in + 2 * H + own_gate, mask=mask, other=0.0).to(tl.float32)
+        gr, gz, gn = _load_gates(gates_in_ptr + row * (3 * H) + own_gate, mask, H)
 
         flag, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, PROGRAMS)
         carried = tl.minimum(count, count_before)

@@ -43,7 +43,8 @@ def mutated(tmp_path):
                 text = text.replace(f"from .{other} import", f"from trigru.kernels.{other} import")
             for other in FILES:
                 text = text.replace(f"from .{other} import", f"from {package}_{other} import")
-            text = text.replace("from . import exchange", f"import {package}_exchange as exchange")
+            both = f"import {package}_exchange as exchange\nfrom trigru.kernels import widen"
+            text = text.replace("from . import exchange, widen", both)
             (tmp_path / f"{package}_{name}.py").write_text(text)
         for name in FILES:
             full = f"{package}_{name}"
