@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trigru.functional import cell_way
-from trigru.plan import choose, torch_serves
-
 from . import check
 from .case import DIRECTIONS, Case, Inputs, random_inputs, source_of_weights
 from .conditions import multiplied_in
 from .graphs import graphed
 from .peers import Peer
+from .schedules import schedule_of, why_not
 from .side import Side, ours
 from .stats import quantiles
 from .timers import Call, Timer, in_turns
@@ -143,39 +141,3 @@ def summed_up(taken: Sequence[tuple[float, ...]]) -> dict[str, Any]:
         **{f"peer_ms_{name}": value * 1e3 for name, value in its.items()},
         **{f"ratio_{name}": value for name, value in ratios.items()},
     }
-
-
-def _place(case: Case) -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if case.device == "cuda" else torch.device(case.device)
-
-
-def why_not(case: Case) -> str | None:
-    """Why the schedule that the case names cannot run it, or None."""
-    sizes = (case.batch, case.hidden_size)
-    try:
-        choose(case.schedule, _place(case), case.number, *sizes, variant=case.variant)
-        choose(case.schedule, _place(case), case.number, *sizes, variant=case.variant, direction="backward")
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
-def schedule_of(case: Case) -> str:
-    """The schedule that runs the case's training step; "torch" or "cell" where none of trigru's own does."""
-    if case.cell and case.device == "cpu":
-        return cell_way(case.variant)
-    if not case.packed and case.memory == "keep":
-        short = torch_serves(
-            case.seq_len,
-            case.batch,
-            case.hidden_size,
-            device=_place(case),
-            dtype=case.number,
-            variant=case.variant,
-            schedule=case.schedule,
-            training=True,
-        )
-        if short:
-            return "torch"
-    plan = choose(case.schedule, _place(case), case.number, case.batch, case.hidden_size, variant=case.variant)
-    return plan.schedule

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .case import Case, random_inputs, source_of_weights
-from .compare import schedule_of
 from .conditions import multiplied_in
 from .grid import Choice
 from .peers import torch_gru
+from .schedules import schedule_of
 from .side import Side, ours
 
 SIZES = {"tiny": [(16, 2, 12)], "quick": [(128, 16, 64)], "full": [(128, 16, 256), (512, 64, 256), (1024, 64, 1024)]}

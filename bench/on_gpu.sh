@@ -134,7 +134,7 @@ fi
 each_schedule() { # for the fit: what "auto" would not choose, too
     local name code=0
     for name in stepwise resident persistent; do
-        "$python" -m trigru bench --device cuda --suite layer --schedule $name --direction forward --peers nn.GRU \
+        "$python" -m trigru bench --device cuda --suite layer --schedule $name --direction forward --peers nn.GRU "trigru, flags" \
             --dtype bf16 tf32 --variant torch cho --hidden 64 128 512 --batch 16 64 --seq-len 256 --seconds 0.1 \
             --minutes 2.5 --no-figures --out "$out/schedules" || code=$?
     done

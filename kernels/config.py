@@ -9,6 +9,9 @@ from typing import Literal
 
 import torch
 
+Protocol = Literal["data", "flags"]
+"""How programs learn that a value is there, see exchange.py."""
+
 FRAGMENT_TRITON = ((3, 5), (3, 10))
 """Triton versions, from the first up to, not with, the second, whose layouts exchange.py's waiting threads were tried
 with. At another layout their assembly traps; with another version programs wait as a whole."""
@@ -134,7 +137,7 @@ class PersistentConfig:
     block_b: int = 16
     num_warps: int = 8
     tiles_at_once: int | None = None
-    protocol: Literal["data", "flags"] = "data"
+    protocol: Protocol = "data"
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:

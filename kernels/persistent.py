@@ -4,18 +4,35 @@ One launch runs the whole sequence for as many batch tiles as fit on the device 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import exchange, widen
-from .config import PersistentConfig
+from .config import PersistentConfig, Protocol
 from .launch import launch
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
 from .steps import Steps
 from .watch import watch
+
+_protocol: Protocol | None = None
+
+
+@contextmanager
+def exchanging_by(protocol: Protocol) -> Iterator[None]:
+    """Within the block launches exchange by this protocol, whatever their config says; in all threads, for a backward
+    has one of its own."""
+    global _protocol
+    before, _protocol = _protocol, protocol
+    try:
+        yield
+    finally:
+        _protocol = before
 
 
 def forward(
@@ -42,6 +59,7 @@ def forward(
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
     hidden_size = h0.shape[1]
+    config = config if _protocol is None else replace(config, protocol=_protocol)
     if more := widen.missing(hidden_size, _chunk(h0)):
         return widen.forward(
             forward, more, gates_in, h0, w_hh, b_hn, steps, variant=variant, reverse=reverse, save=save,
@@ -89,6 +107,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As `stepwise.backward`, with what `forward` here says of precision, config and spins."""
     hidden_size = h0.shape[1]
+    config = config if _protocol is None else replace(config, protocol=_protocol)
     if more := widen.missing(hidden_size, _chunk(h0)):
         return widen.backward(
             backward, more, grad_output, grad_h_n, h0, w_hh, steps, output, reserve, variant=variant, reverse=reverse,

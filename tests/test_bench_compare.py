@@ -11,6 +11,7 @@ import torch
 import torch._dynamo
 import torch._functorch.config
 import torch.nn.functional as F
+from conftest import INTERPRETED
 from torch import nn
 from trigru.bench import check, conditions, memory
 from trigru.bench.case import DIRECTIONS, Case, random_inputs, source_of_weights
@@ -18,6 +19,7 @@ from trigru.bench.compare import Plan, rows_of
 from trigru.bench.peers import PEERS, Peer, flashrnn, gru_qat, haste, torch_gru, torchrl
 from trigru.bench.side import ours, side_of_module
 from trigru.bench.timers import HostTimer
+from trigru.kernels.launch import using
 
 import trigru
 
@@ -150,8 +152,9 @@ def test_a_schedule_that_cannot_run_is_skipped_with_its_reason():
 def test_peers_that_are_not_installed_say_so():
     case = replace(LAYER, device="cuda")
     for name, peer in PEERS.items():
-        if name not in ("nn.GRU", "torch.compile"):
+        if name not in ("nn.GRU", "torch.compile", "trigru, flags"):
             assert "is not installed" in (peer.obstacle(case) or "is not installed")
+    assert "persistent" in PEERS["trigru, flags"].obstacle(LAYER)
     assert "one layer" in PEERS["torch.compile"].obstacle(replace(case, packed=True))
 
 
@@ -320,3 +323,18 @@ def test_kept_bytes_are_those_of_states_and_gates(kept, elements):
     assert row["ours_kept_bytes"] == (elements + module_clone) * 4 * 40 * 3 * 6
     assert row["ratio"] == pytest.approx(row["peer_kept_bytes"] / row["ours_kept_bytes"])
     assert row["ours_peak_bytes"] is None
+
+
+@pytest.mark.skipif(INTERPRETED, reason="programs that wait cannot run one after another")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_side_of_flags_exchanges_by_them_in_every_direction(direction):
+    from ptx import ptx_launcher
+
+    case = Case("layer", "cpu", "bf16", "cho", 32, 16, 3, schedule="persistent")
+    launcher = ptx_launcher(arch=90, seed=0)
+    with using(launcher):
+        side = PEERS["trigru, flags"].side(case, source_of_weights(case), random_inputs(case))
+        side.results()
+        side.timed(direction)()
+    assert len(launcher.launches) >= 3
+    assert all(launch["atomics"] > 0 for launch in launcher.launches)

@@ -196,3 +196,12 @@ def test_an_empty_batch():
     )  # fmt: skip
     assert output.shape == (0, 16)
     assert reserve.shape == (0, 64)
+
+
+def test_a_protocol_for_all_launches_of_a_block():
+    case = recurrence(2, 16, 32)
+    launcher = ptx_launcher(arch=90, seed=0)
+    with using(launcher), persistent.exchanging_by("flags"):
+        errors = case.errors(case.run(persistent, PersistentConfig(num_warps=2)))
+    assert max(errors.values()) <= TOLERANCE[case.h0.dtype], errors
+    assert all(launch["atomics"] > 0 for launch in launcher.launches)  # one for each program and exchange; "data" none

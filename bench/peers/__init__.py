@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import compiled_loop, flashrnn, gru_qat, haste, torch_gru, torchrl
+from . import compiled_loop, flags, flashrnn, gru_qat, haste, torch_gru, torchrl
 from .adapter import Peer
 
 PEERS: dict[str, Peer] = {
@@ -14,6 +14,7 @@ PEERS: dict[str, Peer] = {
         gru_qat.PEER,
         torchrl.PEER,
         haste.PEER,
+        flags.PEER,
     )
 }
 

@@ -1,0 +1,46 @@
+"""Which schedule of trigru runs a case, or why none does."""
+
+from __future__ import annotations
+
+import torch
+
+from trigru.functional import cell_way
+from trigru.plan import choose, torch_serves
+
+from .case import Case
+
+
+def _place(case: Case) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if case.device == "cuda" else torch.device(case.device)
+
+
+def why_not(case: Case) -> str | None:
+    """Why the schedule that the case names cannot run it, or None."""
+    sizes = (case.batch, case.hidden_size)
+    try:
+        choose(case.schedule, _place(case), case.number, *sizes, variant=case.variant)
+        choose(case.schedule, _place(case), case.number, *sizes, variant=case.variant, direction="backward")
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def schedule_of(case: Case) -> str:
+    """The schedule that runs the case's training step; "torch" or "cell" where none of trigru's own does."""
+    if case.cell and case.device == "cpu":
+        return cell_way(case.variant)
+    if not case.packed and case.memory == "keep":
+        short = torch_serves(
+            case.seq_len,
+            case.batch,
+            case.hidden_size,
+            device=_place(case),
+            dtype=case.number,
+            variant=case.variant,
+            schedule=case.schedule,
+            training=True,
+        )
+        if short:
+            return "torch"
+    plan = choose(case.schedule, _place(case), case.number, case.batch, case.hidden_size, variant=case.variant)
+    return plan.schedule
