@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from trigru.kernels.persistent import exchanging_by
 
@@ -34,8 +35,8 @@ class _ByFlags(Side):
 
 def obstacle(case: Case) -> str | None:
     """Why the case has no exchange, or None."""
-    if case.device != "cuda" or schedule_of(case) != "persistent":
-        return "is for what the persistent schedule runs"
+    if case.device != "cuda" or not torch.cuda.is_available() or schedule_of(case) != "persistent":
+        return "is for what the persistent schedule runs on a GPU"
     return None
 
 
