@@ -90,9 +90,11 @@ def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bo
     emulated = dtype.itemsize == 2 and not matrix
     block_b = 16 if batch <= 16 or (emulated and not aligned) else 32
     block_k = 32 if hidden_size <= 32 or dtype.itemsize > 2 or emulated or not aligned else 64
-    if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16):
-        block_k = 16  # chunks of 32 of exact float32 products take all 255 registers, and spill on sm_100
-    return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k)
+    exact = dtype.itemsize > 2 and not matrix
+    if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16) or (exact and not aligned):
+        block_k = 16  # chunks of 32 of exact float32 products take all 255 registers, and spilled
+    num_warps = 8 if exact and not aligned and block_b == 16 else 4
+    return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k, num_warps)
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,7 @@ def run(args: argparse.Namespace) -> int:
         for found in candidates(device, layer, args.direction)
     ]
     print(f"variant {args.variant!r}, {args.dtype}, hidden_size {args.hidden}, batch {args.batch} on {device.name}")
-    print(
-        f"Predictions from counts and {device.origin} rates, not measurements; counts are of one {args.direction} step.\n"
-    )
+    print(f"Predictions from counts and {device.origin} rates, not measurements.")
+    print(f"Counts are of one {args.direction} step.\n")
     print(markdown(headings, rows))
     return 0

@@ -128,7 +128,7 @@ SCHEDULES = {
 }
 
 
-def _matrix(case: Case) -> bool:
+def on_units(case: Case) -> bool:
     """Whether the case's products run on matrix units."""
     number = case.target.removeprefix("sm_")
     capability = divmod(int(number), 10) if number.isdigit() else None
@@ -157,7 +157,7 @@ def recorded(case: Case, config: Any = None) -> list:
         "variant": case.variant,
         "reverse": False,
         "precision": precision,
-        "config": schedule.config(dtype, batch, hidden_size, _matrix(case)) if config is None else config,
+        "config": schedule.config(dtype, batch, hidden_size, on_units(case)) if config is None else config,
     }
     recorder = Recorder()
     with using(recorder):
@@ -233,7 +233,7 @@ def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs, and
     schedules have a largest size."""
     has_dtype = case.target.startswith("sm_") or (case.dtype != "tf32" and case.schedule != "persistent")
-    largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], _matrix(case))
+    largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], on_units(case))
     return has_dtype and case.hidden_size <= largest
 
 
