@@ -168,6 +168,14 @@ class PersistentConfig:
         return {"SPLIT": self.num_warps, "DEPTH": depth, "BLOCK_H": self.block_h, "BLOCK_B": self.block_b}
 
 
+def persistent_width(dtype: torch.dtype, hidden_size: int) -> int:
+    """The hidden_size that the persistent kernels run, with units of zeros added (see widen.py): rows of whole chunks
+    of 16 bytes, which a thread can wait for; of whole warps' parts where those have 128 columns, for masks
+    within it spilled."""
+    multiple = 128 if dtype.itemsize == 2 and hidden_size > 512 else 16 // dtype.itemsize
+    return cdiv(hidden_size, multiple) * multiple
+
+
 def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
     """Tile sizes of the persistent schedule: as many warps, up to 8, as W_hh has groups of columns for; always 8 with a
     Triton with which only 8 warps can wait thread by thread."""

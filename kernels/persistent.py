@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import exchange, widen
-from .config import PersistentConfig, Protocol
+from .config import PersistentConfig, Protocol, persistent_width
 from .launch import launch
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
@@ -60,7 +60,7 @@ def forward(
     """
     hidden_size = h0.shape[1]
     config = config if _protocol is None else replace(config, protocol=_protocol)
-    if more := widen.missing(hidden_size, _chunk(h0)):
+    if more := persistent_width(h0.dtype, hidden_size) - hidden_size:
         return widen.forward(
             forward, more, gates_in, h0, w_hh, b_hn, steps, variant=variant, reverse=reverse, save=save,
             precision=precision, config=config, spins=spins,
@@ -108,7 +108,7 @@ def backward(
     """As `stepwise.backward`, with what `forward` here says of precision, config and spins."""
     hidden_size = h0.shape[1]
     config = config if _protocol is None else replace(config, protocol=_protocol)
-    if more := widen.missing(hidden_size, _chunk(h0)):
+    if more := persistent_width(h0.dtype, hidden_size) - hidden_size:
         return widen.backward(
             backward, more, grad_output, grad_h_n, h0, w_hh, steps, output, reserve, variant=variant, reverse=reverse,
             precision=precision, config=config, spins=spins,
@@ -133,11 +133,6 @@ def backward(
         return d_gates, d_an, d_state
     _start(backward_reset_first, args, {"VARIANT": variant}, steps, h0, reverse, precision, config, spins)
     return d_gates, None, d_state
-
-
-def _chunk(x: Tensor) -> int:
-    """Elements of 16 bytes: rows of whole chunks are what a thread can wait for."""
-    return 16 // x.element_size()
 
 
 def _prepare(config: PersistentConfig, exchanged: Tensor) -> None:

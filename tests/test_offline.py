@@ -79,6 +79,17 @@ def test_no_spills_without_matrix_units(hidden_size, batch):
         assert row.matrix_instruction is None, row
 
 
+@generated_code
+@pytest.mark.parametrize("target", ["sm_80", "sm_100"])
+def test_no_spills_at_sizes_that_no_tile_divides(target):
+    """Between the sizes of the tables; masks within a warp's part of the columns would spill."""
+    rows = inspect.rows_of(
+        inspect.cases([target], ["persistent"], ["forward", "backward"], ["torch"], ["bf16"], [520, 904], [5])
+    )
+    assert len(rows) == 4
+    assert all(row.spill_bytes == 0 for row in rows), rows
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(path):
     rows = [row for row in json.loads(path.read_text()) if row["schedule"] == "stepwise"]

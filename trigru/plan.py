@@ -19,6 +19,7 @@ from .kernels.config import (
     Config,
     on_matrix_units,
     persistent_config,
+    persistent_width,
     resident_config,
     stepwise_config,
     waits_by_thread,
@@ -119,7 +120,8 @@ def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
 
 def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
-    programs, _ = config.grid(layer.hidden_size, layer.batch)
+    run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
+    programs, _ = config.grid(run.hidden_size, layer.batch)
     config = replace(config, tiles_at_once=max(1, device.multiprocessors // programs))
     largest = config.largest(layer.dtype, layer.precision)
     obstacle = None
@@ -135,7 +137,7 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
             obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
     elif programs > device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
-    return "persistent", config, cost.persistent(layer, config.block_h, config.block_b, direction), obstacle
+    return "persistent", config, cost.persistent(run, config.block_h, config.block_b, direction), obstacle
 
 
 def torch_serves(
