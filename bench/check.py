@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trigru import reference
+from trigru.threads import one_thread
 
 from .case import Case, Inputs
 from .side import Side
@@ -98,17 +98,6 @@ def error_of_steps(side: Side, source: nn.Module, case: Case, inputs: Inputs) ->
     return (wrong / max(scale, 1e-300)) ** 0.5
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Many small operations: on a busy machine threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def check(short: Side, whole: Side, source: nn.Module, case: Case, inputs: Inputs) -> float:
     """The largest relative error of a side.
 
@@ -120,7 +109,7 @@ def check(short: Side, whole: Side, source: nn.Module, case: Case, inputs: Input
     Raises:
         WrongResult: an error above TOLERANCE, or no number.
     """
-    with _one_thread():
+    with one_thread():
         found = errors(short, source, case, inputs.first(CHECKED_STEPS))
         if not case.cell and case.num_layers == case.directions == 1:
             found["some step of the whole sequence"] = error_of_steps(whole, source, case, inputs)

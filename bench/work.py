@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
@@ -95,6 +95,30 @@ def floor(
     return loads, units * (stored * element + 4 * stored_float)
 
 
+def _row(
+    kind: tuple[str, str, str, str, str, str, int, int],
+    tile: tuple[int, int],
+    counts: Mapping[str, Any],
+    barriers: int,
+    load_floor: int,
+    store_floor: int,
+) -> Work:
+    """A kernel's row. kind: Work's fields from `target` to `batch`; tile: (BLOCK_H, BLOCK_B); barriers of a program."""
+    return Work(
+        *kind,
+        *tile,
+        num_warps=counts["num_warps"],
+        programs=counts["programs"],
+        path=counts["critical_path"],
+        instructions=counts["instructions"],
+        barriers=barriers,
+        load_bytes=counts["global_load_bytes"],
+        load_floor=load_floor,
+        store_bytes=counts["global_store_bytes"],
+        store_floor=store_floor,
+    )
+
+
 def of_launches(
     launches: Sequence[dict[str, Any]], seq_len: int, variant: str, dtype: str, hidden_size: int, batch: int
 ) -> list[Work]:
@@ -109,29 +133,10 @@ def of_launches(
     for direction, start in (("forward", kernels), ("backward", backward + kernels)):
         for entry in launches[start : start + kernels]:
             loads, stores = floor(entry["kernel"], variant, element, hidden_size, batch, tile)
-            rows.append(
-                Work(
-                    target=f"sm_{entry['compiled'].target.arch}",
-                    kernel=entry["kernel"],
-                    schedule="stepwise",
-                    direction=direction,
-                    variant=variant,
-                    dtype=dtype,
-                    hidden_size=hidden_size,
-                    batch=batch,
-                    block_h=config.block_h,
-                    block_b=config.block_b,
-                    num_warps=entry["num_warps"],
-                    programs=entry["programs"],
-                    path=entry["critical_path"],
-                    instructions=entry["instructions"],
-                    barriers=entry["barriers"] // (entry["programs"] * entry["num_warps"]),
-                    load_bytes=entry["global_load_bytes"],
-                    load_floor=loads,
-                    store_bytes=entry["global_store_bytes"],
-                    store_floor=stores,
-                )
-            )
+            barriers = entry["barriers"] // (entry["programs"] * entry["num_warps"])
+            target = f"sm_{entry['compiled'].target.arch}"
+            kind = target, entry["kernel"], "stepwise", direction, variant, dtype, hidden_size, batch
+            rows.append(_row(kind, tile, entry, barriers, loads, stores))
     return rows
 
 
@@ -163,29 +168,9 @@ def measure_persistent(arch: int, variant: str, dtype: str, hidden_size: int, ba
     launcher = partial(_executor().ptx_launcher, checks=False, races=False)
     for step in work_persistent.measure(launcher, arch, variant, number, precision, hidden_size, batch):
         loads, stores = work_persistent.floor(step["kernel"], hidden_size, batch, number.itemsize, config.block_h)
-        rows.append(
-            Work(
-                target=f"sm_{arch}",
-                kernel=step["kernel"],
-                schedule="persistent",
-                direction=step["kernel"].split("_")[0],
-                variant=variant,
-                dtype=dtype,
-                hidden_size=hidden_size,
-                batch=batch,
-                block_h=config.block_h,
-                block_b=config.block_b,
-                num_warps=step["num_warps"],
-                programs=step["programs"],
-                path=step["critical_path"],
-                instructions=step["instructions"],
-                barriers=step["barriers"],
-                load_bytes=step["global_load_bytes"],
-                load_floor=loads,
-                store_bytes=step["global_store_bytes"],
-                store_floor=stores,
-            )
-        )
+        kernel = step["kernel"]
+        kind = f"sm_{arch}", kernel, "persistent", kernel.split("_")[0], variant, dtype, hidden_size, batch
+        rows.append(_row(kind, (config.block_h, config.block_b), step, step["barriers"], loads, stores))
     return rows
 
 

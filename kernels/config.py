@@ -44,6 +44,11 @@ def one_use_of_a_fragment() -> bool:
     return triton_version() == (3, 8)
 
 
+def kept_values(variant: str) -> int:
+    """Values of each hidden unit that forward keeps for backward beside its state: r, z, n, for "torch" W_hn h + b_hn."""
+    return 4 if variant == "torch" else 3
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)

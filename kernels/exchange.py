@@ -31,8 +31,8 @@ waiting runs its remaining steps on what it has, without waiting: all leave. The
 watch.py). The error word costs nothing while values arrive.
 
 Who waits. On NVIDIA a wait is per thread, in inline assembly: in "data" each thread looks at the chunks that it
-multiplies (see fragments.py), and no program-wide reduction or barrier is needed. Elsewhere, and where rows are not
-multiples of 16 bytes, all programs look at the whole tile until nothing is missing.
+multiplies (see fragments.py), and no program-wide reduction or barrier is needed; the host gives it rows of whole
+chunks. Where Triton's layout is not known (`by_thread`), a program looks at the whole tile until nothing is missing.
 """
 
 import torch

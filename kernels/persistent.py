@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import exchange, widen
-from .config import PersistentConfig, Protocol, persistent_width
+from .config import PersistentConfig, Protocol, kept_values, persistent_width
 from .launch import launch
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
@@ -67,8 +67,7 @@ def forward(
         )  # fmt: skip
     output = gates_in.new_empty(steps.num_rows, hidden_size)
     _prepare(config, output)
-    gates = 4 if variant == "torch" else 3
-    reserve = gates_in.new_empty(steps.num_rows, gates * hidden_size) if save else None
+    reserve = gates_in.new_empty(steps.num_rows, kept_values(variant) * hidden_size) if save else None
     args: dict[str, Any] = {
         "gates_in_ptr": gates_in,
         "h0_ptr": exchange.canonical_nan(h0) if config.protocol == "data" else h0,

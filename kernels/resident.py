@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import widen
-from .config import ResidentConfig, power_of_two
+from .config import ResidentConfig, kept_values, power_of_two
 from .gates import blend, blend_grad, candidate, reset_after_grad, reset_before_grad, sigmoid
 from .launch import launch
 from .products import multiply
@@ -175,8 +175,7 @@ def forward(
             precision=precision, config=config,
         )  # fmt: skip
     output = gates_in.new_empty(steps.num_rows, hidden_size)
-    gates = 4 if variant == "torch" else 3
-    reserve = gates_in.new_empty(steps.num_rows, gates * hidden_size) if save else None
+    reserve = gates_in.new_empty(steps.num_rows, kept_values(variant) * hidden_size) if save else None
     args = {
         "gates_in_ptr": gates_in,
         "b_hn_ptr": w_hh if b_hn is None else b_hn,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import StepwiseConfig
+from .config import StepwiseConfig, kept_values
 from .gates import blend, blend_grad, candidate, reset_after_grad, reset_before_grad, sigmoid
 from .launch import launch
 from .products import multiply
@@ -309,8 +309,7 @@ def forward(
     """
     hidden_size = h0.shape[1]
     output = gates_in.new_empty(steps.num_rows, hidden_size)
-    gates = 4 if variant == "torch" else 3
-    reserve = gates_in.new_empty(steps.num_rows, gates * hidden_size) if save else None
+    reserve = gates_in.new_empty(steps.num_rows, kept_values(variant) * hidden_size) if save else None
     state = h0.clone() if h0.dtype == torch.float32 else h0.float()
     tiles = config.constexprs() | {"SAVE": save, "PRECISION": precision}
     shared: dict[str, Any] = {

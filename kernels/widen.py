@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .config import kept_values
 from .steps import Steps
 
 Forward = Callable[..., tuple[Tensor, Tensor | None]]
@@ -41,7 +42,7 @@ def forward(
         _wider(gates_in, 3, more), pad(h0, (0, more)), _wider_weights(w_hh, more), bias, steps, variant=variant,
         **options,
     )  # fmt: skip
-    return _narrower(output, 1, more), None if reserve is None else _narrower(reserve, _kept(variant), more)
+    return _narrower(output, 1, more), None if reserve is None else _narrower(reserve, kept_values(variant), more)
 
 
 def backward(
@@ -61,15 +62,10 @@ def backward(
     """`run`, the `backward` of a schedule, on a layer of `more` more hidden units."""
     d_gates, d_an, d_state = run(
         _wider(grad_output, 1, more), pad(grad_h_n, (0, more)), pad(h0, (0, more)), _wider_weights(w_hh, more), steps,
-        _wider(output, 1, more), _wider(reserve, _kept(variant), more), variant=variant, **options,
+        _wider(output, 1, more), _wider(reserve, kept_values(variant), more), variant=variant, **options,
     )  # fmt: skip
     d_an = None if d_an is None else _narrower(d_an, 1, more)
     return _narrower(d_gates, 3, more), d_an, _narrower(d_state, 1, more)
-
-
-def _kept(variant: str) -> int:
-    """Tensors of gate values that forward keeps: r, z, n, for "torch" W_hn h + b_hn."""
-    return 4 if variant == "torch" else 3
 
 
 def _wider(x: Tensor, parts: int, more: int) -> Tensor:

@@ -27,6 +27,7 @@ from .functional import gru
 from .info import devices
 from .plan import DIRECTIONS, SCHEDULES, choose
 from .reference import VARIANTS
+from .threads import one_thread
 
 PTX_FOLDER = Path(__file__).parent.parent / "tests" / "ptx"
 """Executes compiled kernels on the CPU; in a checkout only."""
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     names = tuple(n for n in args.dtype if not args.quick or n in ("fp32", "tf32", _half(places)))
     found: list[Result | Refusal] = []
-    with _one_thread():
+    with one_thread():
         for place in places:
             for schedule in (name for name in place.schedules if name in args.schedule):
                 _progress(f"{schedule} on {place.name}")
@@ -166,20 +167,6 @@ def check(
         yield Result(**row, cases=len(ran), error=error, tolerance=numbers.tolerance, worst=worst)
     for reason in refused:
         yield Refusal(**row, reason=reason)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Within the block torch uses one thread on the CPU.
-
-    The layers are too small to share: on 2 cores that others used too, a check took 5 s with one thread, 45 s with two
-    that waited for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _claimed(place: Place, schedule: str, numbers: Numbers) -> bool:

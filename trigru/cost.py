@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .devices import Device
-from .kernels.config import cdiv
+from .kernels.config import cdiv, kept_values
 
 SHARED_BYTES_PER_CLOCK = 128  # of one multiprocessor, every generation since Volta (CUDA C++ programming guide)
 L2_LATENCY_CLOCKS = 270  # a load that hits L2; published microbenchmarks give 200 (A100) to 290 (H100)
@@ -38,7 +38,7 @@ class Layer:
     @property
     def kept(self) -> int:
         """Values that forward keeps for each hidden unit beside its state: r, z, n, for "torch" W_hn h + b_hn."""
-        return (4 if self.variant == "torch" else 3) if self.training else 0
+        return kept_values(self.variant) if self.training else 0
 
     def exchanged(self, direction: str) -> int:
         """(batch, hidden_size) tensors that a step's products read whole: the state, and r * h; or the derivatives of

@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import plan, reference
+from .kernels.config import kept_values
 
 _LIBRARY = torch.library.Library("trigru", "DEF")
 _LIBRARY.define(
@@ -43,7 +44,7 @@ _LIBRARY.define(
 
 def reserve_size(num_rows: int, hidden_size: int, variant: str) -> int:
     """Elements that forward keeps for backward beside its output: r, z, n, and W_hn h + b_hn for "torch"."""
-    return num_rows * hidden_size * (4 if variant == "torch" else 3)
+    return num_rows * hidden_size * kept_values(variant)
 
 
 def _has_tangent(tensors: Sequence[Tensor | None]) -> bool:

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from ..explain import explain
 from ..plan import SCHEDULES, choose
 from ..reference import VARIANTS
+from ..threads import one_thread
 from .check import gradient_errors, tolerance
 from .data import CHANNELS, SPEAKERS, load
 from .model import Classifier
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     history = History()
     start = time.perf_counter()
     epochs = train(model, train_set, test_set, epochs=args.epochs, batch_size=BATCH_SIZE, seed=args.seed)
-    with _one_thread(device), tqdm(epochs, total=args.epochs, unit="epoch") as progress:
+    threads = one_thread() if device.type == "cpu" else contextlib.nullcontext()
+    with threads, tqdm(epochs, total=args.epochs, unit="epoch") as progress:
         for epoch in progress:
             history.append(epoch)
             progress.set_postfix_str(f"loss {epoch.loss:.4f}, held-out accuracy {epoch.test_accuracy:.2%}")
@@ -87,21 +88,6 @@ def run(args: argparse.Namespace) -> int:
     if not all(relative <= allowed for relative in errors.values()):  # a NaN is wrong too
         return _failed("gradients differ from the reference")
     return 0
-
-
-@contextlib.contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """Within the block torch uses one thread for work on a CPU.
-
-    The demo's products are too small to share: on 2 cores, 40 epochs with two threads took 3 to 7 s while the machine
-    was idle, but 30 to 95 s while others used it and the threads waited for each other; with one, 5 s then."""
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _at_least_one(text: str) -> int:
