@@ -45,7 +45,7 @@ def one_use_of_a_fragment() -> bool:
 
 
 def kept_values(variant: str) -> int:
-    """Values of each hidden unit that forward keeps for backward beside its state: r, z, n, for "torch" W_hn h + b_hn."""
+    """Values of each hidden unit that forward keeps beside its state: r, z, n, for "torch" W_hn h + b_hn too."""
     return 4 if variant == "torch" else 3
 
 
