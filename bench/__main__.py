@@ -2,6 +2,6 @@
 
 import sys
 
-from trigru.cli import main
+from trigru.command.cli import main
 
 sys.exit(main(["bench", *sys.argv[1:]]))

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import torch
 
-from trigru.inspect import DTYPES
-from trigru.plan import MEMORY, SCHEDULES
+from trigru.command.inspect import DTYPES
+from trigru.planning.plan import MEMORY, SCHEDULES
 from trigru.reference import VARIANTS
 
-from . import conditions, fit, report
-from .case import DIRECTIONS
-from .grid import Choice
+from .cases.case import DIRECTIONS
+from .cases.grid import Choice
+from .fitting import fit
+from .measuring import conditions
 from .peers import PEERS
+from .report import report
 from .run import ON_CPU_ONLY, SUITES, Request, default_directions, default_peers, default_suites, execute
 
 MINUTES = {("cpu", "quick"): 1.2, ("cpu", "tiny"): 1.2, ("cuda", "quick"): 4.0, ("cuda", "full"): 18.0}
@@ -110,7 +112,7 @@ def _request(args: argparse.Namespace, device: str) -> Request:
 
 def _draw(rows: Sequence[dict], out: Path) -> None:
     try:
-        from . import figures
+        from .report import figures
     except ImportError as error:
         print(f"no figures: {error}")
         return

@@ -26,7 +26,7 @@ done
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-cd "$scratch" || exit 1 # in the checkout, `import trigru` would find a package without its kernels
+cd "$scratch" || exit 1
 mkdir logs
 : > parts.tsv
 failed=0
@@ -67,14 +67,11 @@ sys.exit(f"trigru is {found}, not {sys.argv[1]}" if found != pathlib.Path(sys.ar
 PYTHON
 }
 
-install() { # as it is; else by pip without a network; else by links that put kernels/ and bench/ where they belong
+install() { # as it is; else by pip without a network; else by a link
     installed && echo "installed already" && return
     "$python" -m pip install --no-deps --no-build-isolation --no-index --editable "$root" && installed &&
         echo "installed by pip" && return
-    mkdir -p "$scratch/path/trigru"
-    ln -sfn "$root"/trigru/* "$scratch/path/trigru/"
-    ln -sfn "$root/kernels" "$scratch/path/trigru/kernels"
-    ln -sfn "$root/bench" "$scratch/path/trigru/bench"
+    mkdir -p "$scratch/path" && ln -sfn "$root/trigru" "$scratch/path/trigru"
     PYTHONPATH=$scratch/path installed && echo "linked, for pip could not install it"
 }
 
@@ -104,7 +101,7 @@ if [ -z "$out" ]; then
         base=$root/out/dry-run
     else
         base=$root/bench/results/$("$python" -c \
-            "from trigru.bench import conditions as c; print(c.folder(c.of_run('cuda')))" ||
+            "from trigru.bench.measuring import conditions as c; print(c.folder(c.of_run('cuda')))" ||
             echo "unknown/$(date -u +%Y-%m-%d)")
     fi
     out=$base
@@ -165,7 +162,7 @@ for run in quick full schedules; do # beside the summary, where one looks for th
     done
 done
 
-part summary 120 "$python" -m trigru.bench.summary "$out" || {
+part summary 120 "$python" -m trigru.bench.report.summary "$out" || {
     { echo "# Benchmarks"; echo; echo "The summary could not be made; what ran:"; echo; cat "$out/parts.tsv"; } > "$out/summary.md"
 }
 echo "$out/summary.md"

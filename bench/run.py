@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import bounds, grid, memory, overhead
-from .budget import Deadline, until
-from .case import DIRECTIONS, Case
-from .compare import Plan, rows_of
-from .grid import Choice
+from .cases import grid
+from .cases.case import DIRECTIONS, Case
+from .cases.grid import Choice
+from .measuring.budget import Deadline, until
+from .measuring.compare import Plan, rows_of
+from .measuring.timers import timer_for
 from .peers import PEERS, Peer
-from .timers import timer_for
+from .report.outcome import Outcome
+from .suites import bounds, memory, overhead
 
 SUITES = ("layer", "step", "module", "memory", "overhead", "cpu", "work")
 OF_DEVICE = {
@@ -39,17 +41,6 @@ class Request:
     minutes: float | None
     out: Path
     shared: dict[str, Any]  # fields of every row
-
-
-@dataclass
-class Outcome:
-    """What came out of it."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    skipped: dict[tuple[str, str], int] = field(default_factory=dict)  # (peer, reason): cases
-    failed: dict[str, str] = field(default_factory=dict)  # suite: error
-    latencies: dict[str, float] = field(default_factory=dict)
 
 
 def default_suites(choice: Choice) -> tuple[str, ...]:
@@ -105,7 +96,7 @@ def _rows(suite: str, request: Request, deadline: Deadline, outcome: Outcome) ->
     if suite == "overhead":
         yield from overhead.rows(request.budget_s, choice.size)
     elif suite == "work":
-        from . import work_suite
+        from .suites import work_suite
 
         yield from work_suite.rows(choice, deadline, outcome.left_out)
     elif suite == "memory":

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from trigru.functional import cell_way
-from trigru.plan import choose, torch_serves
+from trigru.planning.plan import choose, torch_serves
 
-from .case import Case
+from .cases.case import Case
 
 
 def _place(case: Case) -> torch.device:

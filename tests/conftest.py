@@ -7,10 +7,10 @@ import contextlib
 import pytest
 import torch
 import triton
+
 from trigru.kernels.config import waits_by_thread
 from trigru.kernels.launch import using
-
-from trigru.plan import _chosen
+from trigru.planning.plan import _chosen
 
 # Tests run two at a time; more threads than cores would only get in each other's way.
 torch.set_num_threads(1)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from trigru.kernels.steps import Steps
 
 from trigru import reference
+from trigru.kernels.steps import Steps
 
 
 @dataclass

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
-from trigru.bench import figures, overhead, report, run, summary
-from trigru.bench.run import Outcome
 
-from trigru.cli import main
+from trigru.bench import run
+from trigru.bench.report import figures, report, summary
+from trigru.bench.run import Outcome
+from trigru.bench.suites import overhead
+from trigru.command.cli import main
 
 SHARED = ("device", "device_name", "threads", "versions", "commit", "command", "date")
 SIZES = ("hidden_size", "batch", "seq_len", "variant", "dtype", "precision", "packed", "direction", "peer")

@@ -13,15 +13,16 @@ import torch._functorch.config
 import torch.nn.functional as F
 from conftest import INTERPRETED
 from torch import nn
-from trigru.bench import check, conditions, memory
-from trigru.bench.case import DIRECTIONS, Case, random_inputs, source_of_weights
-from trigru.bench.compare import Plan, rows_of
-from trigru.bench.peers import PEERS, Peer, flashrnn, gru_qat, haste, torch_gru, torchrl
-from trigru.bench.side import ours, side_of_module
-from trigru.bench.timers import HostTimer
-from trigru.kernels.launch import using
 
 import trigru
+from trigru.bench.cases.case import DIRECTIONS, Case, random_inputs, source_of_weights
+from trigru.bench.measuring import check, conditions
+from trigru.bench.measuring.compare import Plan, rows_of
+from trigru.bench.measuring.side import ours, side_of_module
+from trigru.bench.measuring.timers import HostTimer
+from trigru.bench.peers import PEERS, Peer, flashrnn, gru_qat, haste, torch_gru, torchrl
+from trigru.bench.suites import memory
+from trigru.kernels.launch import using
 
 LAYER = Case("layer", "cpu", "fp32", "torch", 6, 3, 40)
 NN_GRU = PEERS["nn.GRU"]

@@ -8,11 +8,11 @@ from itertools import product
 
 import pytest
 import torch
-from trigru.bench import fit
-from trigru.bench.least_squares import nonnegative
 
-from trigru import cost, devices
-from trigru.plan import candidates
+from trigru.bench.fitting import fit
+from trigru.bench.fitting.least_squares import nonnegative
+from trigru.planning import cost, devices
+from trigru.planning.plan import candidates
 
 TRUE = {"launch_time": 2.3e-6, "exchange_time": 1.1e-6, "l2_bandwidth": 3.1e12}
 PROJECTION, CALL = 2.5e-15, 9e-6

@@ -10,13 +10,16 @@ from functools import partial
 import pytest
 import torch
 from conftest import INTERPRETED
-from trigru.bench import bounds, compare, graphs, grid, pingpong, run, timers
-from trigru.bench.grid import Choice
-from trigru.bench.peers import PEERS
-from trigru.kernels.launch import using
 
-from trigru.cli import main
-from trigru.devices import PRESETS
+from trigru.bench import run
+from trigru.bench.cases import grid
+from trigru.bench.cases.grid import Choice
+from trigru.bench.measuring import compare, graphs, timers
+from trigru.bench.peers import PEERS
+from trigru.bench.suites import bounds, pingpong
+from trigru.command.cli import main
+from trigru.kernels.launch import using
+from trigru.planning.devices import PRESETS
 
 LATENCIES = {"round_trip_s": 2e-6, "launch_s": 5e-6, "graph_launch_s": 1e-6}
 

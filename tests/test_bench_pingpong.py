@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from conftest import INTERPRETED
-from trigru.bench import pingpong
+
+from trigru.bench.suites import pingpong
 from trigru.kernels.errors import KernelTimeout
 from trigru.kernels.launch import using
 from trigru.kernels.offline import Recorder, compile_launch, target_of

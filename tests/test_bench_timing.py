@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from trigru.bench import bounds, timers
-from trigru.bench.budget import Deadline, estimated_s, until
-from trigru.bench.case import Case
-from trigru.bench.compare import summed_up
-from trigru.bench.grid import SIZES, Choice, cases, with_all_peers
-from trigru.bench.stats import geometric_mean, quantiles
-from trigru.bench.summary import HEADLINES
 
-from trigru.devices import PRESETS
+from trigru.bench.cases.case import Case
+from trigru.bench.cases.grid import SIZES, Choice, cases, with_all_peers
+from trigru.bench.measuring import timers
+from trigru.bench.measuring.budget import Deadline, estimated_s, until
+from trigru.bench.measuring.compare import summed_up
+from trigru.bench.measuring.stats import geometric_mean, quantiles
+from trigru.bench.report.summary import HEADLINES
+from trigru.bench.suites import bounds
+from trigru.planning.devices import PRESETS
 
 
 class World:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import trigru
-from trigru import check, eager
-from trigru.check_cases import NUMBERS
-from trigru.cli import main
-from trigru.devices import PRESETS
+from trigru.command import check
+from trigru.command.check_cases import NUMBERS
+from trigru.command.cli import main
+from trigru.planning.devices import PRESETS
+from trigru.schedules import eager
 
 ONE = ["--quick", "--variant", "torch", "--dtype", "fp32"]
 
@@ -36,7 +37,7 @@ def test_every_schedule_that_runs_here_is_right(capsys):
 
 
 def test_what_could_not_be_checked_is_said(capsys, monkeypatch):
-    monkeypatch.setattr("trigru.plan.why_no_kernels", lambda device, dtype: "the reason")
+    monkeypatch.setattr("trigru.planning.plan.why_no_kernels", lambda device, dtype: "the reason")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["check", "--device", "cpu", *ONE]) == 0
     shown = capsys.readouterr().out
@@ -133,7 +134,7 @@ def test_precision_is_left_as_it_was(monkeypatch):
 
 def test_a_gpu_without_bfloat16_is_checked_in_float16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    monkeypatch.setattr("trigru.plan.present", lambda index: PRESETS["T4"])
+    monkeypatch.setattr("trigru.planning.plan.present", lambda index: PRESETS["T4"])
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     place = check.Place("cuda:0", torch.device("cuda", 0))
     assert check._half([place]) == "fp16"
@@ -148,7 +149,7 @@ def test_a_gpu_without_bfloat16_is_checked_in_float16(monkeypatch):
 
 def test_every_kernel_schedule_is_checked_in_a_cuda_graph(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr("trigru.plan.present", lambda index: PRESETS["H100"])
+    monkeypatch.setattr("trigru.planning.plan.present", lambda index: PRESETS["H100"])
     place = check.Place("cuda:0, CUDA graph", torch.device("cuda", 0), check.KERNEL_SCHEDULES, graph=True)
     for case in check.check_cases.QUICK_CASES:
         for schedule in check.KERNEL_SCHEDULES:

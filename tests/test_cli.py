@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import trigru
-from trigru.cli import COMMANDS, main
-from trigru.info import report
-from trigru.plan import SCHEDULES
+from trigru.command.cli import COMMANDS, main
+from trigru.command.info import report
+from trigru.planning.plan import SCHEDULES
 
 
 def test_module_runs_as_the_command():
@@ -51,5 +51,5 @@ def test_info(capsys):
 
 
 def test_info_says_why_a_schedule_cannot_run(monkeypatch):
-    monkeypatch.setattr("trigru.plan.why_no_kernels", lambda device, dtype: "the reason")
+    monkeypatch.setattr("trigru.planning.plan.why_no_kernels", lambda device, dtype: "the reason")
     assert f"  {'stepwise':10}float32, bfloat16, float16, float64: no: the reason" in report()

@@ -9,7 +9,7 @@ import torch
 
 import trigru
 from trigru import demo, reference
-from trigru.cli import main
+from trigru.command.cli import main
 from trigru.demo.check import gradient_errors, tolerance
 from trigru.demo.data import Labelled
 from trigru.demo.model import Classifier, gates_over_time
@@ -110,7 +110,7 @@ def test_wrong_gradients_fail_the_demo(tmp_path, monkeypatch, capsys):
 @pytest.mark.usefixtures("_extra")
 @pytest.mark.parametrize("options", [["--schedule", "stepwise"], ["--device", "cuda:99"], ["--device", "nonsense"]])
 def test_what_cannot_run_is_said_before_training(options, monkeypatch, capsys):
-    monkeypatch.setattr("trigru.plan.why_no_kernels", lambda device, dtype: "the reason")
+    monkeypatch.setattr("trigru.planning.plan.why_no_kernels", lambda device, dtype: "the reason")
     monkeypatch.setattr(demo, "train", None)
     assert main(["demo", *options]) == 1
     assert capsys.readouterr().err.startswith("trigru demo: ")

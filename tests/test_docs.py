@@ -254,7 +254,7 @@ def commands_named() -> set[str]:
 
 
 def test_commands_named_are_there(capsys):
-    from trigru.cli import COMMANDS, main
+    from trigru.command.cli import COMMANDS, main
 
     commands = commands_named()
     assert {"trigru info", "trigru explain"} <= {" ".join(command.split()[:2]) for command in commands}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from cases import NAMES, assert_as_reference, error, layer
 
-from trigru import eager, eager_layout
 from trigru.reference import VARIANTS
+from trigru.schedules import eager, eager_layout
 
 # (seq_len, batch, input_size, hidden_size). The last ones cross what the schedule decides by: sigmoid instead of tanh,
 # fresh instead of reused buffers, several chunks, another matrix product.

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import trigru.kernels
 from conftest import generated_code
 from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
+
+import trigru.kernels
 from trigru.kernels.config import PersistentConfig, persistent_config
 from trigru.kernels.launch import using
 from trigru.kernels.watch import KernelTimeout
@@ -169,6 +170,7 @@ def test_a_barrier_left_out():
 
     from ptx import run_ptx
     from ptx.compilation import compile_ptx
+
     from trigru.kernels import persistent
     from trigru.kernels.offline import Recorder
 

@@ -9,12 +9,12 @@ import torch
 from cases import assert_as_reference, layer
 from recurrences import recurrence
 from torch.nn.utils.rnn import pack_padded_sequence
+
+import trigru
 from trigru.kernels import persistent
 from trigru.kernels.config import persistent_config
 from trigru.kernels.watch import check
-
-import trigru
-from trigru.plan import choose
+from trigru.planning.plan import choose
 
 pytestmark = [
     pytest.mark.gpu,

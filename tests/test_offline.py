@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import INTERPRETED, generated_code
+
+import trigru
+from trigru.command import cli, inspect
 from trigru.kernels import binary, offline
 from trigru.kernels.config import persistent_config, resident_config, stepwise_config, words_of_a_lane
 from trigru.kernels.launch import launch, using
-
-import trigru
-from trigru import cli, fused, inspect
+from trigru.schedules import fused
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="compiles kernels")
 

@@ -9,14 +9,14 @@ import torch
 from conftest import INTERPRETED, generated_code
 from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
+
 from trigru.kernels import persistent
 from trigru.kernels.config import PersistentConfig, persistent_config
 from trigru.kernels.launch import using
 from trigru.kernels.steps import Steps
 from trigru.kernels.watch import KernelTimeout
-
-from trigru import cost, plan
-from trigru.devices import PRESETS
+from trigru.planning import cost, plan
+from trigru.planning.devices import PRESETS
 from trigru.reference import VARIANTS
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")

@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 import torch
-from trigru.bench.work_persistent import floor
-from trigru.kernels import config
 
 import trigru
-from trigru import cost, plan
-from trigru.cli import main
-from trigru.devices import PRESETS, preset
+from trigru.bench.suites.work_persistent import floor
+from trigru.command.cli import main
+from trigru.kernels import config
+from trigru.planning import cost, plan
+from trigru.planning.devices import PRESETS, preset
 
 HALVES = (torch.bfloat16, torch.float16)
 SIZES = [(batch, hidden_size) for batch in (1, 16, 64, 512) for hidden_size in (32, 100, 128, 512, 1000, 1024, 2048)]

@@ -9,7 +9,8 @@ from conftest import INTERPRETED
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import trigru
-from trigru import recompute, reference
+from trigru import reference
+from trigru.schedules import recompute
 
 pytestmark = pytest.mark.interpretable
 

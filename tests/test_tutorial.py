@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from trigru.kernels import gates
 
 from trigru import VARIANTS
+from trigru.kernels import gates
 
 DOCS = Path(__file__).parent.parent / "docs"
 ENGLISH, KOREAN = DOCS / "tutorial.md", DOCS / "tutorial.ko.md"

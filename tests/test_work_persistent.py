@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import generated_code
 from recurrences import recurrence
-from trigru.bench.work_persistent import LENGTHS, Twice, difference, floor
+
+from trigru.bench.suites.work_persistent import LENGTHS, Twice, difference, floor
 from trigru.kernels import persistent
 from trigru.kernels.config import persistent_config
 from trigru.kernels.launch import using
-
 from trigru.reference import VARIANTS
 
 pytestmark = generated_code

@@ -7,10 +7,10 @@ import pytest
 import torch
 from cases import assert_as_reference, layer
 from conftest import INTERPRETED
-from trigru.bench import work
-from trigru.kernels.launch import using
 
 import trigru
+from trigru.bench.suites import work
+from trigru.kernels.launch import using
 
 HIDDEN_SIZE, BATCH = 256, 32
 SLACK = 1.2  # Triton 3.5 and 3.8 need some 12 % more than 3.6 and 3.7
@@ -67,6 +67,6 @@ def test_floor_by_hand():
 
 
 def test_outside_a_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(work, "__file__", str(tmp_path / "bench" / "work.py"))
+    monkeypatch.setattr(work, "__file__", str(tmp_path / "bench" / "suites" / "work.py"))
     with pytest.raises(SystemExit, match="runs from a checkout"):
         work.measure_stepwise(90, "torch", "bf16", 16, 1)

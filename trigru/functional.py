@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from . import operators
-from .plan import check_memory, check_schedule
+from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 

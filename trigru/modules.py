@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import gru, gru_cell
-from .plan import check_memory, check_schedule
+from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
 

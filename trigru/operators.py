@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import plan, reference
+from . import reference
 from .kernels.config import kept_values
+from .planning import plan
 
 _LIBRARY = torch.library.Library("trigru", "DEF")
 _LIBRARY.define(
@@ -83,14 +84,14 @@ def _run(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, variant, schedule, reve
 
 @functools.cache
 def _eager() -> ModuleType:
-    from . import eager
+    from .schedules import eager
 
     return eager
 
 
 @functools.cache
 def _fused() -> ModuleType:
-    from . import fused
+    from .schedules import fused
 
     return fused
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .modules import GRU, GRUCell
-from .plan import check_schedule
+from .planning.plan import check_schedule
 from .reference import check_variant
 
 _LOG = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..case import Case, Inputs
-from ..side import Side
+from ..cases.case import Case, Inputs
+from ..measuring.side import Side
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from trigru import reference
 
-from ..case import Case, Inputs
-from ..side import Side
+from ..cases.case import Case, Inputs
+from ..measuring.side import Side
 from .adapter import Peer
 
 MOST_STEPS = 512

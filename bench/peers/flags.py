@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
 from trigru.kernels.persistent import exchanging_by
 
-from ..case import Case, Inputs
+from ..cases.case import Case, Inputs
+from ..measuring.side import Grads, Side, ours
+from ..measuring.timers import Call
 from ..schedules import schedule_of
-from ..side import Grads, Side, ours
-from ..timers import Call
 from .adapter import Peer
 
 

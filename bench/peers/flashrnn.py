@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..case import Case, Inputs
-from ..side import Grads, Side
+from ..cases.case import Case, Inputs
+from ..measuring.side import Grads, Side
 from .adapter import Peer, first_obstacle
 
 BACKEND = "cuda"  # what `backend="cuda_fused"` comes to for a GRU

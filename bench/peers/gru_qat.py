@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..case import Case, Inputs
-from ..side import Side
+from ..cases.case import Case, Inputs
+from ..measuring.side import Side
 from .adapter import Peer, first_obstacle
 
 

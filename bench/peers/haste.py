@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..case import Case, Inputs
-from ..side import Grads, Side
+from ..cases.case import Case, Inputs
+from ..measuring.side import Grads, Side
 from .adapter import Peer, first_obstacle
 
 

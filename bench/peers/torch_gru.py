@@ -6,8 +6,8 @@ import copy
 
 from torch import nn
 
-from ..case import Case, Inputs
-from ..side import Side, side_of_module
+from ..cases.case import Case, Inputs
+from ..measuring.side import Side, side_of_module
 from .adapter import Peer
 
 

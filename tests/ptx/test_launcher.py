@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from trigru.kernels import launch
 
 from . import PtxError, compile_ptx, ptx_launcher

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
+from ..command.threads import one_thread
 from ..explain import explain
-from ..plan import SCHEDULES, choose
+from ..planning.plan import SCHEDULES, choose
 from ..reference import VARIANTS
-from ..threads import one_thread
 from .check import gradient_errors, tolerance
 from .data import CHANNELS, SPEAKERS, load
 from .model import Classifier

@@ -1,8 +1,0 @@
-"""`python -m trigru.bench.cpu`: the same as `trigru bench --suite cpu --device cpu`."""
-
-import sys
-
-from trigru.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(["bench", "--suite", "cpu", "--device", "cpu", *sys.argv[1:]]))

@@ -1,0 +1,101 @@
+"""The table on the terminal: a line for each kind of measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trigru.command.tables import markdown
+
+from ..measuring.stats import geometric_mean
+from .outcome import Outcome
+
+BY_SCHEDULE = ("overhead", "work")  # suites that measure each schedule by its name
+WIDTH = 160  # of a table that goes to a file
+KIND = ("suite", "dtype", "precision", "variant", "packed", "memory", "mode", "direction", "peer")
+HEADINGS = ("suite", "numbers", "variant", "what", "against", "rows", "ratio, geometric mean", "lowest", "at")
+
+
+def timed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have a ratio."""
+    return [row for row in rows if row.get("ratio") is not None and "error" not in row]
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
+    """A line for each kind: geometric mean and lowest of its ratios (peer's time or bytes by ours), and where."""
+    kinds: dict[tuple, list[dict[str, Any]]] = {}
+    for row in timed(rows):
+        schedule = row.get("schedule") if row["suite"] in BY_SCHEDULE else None
+        kinds.setdefault((schedule, *(row.get(name) for name in KIND)), []).append(row)
+    found = []
+    for kind, own in kinds.items():
+        named = dict(zip(("schedule", *KIND), kind, strict=True))
+        lowest = min(own, key=lambda row: row["ratio"])
+        what = [
+            named["schedule"] or "",
+            named["direction"] or "kept bytes",
+            "packed" if named["packed"] else "",
+            named["memory"] or "",
+        ]
+        what += ["in a graph" if named["mode"] == "graph" else ""]
+        numbers = "" if named["dtype"] is None else "tf32" if named["precision"] == "tf32" else named["dtype"]
+        found.append(
+            [
+                named["suite"],
+                numbers,
+                named["variant"] or "",
+                ", ".join(word for word in what if word and word != "keep"),
+                named["peer"],
+                len(own),
+                geometric_mean([row["ratio"] for row in own]),
+                lowest["ratio"],
+                place(lowest),
+            ]
+        )
+    return found
+
+
+def place(row: dict[str, Any]) -> str:
+    """Sizes of a row, short."""
+    named = {"H": "hidden_size", "B": "batch", "T": "seq_len"}
+    return ", ".join(f"{short} {row[name]}" for short, name in named.items() if row.get(name) is not None)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The lines as a Markdown table."""
+    return markdown(HEADINGS, lines(rows))
+
+
+def show(outcome: Outcome) -> None:
+    """Print the table, then what has no time and why."""
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(table(outcome.rows))
+    else:
+        shown = Table(*HEADINGS, box=SIMPLE_HEAD)
+        for line in lines(outcome.rows):
+            shown.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line))
+        console = Console()
+        (console if console.is_terminal else Console(width=WIDTH)).print(shown)
+    for note in notes(outcome):
+        print(note)
+
+
+def notes(outcome: Outcome) -> list[str]:
+    """What failed, was skipped or was left out, a line each."""
+    said = [f"failed: suite {suite}: {error}" for suite, error in outcome.failed.items()]
+    wrong = [row for row in outcome.rows if "error" in row]
+    for row in wrong:
+        way = ", ".join(str(row[name]) for name in ("direction", "mode") if name in row)
+        said.append(
+            f"no time: {row['suite']} {row['variant']} {place(row)} {way} against {row['peer']}: {row['error']}"
+        )
+    said += [f"skipped: {peer} in {n} cases: {reason}" for (peer, reason), n in outcome.skipped.items()]
+    if outcome.left_out:
+        first = "; ".join(outcome.left_out[:5])
+        more = " and more, see run.json" if len(outcome.left_out) > 5 else ""
+        said.append(f"left out, for the time was up: {len(outcome.left_out)} ({first}{more})")
+    return said

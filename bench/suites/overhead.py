@@ -1,0 +1,112 @@
+"""Suite "overhead": what the host does from the Python call to the launch, and what an import costs. No GPU needed.
+
+T = B = 1 and H = 16, so that nn.GRU on the CPU computes next to nothing and its time is that of its own Python path and
+dispatch. trigru takes its way to a kernel on CPU tensors, and a stub stands where the kernel would start.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+import trigru
+
+from ..cases.case import Case
+from ..measuring.compare import summed_up
+from ..measuring.stats import quantiles
+from ..measuring.timers import HostTimer, Timer, in_turns
+
+# Narrower rows are first copied into wider ones by "resident" (multiples of 16) and "persistent" (16 bytes). At larger
+# sizes nn.GRU has something to compute.
+SIZE = 16
+SCHEDULES = ("resident", "stepwise", "persistent", "torch")
+CALLS = 20  # in a timed call, for one alone is too short for the clock
+IMPORTS = {"tiny": 1, "quick": 3}
+IMPORT = (
+    "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import trigru; "
+    "print(b - a, time.perf_counter() - b)"
+)
+
+
+class Stub:
+    """A starter for `trigru.kernels.launch.using` that starts nothing, and notes when it was first called."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+
+    def __call__(self, *args: Any, **options: Any) -> None:
+        """Instead of a launch."""
+        if self.at is None:
+            self.at = time.perf_counter()
+
+
+def rows(budget_s: float, size: str, timer: Timer | None = None) -> Iterator[dict[str, Any]]:
+    """A row for each schedule, without gradients and with; then one for the import."""
+    for schedule in SCHEDULES:
+        for direction in ("forward", "forward with gradients"):
+            yield _call(schedule, direction, timer or HostTimer(), budget_s)
+    yield import_times(IMPORTS.get(size, 7))
+
+
+def _call(schedule: str, direction: str, timer: Timer, budget_s: float) -> dict[str, Any]:
+    """ "torch": the way of a call that is left to torch's own GRU, as short ones on a CPU are."""
+    from trigru.kernels.launch import using
+
+    dtype = "bf16" if schedule == "persistent" else "fp32"  # where float32 is not multiplied in TF32 it is not planned
+    case = Case("overhead", "cpu", dtype, "torch", SIZE, 1, 1, schedule=schedule)
+    ours = trigru.GRU(SIZE, SIZE, schedule="auto" if schedule == "torch" else schedule, dtype=case.number)
+    peer = nn.GRU(SIZE, SIZE, dtype=case.number)
+    x = torch.zeros(1, 1, SIZE, dtype=case.number)
+
+    def repeated(module: nn.Module) -> None:
+        for _ in range(CALLS):
+            module(x)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # there is no work to share
+    try:
+        with using(Stub()), torch.set_grad_enabled(direction != "forward"):
+            taken = in_turns(timer, [lambda: repeated(ours), lambda: repeated(peer)], budget_s)
+            until_launch = [_until_launch(ours, x) for _ in range(50)]
+    finally:
+        torch.set_num_threads(threads)
+    per_call = [tuple(seconds / CALLS for seconds in turn) for turn in taken]
+    launched = [seconds for seconds in until_launch if seconds is not None]
+    row = {**case.fields(), "direction": direction, "mode": "eager", "peer": "nn.GRU", **summed_up(per_call)}
+    row["times_nn_gru"] = row["ours_ms"] / row["peer_ms"]
+    row["to_launch_ms"] = quantiles(launched)["p20"] * 1e3 if launched else None
+    return row
+
+
+def _until_launch(module: nn.Module, x: torch.Tensor) -> float | None:
+    from trigru.kernels.launch import using
+
+    stub = Stub()
+    with using(stub):
+        start = time.perf_counter()
+        module(x)
+    return None if stub.at is None else stub.at - start
+
+
+def import_times(repeats: int) -> dict[str, Any]:
+    """Seconds that `import torch` takes in a new process, and `import trigru` after it: medians."""
+    times = []
+    for _ in range(repeats):
+        done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+        times.append(tuple(float(seconds) for seconds in done.stdout.split()))
+    of_torch, of_trigru = (quantiles(column)["p50"] for column in zip(*times, strict=True))
+    return {
+        "suite": "overhead",
+        "direction": "import",
+        "peer": "torch",
+        "rounds": repeats,
+        "ours_ms": of_trigru * 1e3,
+        "peer_ms": of_torch * 1e3,
+        "ratio": of_torch / of_trigru,
+    }

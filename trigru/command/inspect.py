@@ -1,0 +1,332 @@
+"""Compile a schedule's kernels for a GPU that need not be there, and print what the machine code says: registers,
+spills, shared memory, the matrix instruction, and what one turn of the largest loop consists of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
+from itertools import product
+from typing import Any
+
+import torch
+
+from ..kernels.config import (
+    PersistentConfig,
+    ResidentConfig,
+    on_matrix_units,
+    persistent_config,
+    resident_config,
+    stepwise_config,
+)
+from ..reference import VARIANTS
+from .tables import markdown
+
+# How numbers are stored and multiplied. "tf32": float32 tensors, multiplied in TF32.
+DTYPES = {
+    "bf16": (torch.bfloat16, "ieee"),
+    "fp16": (torch.float16, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "fp32": (torch.float32, "ieee"),
+}
+DIRECTIONS = ("forward", "inference", "backward")
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# The sizes of `--all`: some that 16 divides, which Triton specialises on, some that it does not.
+ALL_HIDDEN_SIZES = (
+    32,
+    48,
+    64,
+    96,
+    100,
+    128,
+    192,
+    250,
+    256,
+    384,
+    500,
+    512,
+    640,
+    768,
+    1000,
+    1024,
+    1280,
+    1536,
+    2000,
+    2048,
+)
+ALL_BATCHES = (1, 2, 3, 4, 8, 15, 16, 17, 24, 31, 32, 48, 64, 100, 128, 200, 256, 512)
+SEQ_LEN = 2  # host code does at the second step what it does at all later ones
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer to compile kernels for. direction: "forward" keeps what backward needs, "inference" does not."""
+
+    target: str
+    schedule: str
+    direction: str
+    variant: str
+    dtype: str
+    hidden_size: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a compiled kernel. `loop_` counts the instructions of the largest loop: the loop over time of a
+    kernel that has one, else the loop over chunks of the product."""
+
+    target: str
+    kernel: str
+    schedule: str
+    direction: str
+    variant: str
+    dtype: str
+    hidden_size: int
+    batch: int
+    block_h: int
+    block_b: int
+    block_k: int | None  # None: all of K at once
+    num_warps: int
+    num_stages: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    matrix_instruction: str | None
+    loop_instructions: int
+    loop_barriers: int
+    loop_global_loads: int
+    loop_global_stores: int
+    loop_shared_accesses: int
+    loop_matrix_instructions: int
+    loop_conversions: int
+    cooperative: bool
+    hidden_sizes: tuple[int, ...]  # all sizes asked for that run this very binary
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A module of trigru.kernels with the host functions `forward` and `backward`; what chooses its tile sizes from
+    (dtype, batch, hidden_size, matrix); and the largest hidden size of (dtype, precision, matrix). matrix: whether
+    products run on matrix units."""
+
+    module: str
+    config: Callable[[torch.dtype, int, int, bool], Any]
+    largest: Callable[[torch.dtype, str, bool], int]
+
+
+SCHEDULES = {
+    "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision, matrix: sys.maxsize),
+    "resident": Schedule("resident", lambda *sizes: resident_config(*sizes[:3]), ResidentConfig.largest),
+    "persistent": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
+}
+
+
+def on_units(case: Case) -> bool:
+    """Whether the case's products run on matrix units."""
+    number = case.target.removeprefix("sm_")
+    capability = divmod(int(number), 10) if number.isdigit() else None
+    return on_matrix_units(*DTYPES[case.dtype], capability)
+
+
+def recorded(case: Case, config: Any = None) -> list:
+    """What the schedule's host code would launch (`trigru.kernels.offline.Launch`), with `config` or the plan's.
+
+    Nothing is allocated: its tensors have shapes only."""
+    from ..kernels.launch import using
+    from ..kernels.offline import Recorder
+    from ..kernels.steps import Steps
+
+    schedule = SCHEDULES[case.schedule]
+    module = import_module(f"trigru.kernels.{schedule.module}")
+    dtype, precision = DTYPES[case.dtype]
+    batch, hidden_size, rows = case.batch, case.hidden_size, SEQ_LEN * case.batch
+
+    def meta(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    h0, w_hh = meta(batch, hidden_size), meta(3 * hidden_size, hidden_size)
+    steps = Steps.padded(SEQ_LEN, batch)
+    options = {
+        "variant": case.variant,
+        "reverse": False,
+        "precision": precision,
+        "config": schedule.config(dtype, batch, hidden_size, on_units(case)) if config is None else config,
+    }
+    recorder = Recorder()
+    with using(recorder):
+        bias = meta(hidden_size) if case.variant == "torch" else None
+        gates_in, save = meta(rows, 3 * hidden_size), case.direction != "inference"
+        output, reserve = module.forward(gates_in, h0, w_hh, bias, steps, save=save, **options)
+        if case.direction == "backward":
+            recorder.launches.clear()
+            module.backward(
+                meta(rows, hidden_size), meta(batch, hidden_size), h0, w_hh, steps, output, reserve, **options
+            )
+    return recorder.launches
+
+
+def rows_of(cases: Iterable[Case], jobs: int = 1, progress: bool = False) -> list[Row]:
+    """A row for each distinct binary that a schedule runs in a direction of a variant, compiled by `jobs` processes."""
+    from ..kernels.offline import specialise_launch, target_of
+
+    first: dict[tuple, tuple[Case, int]] = {}  # by binary: who runs it first
+    runs: dict[tuple, list[Case]] = {}  # by binary and what else a row says: who runs it
+    for case in cases:
+        for i, launch in enumerate(recorded(case)):
+            key = specialise_launch(launch, target_of(case.target)).key
+            first.setdefault(key, (case, i))
+            same = runs.setdefault((key, case.schedule, case.direction, case.variant, case.dtype), [])
+            if case not in same:
+                same.append(case)
+    binaries: dict[tuple, Row] = {}
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        results: Iterator[Row] = (pool.map if pool else map)(_row, first.values())
+        for key, row in zip(first, results, strict=True):
+            binaries[key] = row
+            if progress:
+                end = "\n" if len(binaries) == len(first) else ""
+                print(f"\r{len(binaries)} of {len(first)} kernels compiled", end=end, file=sys.stderr, flush=True)
+    rows = []
+    for (key, *_), same in runs.items():
+        hidden_sizes = tuple(sorted({case.hidden_size for case in same}))
+        batches = tuple(sorted({case.batch for case in same}))
+        rows.append(replace(binaries[key], **asdict(same[0]), hidden_sizes=hidden_sizes, batches=batches))
+    return rows
+
+
+def _row(at: tuple[Case, int]) -> Row:
+    """Compile the launch of this number of a case, and read the binary."""
+    from ..kernels.binary import Binary
+    from ..kernels.offline import compile_launch, target_of
+
+    case, i = at
+    launch = recorded(case)[i]
+    binary = Binary.of(compile_launch(launch, target_of(case.target)))
+    loop: dict[str, Any] = {f"loop_{name}": number for name, number in binary.loop.items()}
+    return Row(
+        **asdict(case),
+        kernel=launch.kernel.__name__,
+        block_h=launch.constexprs.get("BLOCK_H", case.hidden_size),
+        block_b=launch.constexprs["BLOCK_B"],
+        block_k=launch.constexprs.get("BLOCK_K"),
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        registers=binary.registers,
+        spill_bytes=binary.spill_bytes,
+        shared_bytes=binary.shared_bytes,
+        matrix_instruction=binary.matrix_instruction,
+        cooperative=launch.cooperative,
+        hidden_sizes=(case.hidden_size,),
+        batches=(case.batch,),
+        **{field.name: loop[field.name] for field in fields(Row) if field.name in loop},
+    )
+
+
+def can_compile(case: Case) -> bool:
+    """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs, and
+    schedules have a largest size."""
+    has_dtype = case.target.startswith("sm_") or (case.dtype != "tf32" and case.schedule != "persistent")
+    largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], on_units(case))
+    return has_dtype and case.hidden_size <= largest
+
+
+# Heading and value of a column of the printed table.
+COLUMNS: dict[str, Callable[[Row], object]] = {
+    "target": lambda row: row.target,
+    "schedule": lambda row: row.schedule,
+    "kernel": lambda row: row.kernel,
+    "direction": lambda row: row.direction,
+    "variant": lambda row: row.variant,
+    "dtype": lambda row: row.dtype,
+    "H": lambda row: _range(row.hidden_sizes),
+    "B": lambda row: _range(row.batches),
+    "tile": lambda row: f"{row.block_h}x{row.block_b}" + (f"x{row.block_k}" if row.block_k else ""),
+    "warps": lambda row: row.num_warps,
+    "registers": lambda row: row.registers,
+    "spills": lambda row: row.spill_bytes,
+    "shared": lambda row: row.shared_bytes,
+    "matrix instruction": lambda row: row.matrix_instruction or "-",
+    "loop": lambda row: row.loop_instructions,
+    "barriers": lambda row: row.loop_barriers,
+    "loads": lambda row: row.loop_global_loads,
+    "stores": lambda row: row.loop_global_stores,
+    "matrix": lambda row: row.loop_matrix_instructions,
+    "conversions": lambda row: row.loop_conversions,
+}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    return markdown(list(COLUMNS), [[value(row) for value in COLUMNS.values()] for row in rows])
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """A list of objects, each on a line of its own."""
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+    return f"[\n{lines}\n]"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `trigru inspect`. What is not given is the example, or with --all everything."""
+    parser.add_argument("--target", nargs="+", default=["sm_90"], help=f"as {', '.join(TARGETS)} (default: sm_90)")
+    parser.add_argument("--schedule", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--direction", nargs="+", choices=DIRECTIONS)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="tf32: float32 tensors, multiplied in TF32")
+    parser.add_argument("--hidden", nargs="+", type=int, metavar="H", help="hidden sizes (default: 512)")
+    parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="batch sizes (default: 64)")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"every dtype and direction, H {ALL_HIDDEN_SIZES[0]} to {ALL_HIDDEN_SIZES[-1]} and B {ALL_BATCHES[0]} to "
+        f"{ALL_BATCHES[-1]}, where not given; each distinct kernel once",
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that compile")
+    parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile and print. The exit code is 1 where a kernel spills registers, 2 where there is none."""
+    rows = rows_of(
+        cases(
+            args.target,
+            args.schedule,
+            args.direction or (DIRECTIONS if args.all else ("forward", "backward")),
+            args.variant,
+            args.dtype or (DTYPES if args.all else ("bf16",)),
+            args.hidden or (ALL_HIDDEN_SIZES if args.all else (512,)),
+            args.batch or (ALL_BATCHES if args.all else (64,)),
+        ),
+        args.jobs,
+        progress=sys.stderr.isatty(),
+    )
+    if not rows:
+        print("nothing to compile: no schedule asked for takes such a layer on such a target", file=sys.stderr)
+        return 2
+    print(as_json(rows) if args.json else table(rows))
+    return int(any(row.spill_bytes for row in rows))
+
+
+def cases(
+    targets: Iterable[str],
+    schedules: Iterable[str],
+    directions: Iterable[str],
+    variants: Iterable[str],
+    dtypes: Iterable[str],
+    hidden_sizes: Iterable[int],
+    batches: Iterable[int],
+) -> list[Case]:
+    """Every combination that can be compiled."""
+    combinations = product(targets, schedules, directions, variants, dtypes, hidden_sizes, batches)
+    return [case for case in (Case(*values) for values in combinations) if can_compile(case)]

@@ -1,0 +1,292 @@
+"""Which schedule runs, and why.
+
+`candidates` is a pure function of a device's description and a layer's sizes: no GPU is needed to call it. `choose`
+adds what the machine at hand can run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import torch
+
+from ..kernels.config import (
+    Config,
+    on_matrix_units,
+    persistent_config,
+    persistent_width,
+    resident_config,
+    stepwise_config,
+    waits_by_thread,
+)
+from . import cost
+from .devices import KIB, PRESETS, Device, present
+
+SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What Triton kernels compute in."""
+
+MEMORY = ("keep", "recompute")
+"""What forward keeps for backward beside its output: the gates of every step, or nothing."""
+
+DIRECTIONS = ("forward", "backward")
+MICRO = 1e6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule with its tile sizes (None for "eager") and, in one sentence, why it was chosen."""
+
+    schedule: str
+    reason: str
+    config: Config | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule with its tile sizes for a layer on a device, what a step of it costs, or why it cannot run."""
+
+    schedule: str
+    config: Config
+    step: cost.Step
+    turns: int
+    seconds: float  # predicted, one step
+    obstacle: str | None = None
+
+
+def check_schedule(schedule: str) -> None:
+    """Raise ValueError unless `schedule` is one of SCHEDULES."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: expected one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
+
+
+def check_memory(memory: str) -> None:
+    """Raise ValueError unless `memory` is one of MEMORY."""
+    if memory not in MEMORY:
+        raise ValueError(f"memory: expected one of {', '.join(map(repr, MEMORY))}, got {memory!r}")
+
+
+def candidates(device: Device, layer: cost.Layer, direction: str = "forward") -> list[Candidate]:
+    """Every schedule for the layer on the device, those that can run first, the predicted fastest at their head.
+
+    Args:
+        device: a preset of `trigru.planning.devices`, or what `present` says of a device at hand.
+        layer: sizes, variant and dtype; `training`: whether forward keeps what backward needs.
+        direction: "forward" or "backward". Largest sizes are those of the one that needs more; what one schedule keeps,
+            any other can go back from.
+
+    Raises:
+        ValueError: another direction.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
+    found = [each(device, layer, direction) for each in (_stepwise, _resident, _persistent)]
+    if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
+        found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
+    listed = [
+        Candidate(name, config, step, cost.turns(step, device), cost.time(step, device, layer), obstacle)
+        for name, config, step, obstacle in found
+    ]
+    return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
+
+
+_Row = tuple[str, Config, cost.Step, str | None]
+
+
+def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size, _on_matrix_units(device, layer))
+    return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b, direction), None
+
+
+def _on_matrix_units(device: Device, layer: cost.Layer) -> bool:
+    capability = device.capability if torch.version.hip is None else None
+    return on_matrix_units(layer.dtype, layer.precision, capability)
+
+
+def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = resident_config(layer.dtype, layer.batch, layer.hidden_size)
+    needed = config.shared_bytes(layer.dtype, layer.hidden_size)
+    largest = config.largest(layer.dtype, layer.precision, _on_matrix_units(device, layer))
+    obstacle = None
+    if needed > device.shared_per_block:
+        obstacle = f"needs {needed // KIB} KiB of shared memory a program, {device.shared_per_block // KIB} are there"
+    elif layer.hidden_size > largest:
+        obstacle = f"its registers spill above hidden_size {largest}"
+    return "resident", config, cost.resident(layer, config.block_b, direction), obstacle
+
+
+def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
+    run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
+    programs, _ = config.grid(run.hidden_size, layer.batch)
+    config = replace(config, tiles_at_once=max(1, device.multiprocessors // programs))
+    largest = config.largest(layer.dtype, layer.precision)
+    obstacle = None
+    if torch.version.hip is not None:
+        obstacle = "its exchange relies on what NVIDIA documents of loads and stores through L2"
+    elif layer.dtype == torch.float32 and layer.precision != "tf32":
+        obstacle = "float32 without TF32 does not fit its registers"
+    elif device.capability < (8, 0):
+        obstacle = "needs a GPU of compute capability 8.0 or newer"
+    elif layer.hidden_size > largest:
+        obstacle = f"its registers spill above hidden_size {largest}"
+        if not waits_by_thread():
+            obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
+    elif programs > device.multiprocessors:
+        obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
+    return "persistent", config, cost.persistent(run, config.block_h, config.block_b, direction), obstacle
+
+
+def torch_serves(
+    seq_len: int,
+    batch: int,
+    hidden_size: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    variant: str,
+    schedule: str,
+    training: bool,
+) -> bool:
+    """Whether torch's own GRU is the faster one for a padded call on a CPU, so that "auto" leaves it to that.
+
+    The eager schedule has to be set up (some 100 us), which a short sequence does not repay; without gradients there is
+    less to win. Bounds from `python -m trigru.bench.suites.cpu --short`, float32, 2 threads of an AMD EPYC, torch 2.13:
+    beyond them eager was never slower than 0.95 times nn.GRU."""
+    if device.type != "cpu" or dtype != torch.float32 or (variant, schedule) != ("torch", "auto"):
+        return False
+    if training or seq_len <= 8:
+        return seq_len <= 8
+    return seq_len < 128 and seq_len * batch * hidden_size < 65536
+
+
+def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot run on tensors of this device and dtype, or None where they can."""
+    if dtype not in DTYPES:
+        return f"Triton kernels compute in float32, float16 and bfloat16, the tensors are {dtype}"
+    if not _has_triton():
+        return "the package triton is not installed"
+    if device.type == "cuda":
+        if dtype == torch.bfloat16 and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+            return "bfloat16 needs a GPU of compute capability 8.0 or newer"
+        return None
+    if device.type == "cpu" and _kernels_on_cpu():
+        return None
+    return f"Triton kernels need tensors on an NVIDIA or AMD GPU, these are on {device.type}"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _kernels_on_cpu() -> bool:
+    """Whether kernels run on CPU tensors: in Triton's interpreter, or by another launcher."""
+    if not _has_triton():
+        return False
+    launch = _launch()
+    return launch.replaced() or launch.interpreted()
+
+
+@functools.cache
+def _launch() -> ModuleType:
+    """Imported where it is first needed, for it imports Triton."""
+    from ..kernels import launch
+
+    return launch
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it and the
+    GPU has it, which AMD's do not."""
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def choose(
+    schedule: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    hidden_size: int,
+    *,
+    variant: str = "torch",
+    direction: str = "forward",
+) -> Plan:
+    """The plan for one layer in one direction of time, forward or backward.
+
+    Args:
+        schedule: "auto", or a schedule by name.
+        device, dtype: of the tensors.
+        batch, hidden_size: sizes of the state.
+        variant, direction: as for `candidates`.
+
+    Raises:
+        ValueError: unknown schedule.
+        RuntimeError: the schedule asked for by name cannot run here. Only "auto" falls back.
+    """
+    check_schedule(schedule)
+    if schedule == "eager":
+        return _BY_NAME
+    on_cpu = device.type == "cpu" and _kernels_on_cpu()
+    return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, precision_of(dtype), on_cpu)
+
+
+_BY_NAME = Plan("eager", "asked for by name")
+
+
+@functools.lru_cache(maxsize=1024)
+def _chosen(
+    schedule: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    hidden_size: int,
+    variant: str,
+    direction: str,
+    precision: str,
+    kernels_on_cpu: bool,
+) -> Plan:
+    """`choose`, of all that it depends on. Remembered: every call of a layer asks for its own again."""
+    obstacle = why_no_kernels(device, dtype)
+    if schedule == "auto":
+        if obstacle is not None:
+            return Plan("eager", f"{obstacle}, so torch operations run")
+        if device.type == "cpu":
+            return Plan("eager", "on a CPU torch operations are the fastest schedule")
+    elif obstacle is not None:
+        raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
+    # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
+    described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
+    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
+    return _planned(schedule, described, layer, direction)
+
+
+def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
+    """The plan among Triton's schedules."""
+    ranked = candidates(device, layer, direction)
+    if schedule == "auto":
+        best = ranked[0]
+        if best.obstacle is not None:
+            return Plan("eager", f"{best.obstacle}, so torch operations run")
+        return Plan(best.schedule, _why(ranked, device, direction), best.config)
+    named = next(candidate for candidate in ranked if candidate.schedule == schedule)
+    if named.obstacle is not None:
+        raise RuntimeError(f"schedule {schedule!r} cannot run here: {named.obstacle}")
+    return Plan(schedule, "asked for by name", named.config)
+
+
+def _why(ranked: list[Candidate], device: Device, direction: str) -> str:
+    best, *others = ranked
+    said = [f"{best.seconds * MICRO:.1f} us a {direction} step predicted, not measured, on {device.name}"]
+    said += [
+        f"{other.schedule!r} {other.obstacle}"
+        if other.obstacle
+        else f"{other.schedule!r} {other.seconds * MICRO:.1f} us"
+        for other in others
+    ]
+    return "; ".join(said)

@@ -1,0 +1,104 @@
+"""The products that have no recurrence: single GEMMs over the rows of all steps together.
+
+Shapes: N rows of all steps, I input_size, H hidden_size, B batch. Derivatives by pre-activations come from a schedule's
+backward loop: `d_gates` (N, 3H) for r, z, n, and for variant "torch" `d_an` (N, H) for W_hn h + b_hn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ..kernels.steps import Steps
+
+
+def project_input(
+    input: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, variant: str
+) -> tuple[Tensor, Tensor | None]:
+    """The input's share of every pre-activation, (N, 3H), and the bias b_hn that variant "torch" keeps apart, (H,).
+
+    Every other bias is folded into the first result."""
+    b_hn = None
+    if b_hh is None:
+        bias = b_ih
+    elif variant == "torch":
+        hidden_size = b_hh.shape[0] // 3
+        b_hrz, b_hn = b_hh.split_with_sizes((2 * hidden_size, hidden_size))
+        b_hn = b_hn.contiguous()
+        bias = torch.zeros_like(b_hh) if b_ih is None else b_ih.clone()
+        bias[: 2 * hidden_size].add_(b_hrz)
+    else:
+        bias = b_hh if b_ih is None else b_ih + b_hh
+    return linear(input, w_ih, bias), b_hn
+
+
+def states_before(output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Tensor:
+    """The state that each row's step started from, (N, H)."""
+    if steps.packed:
+        before = dict(zip(steps.order(reverse), steps.walk(reverse), strict=True))
+        pieces = []
+        for t in range(steps.seq_len):
+            _, count, row_before, carried = before[t]
+            pieces += [output[row_before : row_before + carried], h0[carried:count]]
+        return torch.cat(pieces)
+    later = steps.num_rows - steps.batch
+    return torch.cat([output[steps.batch :], h0]) if reverse else torch.cat([h0, output[:later]])
+
+
+def state_into(first: int, last: int, output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Tensor:
+    """What steps first..last-1 started from, as if they were a sequence of their own: (counts[first], H)."""
+    count, source = steps.counts[first], last if reverse else first - 1
+    if not 0 <= source < steps.seq_len:
+        return h0[:count]
+    row, carried = steps.offsets[source], min(count, steps.counts[source])
+    before = output[row : row + carried]
+    return before if carried == count else torch.cat([before, h0[carried:count]])
+
+
+def final_state(output: Tensor, steps: Steps, reverse: bool) -> Tensor:
+    """Each sequence's state after the last of its steps that ran, (B, H), in memory of its own."""
+    if reverse or not steps.packed:
+        return output.narrow_copy(0, 0 if reverse else steps.num_rows - steps.batch, steps.batch)
+    pieces = []
+    for t in range(steps.seq_len - 1, -1, -1):  # the longest sequences, which come first, end last
+        ends = steps.counts[t + 1] if t + 1 < steps.seq_len else 0
+        pieces.append(output[steps.offsets[t] + ends : steps.offsets[t] + steps.counts[t]])
+    return torch.cat(pieces)
+
+
+def gradients(
+    d_gates: Tensor,
+    d_an: Tensor | None,
+    r: Tensor,
+    input: Tensor,
+    h0: Tensor,
+    output: Tensor,
+    steps: Steps,
+    *,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Derivatives by w_ih, w_hh, b_ih and b_hh; None for those that `needs` (in this order) does not ask for.
+
+    `r` (N, H): the reset gate, used for "cho" and "chung", where W_hn multiplies r * h."""
+    hidden_size = h0.shape[1]
+    need_w_ih, need_w_hh, need_b_ih, need_b_hh = needs
+    d_w_ih = d_gates.T @ input if need_w_ih else None
+    d_w_hh = None
+    if need_w_hh:
+        before = states_before(output, h0, steps, reverse)
+        d_w_hh = d_gates.new_empty(3 * hidden_size, hidden_size)
+        torch.mm(d_gates[:, : 2 * hidden_size].T, before, out=d_w_hh[: 2 * hidden_size])
+        if d_an is None:
+            torch.mm(d_gates[:, 2 * hidden_size :].T, r * before, out=d_w_hh[2 * hidden_size :])
+        else:
+            torch.mm(d_an.T, before, out=d_w_hh[2 * hidden_size :])
+    d_b_ih = d_gates.sum(0) if need_b_ih or need_b_hh else None
+    d_b_hh = None
+    if need_b_hh:
+        assert d_b_ih is not None
+        d_b_hh = d_b_ih.clone() if d_an is None else torch.cat([d_b_ih[: 2 * hidden_size], d_an.sum(0)])
+    return d_w_ih, d_w_hh, d_b_ih if need_b_ih else None, d_b_hh
