@@ -23,8 +23,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..layer import Weights
 from .eager_layout import Layout
 from .eager_products import add_outer, affine, fast_linear, product
+from .part import Gradients, Part, Run, Upstream
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -44,14 +46,14 @@ def _resize(x: Tensor, count: int, joining: Tensor, leaving: Tensor) -> Tensor:
 class _Forward:
     """The forward steps, with their buffers."""
 
-    def __init__(self, layout: Layout, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> None:
+    def __init__(self, layout: Layout, weights: Weights) -> None:
         self.layout = layout
-        self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
-        self.bias, self.b_hn = self._biases(b_ih, b_hh)
+        self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
+        self.bias, self.b_hn = self._biases(weights.bias_ih, weights.bias_hh)
         self.buffers: tuple[Tensor, Tensor] | None = None
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
-        self.minus_one = w_ih.new_full((), -1, dtype=layout.dtype)
+        self.minus_one = weights.ih.new_full((), -1, dtype=layout.dtype)
 
     def _biases(self, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """What is added to the input's projection, and to W_hn h where that stands apart."""
@@ -89,8 +91,9 @@ class _Forward:
             own.zero_() if self.b_hn is None else own.copy_(self.b_hn)
         affine(x, self.w_ih, self.bias, out=gates[:, (layout.planes - 3) * layout.hidden_size :])
 
-    def again(self, x: Tensor, before: Tensor) -> Tensor:
+    def again(self, x: Tensor | None, before: Tensor) -> Tensor:
         """The gates of rows whose states before are all known: what forward would have kept, without its loop."""
+        assert x is not None
         layout, size = self.layout, self.layout.hidden_size
         gates = x.new_empty(x.shape[0], layout.planes * size)
         self._project(x, gates)
@@ -172,65 +175,44 @@ class _Forward:
         return h
 
 
-def forward(
-    input: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    *,
-    variant: str,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer in one direction.
-
-    Args:
-        input: (seq_len, batch, input_size), or (rows, input_size) with `batch_sizes` as in a PackedSequence.
-        h0: (batch, hidden_size).
-        w_ih, w_hh, b_ih, b_hh, variant, reverse: as in reference.gru.
-        batch_sizes: (seq_len,) on the CPU, or None.
-        save: keep what `backward` needs.
+def forward(part: Part, weights: Weights, run: Run) -> Tensor | None:
+    """One layer in one direction; the results go where `run` says.
 
     Returns:
-        output: the state after each step, shaped as `input` but for its last dimension.
-        h_n: (batch, hidden_size).
-        reserve: the gates of every row, flat; empty unless `save`.
-    """
-    layout = Layout(input, h0, batch_sizes, variant, reverse)
-    output = input.new_empty((*input.shape[:-1], layout.hidden_size))
-    rows = output.view(layout.offsets[-1], layout.hidden_size)
-    reserve = input.new_empty((rows.shape[0] if save else 0, layout.planes * layout.hidden_size))
-    h0 = h0.to(layout.dtype).contiguous()
-    h_n = h0.clone()
-    if rows.numel() == 0:
-        return output, h_n.to(input.dtype), reserve.view(-1)
-    run = _Forward(layout, w_ih, w_hh, b_ih, b_hh)
-    steps = run.steps_reset_after if layout.reset_after else run.steps_reset_before
-    chunks = layout.chunks()
-    h = h0[: layout.sizes[-1 if reverse else 0]]
-    for chunk in reversed(chunks) if reverse else chunks:
-        kept = reserve[chunk.start : chunk.stop] if save else None
-        place = rows[chunk.start : chunk.stop]
-        gates, states = run.chunk(layout.rows(input, chunk), chunk.sizes, kept, place)
-        h = steps(h, h0, h_n)
-        if layout.reuse:
-            place.copy_(states)
-            h = h.clone()
-            if kept is not None:
-                kept.copy_(gates)
-    h_n[: h.shape[0]] = h
-    return output, h_n.to(input.dtype), reserve.view(-1)
+        The gates of every row, flat, if part.keep."""
+    layout = Layout(part, run)
+    rows, h_n = run.output, run.h_n
+    assert h_n is not None
+    gates_kept = rows.new_empty((rows.shape[0], layout.planes * layout.hidden_size)) if part.keep else None
+    h0 = run.h0.to(layout.dtype).contiguous()
+    ends = h_n.copy_(h0) if h_n.dtype == layout.dtype else h0.clone()
+    if rows.numel():
+        forward = _Forward(layout, weights)
+        steps = forward.steps_reset_after if layout.reset_after else forward.steps_reset_before
+        chunks = layout.chunks()
+        h = h0[: layout.sizes[-1 if part.reverse else 0]]
+        for chunk in reversed(chunks) if part.reverse else chunks:
+            kept = None if gates_kept is None else gates_kept[chunk.start : chunk.stop]
+            place = rows[chunk.start : chunk.stop]
+            gates, states = forward.chunk(layout.rows(run.input, chunk), chunk.sizes, kept, place)
+            h = steps(h, h0, ends)
+            if layout.reuse:
+                place.copy_(states)
+                h = h.clone()
+                if kept is not None:
+                    kept.copy_(gates)
+        ends[: h.shape[0]] = h
+    if ends is not h_n:
+        h_n.copy_(ends)
+    return None if gates_kept is None else gates_kept.view(-1)
 
 
 class _Backward:
     """The backward steps, with their buffers and the derivatives of the weights, summed over the chunks."""
 
-    def __init__(self, layout: Layout, w_ih: Tensor, w_hh: Tensor, needs: Sequence[bool]) -> None:
+    def __init__(self, layout: Layout, weights: Weights, needs: Sequence[bool]) -> None:
         self.layout, self.needs = layout, needs
-        self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
+        self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
         size = layout.hidden_size
         self.d_w_ih = torch.zeros_like(self.w_ih) if needs[2] else None
         self.d_w_hh = torch.zeros_like(self.w_hh) if needs[3] else None
@@ -238,7 +220,7 @@ class _Backward:
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
         self.buffers: tuple[Tensor, ...] = ()
-        self.blend = w_ih.new_full((), 0.5 if layout.by_sigmoid else 1.0, dtype=layout.dtype)
+        self.blend = weights.ih.new_full((), 0.5 if layout.by_sigmoid else 1.0, dtype=layout.dtype)
 
     def chunk(self, gates: Tensor, before: Tensor, grad: Tensor | None, sizes: tuple[int, ...]) -> None:
         """Fill the buffers: in `factors` what a step's derivative is multiplied with, in `d_states` what the loss gives
@@ -332,7 +314,7 @@ class _Backward:
             d_last, keep_last, rz_last, r_last = d, keep, rz, r
         return (d_last * keep_last).addcmul_(d_reset, r_last).addmm_(rz_last, w_rz)
 
-    def products(self, x: Tensor, d_input: Tensor | None) -> None:
+    def products(self, x: Tensor | None, d_input: Tensor | None) -> None:
         """The chunk's share of what has no recurrence, from the derivatives that the steps have left in `factors`."""
         size = self.layout.hidden_size
         outer = self.factors[:, (self.layout.planes - 3) * size :]
@@ -341,6 +323,7 @@ class _Backward:
         if self.d_bias is not None:
             self.d_bias.add_(self.factors.sum(0))
         if self.d_w_ih is not None:
+            assert x is not None
             add_outer(self.d_w_ih, outer, x)
         if self.d_w_hh is not None:
             own = self.factors[:, : 3 * size]
@@ -370,49 +353,33 @@ class _Backward:
         )
 
 
-def backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    output: Tensor,
-    reserve: Tensor,
-    *,
-    variant: str,
-    reverse: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Derivatives by input, h0, w_ih, w_hh, b_ih and b_hh; None for those that `needs`, so ordered, does not ask for.
+def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Upstream) -> Gradients:
+    """Back-propagation through time of `forward`.
 
-    `output` and `reserve` are what `forward` returned; where it kept nothing, the gates of a chunk are computed again
-    before its steps. Either of `grad_output` and `grad_h_n` may be None."""
-    layout = Layout(input, h0, batch_sizes, variant, reverse)
-    run = _Backward(layout, w_ih, w_hh, needs)
-    rows = output.reshape(layout.offsets[-1], layout.hidden_size)
-    again = None if reserve.numel() else _Forward(layout, w_ih, w_hh, b_ih, b_hh)
-    gates = reserve.view(-1, layout.planes * layout.hidden_size)
-    d_input = torch.empty_like(input, memory_format=torch.contiguous_format) if needs[0] else None
-    d_h0 = h0.new_zeros(h0.shape, dtype=layout.dtype)
-    grad_h_n = d_h0.clone() if grad_h_n is None else grad_h_n.to(layout.dtype).contiguous()
-    carry = grad_h_n[: layout.sizes[0 if reverse else -1]]
-    steps = run.steps_reset_after if layout.reset_after else run.steps_reset_before
+    gates: what forward returned; where it is empty, the gates of a chunk are computed again before its steps."""
+    layout = Layout(part, run)
+    backward = _Backward(layout, weights, upstream.needs)
+    rows = run.output
+    again = None if gates.numel() else _Forward(layout, weights)
+    gates = gates.view(-1, layout.planes * layout.hidden_size)
+    d_input = torch.empty_like(run.input, memory_format=torch.contiguous_format) if upstream.needs[0] else None
+    d_h0 = run.h0.new_zeros(run.h0.shape, dtype=layout.dtype)
+    grad_h_n = d_h0.clone() if upstream.h_n is None else upstream.h_n.to(layout.dtype).contiguous()
+    carry = grad_h_n[: layout.sizes[0 if part.reverse else -1]]
+    steps = backward.steps_reset_after if layout.reset_after else backward.steps_reset_before
     chunks = layout.chunks() if rows.numel() else []
-    for chunk in chunks if reverse else reversed(chunks):
-        grad = None if grad_output is None else layout.rows(grad_output, chunk)
-        x, before = layout.rows(input, chunk), layout.before(rows, h0, chunk)
+    for chunk in chunks if part.reverse else reversed(chunks):
+        grad = None if upstream.output is None else layout.rows(upstream.output, chunk)
+        before = layout.before(rows, run.h0, chunk)
+        x = layout.rows(run.input, chunk) if upstream.needs[2] or again is not None else None
         kept = gates[chunk.start : chunk.stop].to(layout.dtype) if again is None else again.again(x, before)
-        run.chunk(kept, before, grad, chunk.sizes)
+        backward.chunk(kept, before, grad, chunk.sizes)
         carry = steps(carry, grad_h_n, d_h0)
         place = None
         if d_input is not None:
             first, last = (chunk.start, chunk.stop) if layout.packed else (chunk.first, chunk.first + len(chunk.sizes))
             place = d_input[first:last]
-        run.products(x, place)
+        backward.products(x, place)
     d_h0[: carry.shape[0]] = carry
-    found = (d_input, d_h0 if needs[1] else None, *run.weights())
-    return tuple(None if d is None else d.to(input.dtype) for d in found)  # type: ignore[return-value]
+    found = (d_input, d_h0 if upstream.needs[1] else None, *backward.weights())
+    return Gradients(*(None if d is None else d.to(rows.dtype) for d in found))

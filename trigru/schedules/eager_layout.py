@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .part import Part, Run
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements of one plane of a chunk, at most (but one step at least)."""
@@ -34,18 +35,18 @@ class Chunk(NamedTuple):
 class Layout:
     """What forward and backward must agree on: rows, chunks, dtype of the arithmetic, order and scale of the gates."""
 
-    def __init__(self, input: Tensor, h0: Tensor, batch_sizes: Tensor | None, variant: str, reverse: bool) -> None:
-        batch, self.hidden_size = h0.shape
-        self.variant, self.reverse, self.packed = variant, reverse, batch_sizes is not None
-        self.sizes = [batch] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
-        self.offsets = [0, *accumulate(self.sizes)]
+    def __init__(self, part: Part, run: Run) -> None:
+        input, steps = run.input, run.steps
+        batch, self.hidden_size = run.h0.shape
+        self.variant, self.reverse, self.packed = part.variant, part.reverse, steps.packed
+        self.sizes, self.offsets = steps.counts, steps.offsets
         self.dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
-        self.reset_after = variant == "torch"
+        self.reset_after = part.variant == "torch"
         self.planes = 4 if self.reset_after else 3
         elements = batch * self.hidden_size
         self.by_sigmoid = input.device.type == "cpu" and elements >= SIGMOID_ELEMENTS
         self.reuse = self.dtype != input.dtype or elements <= REUSE_ELEMENTS
-        self.scale = (1, -1 if variant == "chung" else 1, 2 if self.by_sigmoid else 1)
+        self.scale = (1, -1 if part.variant == "chung" else 1, 2 if self.by_sigmoid else 1)
 
     def chunks(self) -> list[Chunk]:
         """All chunks, from the first step to the last."""
