@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ..kernels import persistent, resident, stepwise
+from ..kernels.recurrence import Gradients, Kept, Operands, Recurrence
 from ..kernels.steps import Steps
 from ..planning.plan import Plan, precision_of
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again
 
-Gradients = tuple[Tensor | None, ...]
-
-# Each has a `forward` and a `backward` of the same signature.
+# Each has a `forward` and a `backward` of the same signature (see kernels/recurrence.py).
 SCHEDULES = {"stepwise": stepwise, "resident": resident, "persistent": persistent}
 
 
@@ -45,18 +44,9 @@ def forward(
     *sizes, features = input.shape
     rows = input if batch_sizes is not None else input.reshape(-1, features)
     gates_in, b_hn = project_input(rows, w_ih, b_ih, b_hh, variant)
-    output, reserve = SCHEDULES[plan.schedule].forward(
-        gates_in,
-        h0.contiguous(),
-        w_hh.contiguous(),
-        b_hn,
-        steps,
-        variant=variant,
-        reverse=reverse,
-        save=save,
-        precision=precision_of(input.dtype),
-        config=plan.config,
-    )
+    run = Recurrence(variant, reverse, precision_of(input.dtype), plan.config)
+    operands = Operands(gates_in, h0.contiguous(), w_hh.contiguous(), b_hn, steps)
+    output, reserve = SCHEDULES[plan.schedule].forward(run, operands, save)
     h_n = final_state(output, steps, reverse)
     if batch_sizes is None:
         output = output.view(*sizes, h0.shape[1])
@@ -80,7 +70,7 @@ def backward(
     variant: str,
     reverse: bool,
     needs: Sequence[bool],
-) -> Gradients:
+) -> tuple[Tensor | None, ...]:
     """Derivatives by input, h0, w_ih, w_hh, b_ih, b_hh; None for those that `needs` does not ask for.
 
     Where forward kept no gates (an empty reserve), they are computed again, a chunk of steps at a time, before the
@@ -93,6 +83,7 @@ def backward(
     d_rows = torch.zeros_like(rows) if grad_output is None else grad_output.reshape(-1, hidden_size).contiguous()
     d_state = (torch.zeros_like(h0) if grad_h_n is None else grad_h_n).to(torch.float32, copy=True)
     weights = (w_ih, w_hh, b_ih, b_hh)
+    run = Recurrence(variant, reverse, precision_of(input.dtype), plan.config)
     need_input, need_h0, *need_weights = needs
     d_input = torch.empty_like(x) if need_input else None
     d_weights: list[Tensor | None] = [None] * 4
@@ -109,17 +100,10 @@ def backward(
         else:
             kept = gates_again(x[here], rows[here], start, part, weights, variant, reverse)
         d_gates, d_an, d_start = SCHEDULES[plan.schedule].backward(
-            d_rows[here],
-            d_state[: part.batch],
-            start,
-            w_hh.contiguous(),
-            part,
-            rows[here],
-            kept,
-            variant=variant,
-            reverse=reverse,
-            precision=precision_of(input.dtype),
-            config=plan.config,
+            run,
+            Operands(None, start, w_hh.contiguous(), None, part),
+            Kept(rows[here], kept),
+            Gradients(d_rows[here], d_state[: part.batch]),
         )
         d_state[: part.batch] = d_start
         r = kept[:, :hidden_size]

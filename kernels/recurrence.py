@@ -1,0 +1,120 @@
+"""What a schedule's host functions take and give, in records: a layer in one direction, its input already multiplied.
+
+A schedule is a module with two functions:
+
+    forward(run, operands, save) -> Kept
+    backward(run, operands, kept, gradients) -> Derivatives
+
+Sizes: B batch, H hidden_size, N rows of all steps together (see steps.py). Tensors are contiguous and of one dtype,
+but for float32 where it says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from .config import kept_values
+from .steps import Steps
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence(Generic[C]):
+    """What of a run does not change from call to call. variant, reverse: as in trigru/reference.py. precision: "tf32"
+    or "ieee", how float32 is multiplied. config: the schedule's tile sizes."""
+
+    variant: str
+    reverse: bool
+    precision: str
+    config: C
+
+
+class Operands(NamedTuple):
+    """What a run reads. backward needs neither gates_in nor b_hn."""
+
+    gates_in: Tensor | None  # (N, 3H) input's share of the pre-activations, with every bias that can be folded in
+    h0: Tensor  # (B, H)
+    w_hh: Tensor  # (3H, H)
+    b_hn: Tensor | None  # (H,), variant "torch" only
+    steps: Steps
+
+
+class Kept(NamedTuple):
+    """What forward gives, and backward takes."""
+
+    output: Tensor  # (N, H)
+    reserve: Tensor | None  # (N, 4H) "torch": r, z, n, W_hn h + b_hn; (N, 3H) otherwise: r, z, n; None: not saved
+
+
+class Gradients(NamedTuple):
+    """Derivatives of the loss by what forward gave."""
+
+    output: Tensor  # (N, H)
+    h_n: Tensor  # (B, H), of any strides, or float32
+
+
+class Derivatives(NamedTuple):
+    """What backward gives."""
+
+    d_gates: Tensor  # (N, 3H), by the pre-activations of r, z, n
+    d_an: Tensor | None  # (N, H), "torch": by W_hn h + b_hn; None otherwise, where it is dn
+    d_state: Tensor  # (B, H) float32, by h0
+
+
+def new_kept(run: Recurrence, operands: Operands, save: bool) -> Kept:
+    """Memory for what forward gives; no reserve unless `save`."""
+    h0, rows = operands.h0, operands.steps.num_rows
+    hidden_size = h0.shape[1]
+    reserve = h0.new_empty(rows, kept_values(run.variant) * hidden_size) if save else None
+    return Kept(h0.new_empty(rows, hidden_size), reserve)
+
+
+def new_derivatives(run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
+    """Memory for what backward gives; d_state holds the derivative by h_n."""
+    h0, rows = operands.h0, operands.steps.num_rows
+    hidden_size = h0.shape[1]
+    d_an = h0.new_empty(rows, hidden_size) if run.variant == "torch" else None
+    d_state = gradients.h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return Derivatives(h0.new_empty(rows, 3 * hidden_size), d_an, d_state)
+
+
+def forward_arguments(operands: Operands, kept: Kept) -> dict[str, Any]:
+    """A forward kernel's tensors, by the names that they have in every schedule."""
+    return {
+        "gates_in_ptr": operands.gates_in,
+        "b_hn_ptr": operands.b_hn,
+        **_both(operands, kept),
+    }
+
+
+def backward_arguments(
+    operands: Operands, kept: Kept, gradients: Gradients, derivatives: Derivatives
+) -> dict[str, Any]:
+    """A backward kernel's tensors, by the names that they have in every schedule."""
+    return {
+        "grad_output_ptr": gradients.output,
+        "d_gates_ptr": derivatives.d_gates,
+        "d_an_ptr": derivatives.d_an,
+        "d_state_ptr": derivatives.d_state,
+        **_both(operands, kept),
+    }
+
+
+def _both(operands: Operands, kept: Kept) -> dict[str, Any]:
+    return {
+        "h0_ptr": operands.h0,
+        "w_hh_ptr": operands.w_hh,
+        "output_ptr": kept.output,
+        "reserve_ptr": kept.reserve,
+    }
+
+
+def taken_by(kernel: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the values of a whole schedule, those that `kernel` has arguments for."""
+    return {name: values[name] for name in kernel.arg_names if name in values}
