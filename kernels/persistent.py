@@ -17,18 +17,7 @@ from .config import PersistentConfig, Protocol, persistent_width
 from .launch import launch
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
-from .recurrence import (
-    Derivatives,
-    Gradients,
-    Kept,
-    Operands,
-    Recurrence,
-    backward_arguments,
-    forward_arguments,
-    new_derivatives,
-    new_kept,
-    taken_by,
-)
+from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
 from .watch import watch
 
 _protocol: Protocol | None = None
@@ -56,17 +45,17 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     hidden_size = operands.h0.shape[1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         return widen.narrower(forward(run, widen.operands(operands, more), save), hidden_size, more)
-    config, kept = _config(run), new_kept(run, operands, save)
-    args = forward_arguments(operands, kept)
+    config, kept = _config(run), Kept.empty(run, operands, save)
     _prepare(config, kept.output)
-    if config.protocol == "data":
-        args["h0_ptr"] = exchange.canonical_nan(operands.h0)
+    args = kept.arguments(operands)
+    args["h0_ptr"] = exchange.canonical_nan(operands.h0) if config.protocol == "data" else operands.h0
     if run.variant == "torch":
-        _start(forward_torch, args, run, operands)
+        args["b_hn_ptr"] = operands.b_hn
+        _start(forward_torch, args, {}, run, operands)
     else:
         args["reset_state_ptr"] = torch.empty_like(kept.output)
         _prepare(config, args["reset_state_ptr"])
-        _start(forward_reset_first, args, run, operands)
+        _start(forward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return kept
 
 
@@ -76,12 +65,17 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         wider = widen.operands(operands, more), widen.wider(kept, more), widen.wider(gradients, more)
         return widen.narrower(backward(run, *wider), hidden_size, more)
-    config, derivatives = _config(run), new_derivatives(run, operands, gradients)
+    config, derivatives = _config(run), Derivatives.empty(run, operands, gradients)
     _prepare(config, derivatives.d_gates)
-    if derivatives.d_an is not None:
+    args = derivatives.arguments(operands, kept)
+    args["grad_output_ptr"] = gradients.output
+    if run.variant == "torch":
+        assert derivatives.d_an is not None
         _prepare(config, derivatives.d_an)
-    kernel = backward_torch if run.variant == "torch" else backward_reset_first
-    _start(kernel, backward_arguments(operands, kept, gradients, derivatives), run, operands)
+        args["d_an_ptr"] = derivatives.d_an
+        _start(backward_torch, args, {}, run, operands)
+    else:
+        _start(backward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return derivatives
 
 
@@ -96,7 +90,13 @@ def _prepare(config: PersistentConfig, exchanged: Tensor) -> None:
         exchange.reserve(exchanged)
 
 
-def _start(kernel: Any, args: dict[str, Any], run: Recurrence[PersistentConfig], operands: Operands) -> None:
+def _start(
+    kernel: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    run: Recurrence[PersistentConfig],
+    operands: Operands,
+) -> None:
     """Launch for all batch tiles, with what both directions of time share."""
     config, steps, h0 = _config(run), operands.steps, operands.h0
     if h0.dtype == torch.float32 and run.precision != "tf32":
@@ -111,10 +111,8 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[PersistentConfig],
     # At most two exchanges a step.
     status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
-    args = taken_by(kernel, args)
-    constexprs = tiles | {
+    constexprs |= tiles | {
         "H": hidden_size,
-        "VARIANT": run.variant,
         "REVERSE": run.reverse,
         "PACKED": steps.packed,
         "PRECISION": run.precision,
@@ -124,7 +122,6 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[PersistentConfig],
         "PROTOCOL": config.protocol,
         "SPINS": config.spins,
     }
-    constexprs = taken_by(kernel, constexprs)
     at_once = config.tiles_at_once or batch_tiles
     for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
         grid = programs, min(at_once, batch_tiles - first)

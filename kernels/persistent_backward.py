@@ -10,17 +10,17 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import await_three, by_thread, publish
+from .exchange import by_thread, publish
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import Step, step_or_none
 from .parts import one_gate
 from .persistent_tiles import (
     Shape,
     await_rows,
+    await_three_rows,
     flags_of,
     load_columns,
     own_tile,
-    programs,
     rows_at,
     state_rows,
     there,
@@ -49,10 +49,10 @@ def _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE: tl.constexpr, PAC
 
 
 @triton.jit
-def _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, own, here, before, first, GATES: tl.constexpr,
-               S: tl.constexpr):  # fmt: skip
+def _load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr):
     """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
-    (else n again)."""
+    (else n again). kept: pointers to the output's derivative, h0, the output and the reserve."""
+    grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
     mask = there(own, here.count, S)
     dy = tl.load(tile_at(grad_output_ptr, here.row, own, 1, S), mask=mask, other=0.0)
     state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
@@ -112,7 +112,8 @@ def backward_torch(
     d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
     dh = read(d_state, exists)
     t, here, before = _first_step(offsets_ptr, T, B, REVERSE, PACKED)
-    loaded = _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, own, here, before, T == 1, 4, S)
+    kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
+    loaded = _load_step(kept, own, here, before, T == 1, 4, S)
     for i in range(T):
         dy, h, r, z, n, an = _in_float32(loaded)
         dn, dz, direct = blend_grad(dh + dy, h, z, n, "torch")
@@ -125,27 +126,21 @@ def backward_torch(
         direct = where_alive(own, here, direct, dh, S)
 
         t, following, before = _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE, PACKED)
-        loaded = _load_step(
-            grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, own, following, before, i + 2 >= T, 4, S
-        )  # fmt: skip
+        loaded = _load_step(kept, own, following, before, i + 2 >= T, 4, S)
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
         source_an = rows_at(d_an_ptr, here.row, own, 1, S)
         BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
-        MASKED: tl.constexpr = not (EVEN_B and EVEN_K)
         # One look at all three with masks takes more registers than there are; waiting as a whole has no such look.
-        if (MASKED and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
-            x = await_rows(source, own, here, flags + i, programs(S), S)
+        if (not (EVEN_B and EVEN_K) and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
+            x = await_rows(source, own, here, flags + i, S)
             a = tl.dot(w_r, x, input_precision=PRECISION)
-            x = await_rows(source + H, own, here, None, programs(S), S)
+            x = await_rows(source + H, own, here, None, S)
             a = tl.dot(w_z, x, a, input_precision=PRECISION)
-            x = await_rows(source_an, own, here, None, programs(S), S)
+            x = await_rows(source_an, own, here, None, S)
             a = tl.dot(w_n, x, a, input_precision=PRECISION)
         else:
-            x_r, x_z, x_n = await_three(
-                source, source + H, source_an, own.b < here.count, status_ptr, flags + i, programs(S), PROTOCOL, H,
-                SPLIT, DEPTH, BLOCK_B, MASKED, SPINS,
-            )  # fmt: skip
+            x_r, x_z, x_n = await_three_rows(source, source + H, source_an, own, here, flags + i, S)
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
             a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
@@ -197,7 +192,8 @@ def backward_reset_first(
     d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
     dh = read(d_state, exists)
     t, here, before = _first_step(offsets_ptr, T, B, REVERSE, PACKED)
-    loaded = _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, own, here, before, T == 1, 3, S)
+    kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
+    loaded = _load_step(kept, own, here, before, T == 1, 3, S)
     for i in range(T):
         dy, h, r, z, n, _ = _in_float32(loaded)
         dn, dz, direct = blend_grad(dh + dy, h, z, n, VARIANT)
@@ -207,18 +203,16 @@ def backward_reset_first(
         direct = where_alive(own, here, direct, dh, S)
 
         t, following, before = _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE, PACKED)
-        loaded = _load_step(
-            grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, own, following, before, i + 2 >= T, 3, S
-        )  # fmt: skip
+        loaded = _load_step(kept, own, following, before, i + 2 >= T, 3, S)
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
-        x = await_rows(source + 2 * H, own, here, flags + i, programs(S), S)
+        x = await_rows(source + 2 * H, own, here, flags + i, S)
         d_rh = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         dr, through_reset = reset_before_grad(d_rh, h, r)
         publish(d_gates, dr, mask, flags_reset + i, PROTOCOL)
-        x = await_rows(source + H, own, here, None, programs(S), S)
+        x = await_rows(source + H, own, here, None, S)
         a = tl.dot(w_z, x, input_precision=PRECISION)
-        x = await_rows(source, own, here, flags_reset + i, programs(S), S)
+        x = await_rows(source, own, here, flags_reset + i, S)
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
         dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         here = following

@@ -13,43 +13,44 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish
 from .gates import blend, candidate, sigmoid
-from .loop import Step, step_at, time_of
+from .loop import Step, step_or_none, time_of
 from .parts import four_gates, one_gate, two_gates
 from .persistent_tiles import (
     Shape,
     await_rows,
+    await_state,
     flags_of,
     load_rows,
     own_tile,
-    programs,
     rows_at,
-    state_rows,
     there,
     tile_at,
     where_alive,
 )
-from .tiles import read, read_gates, write_gates
+from .tiles import read, read_gates, write
 
 _ONE_USE = tl.constexpr(one_use_of_a_fragment())
 
 
 @triton.jit
-def _no_step():
-    """What stands for the step before the first."""
-    return Step(tl.zeros((), tl.int64), tl.zeros((), tl.int32))
-
-
-@triton.jit
-def _await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr):
-    """Wait for the state before step number i; h0 is there."""
-    source = state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S)
-    return await_rows(source, own, here, flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, programs(S)), S)
+def _load_start(h0_ptr, own, B, S: tl.constexpr):
+    """The own tile of h0, and what stands for the step before the first."""
+    h = read(tile_at(h0_ptr, 0, own, 1, S), there(own, B, S))
+    return h, Step(tl.zeros((), tl.int64), tl.zeros((), tl.int32))
 
 
 @triton.jit
 def _load_inputs(gates_in_ptr, own, here, S: tl.constexpr):
     """The input's share of the pre-activations of r, z, n."""
     return read_gates(tile_at(gates_in_ptr, here.row, own, 3, S), there(own, here.count, S), S.H)
+
+
+@triton.jit
+def _keep(reserve_ptr, own, here, values, S: tl.constexpr):
+    """Store what backward needs of a step."""
+    VALUES: tl.constexpr = len(values)
+    for g in tl.static_range(VALUES):
+        write(tile_at(reserve_ptr + g * S.H, here.row, own, VALUES, S), values[g], there(own, here.count, S))
 
 
 @triton.jit(do_not_specialize=["T", "B", "first_tile"])
@@ -87,12 +88,11 @@ def forward_torch(
         b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
 
     flags = flags_of(own, 0, T, B, S)
-    h = read(tile_at(h0_ptr, 0, own, 1, S), there(own, B, S))
-    before = _no_step()
+    h, before = _load_start(h0_ptr, own, B, S)
     for i in range(T):
-        here = step_at(offsets_ptr, time_of(i, T, REVERSE), B, PACKED)
+        here = step_or_none(offsets_ptr, time_of(i, T, REVERSE), T, B, PACKED)
         gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
-        x = _await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
+        x = await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         if b_hn_ptr is not None:
             an += b_hn
@@ -103,7 +103,7 @@ def forward_torch(
         publish(tile_at(output_ptr, here.row, own, 1, S), new, there(own, here.count, S), flags + i, PROTOCOL)
         h = where_alive(own, here, new, h, S)
         if reserve_ptr is not None:
-            write_gates(tile_at(reserve_ptr, here.row, own, 4, S), (r, z, n, an), there(own, here.count, S), H)
+            _keep(reserve_ptr, own, here, (r, z, n, an), S)
         before = here
 
 
@@ -147,12 +147,11 @@ def forward_reset_first(
     w_n = load_rows(w_hh_ptr, 2, 1, own, S)
 
     flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
-    h = read(tile_at(h0_ptr, 0, own, 1, S), there(own, B, S))
-    before = _no_step()
+    h, before = _load_start(h0_ptr, own, B, S)
     for i in range(T):
-        here = step_at(offsets_ptr, time_of(i, T, REVERSE), B, PACKED)
+        here = step_or_none(offsets_ptr, time_of(i, T, REVERSE), T, B, PACKED)
         gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
-        x = _await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
+        x = await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
         if _ONE_USE:
             ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         else:
@@ -165,12 +164,12 @@ def forward_reset_first(
             az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         z = sigmoid(az + gz)
         source = rows_at(reset_state_ptr, here.row, own, 1, S)
-        x = await_rows(source, own, here, flags_reset + i, programs(S), S)
+        x = await_rows(source, own, here, flags_reset + i, S)
         an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         n = candidate(gn, an, r, VARIANT)
         new = blend(h, z, n, VARIANT)
         publish(tile_at(output_ptr, here.row, own, 1, S), new, there(own, here.count, S), flags + i, PROTOCOL)
         h = where_alive(own, here, new, h, S)
         if reserve_ptr is not None:
-            write_gates(tile_at(reserve_ptr, here.row, own, 3, S), (r, z, n), there(own, here.count, S), H)
+            _keep(reserve_ptr, own, here, (r, z, n), S)
         before = here

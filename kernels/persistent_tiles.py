@@ -9,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import await_tile, first_flag
+from .exchange import await_three, await_tile, first_flag
 from .fragments import load_weights
 
 
@@ -92,17 +92,36 @@ def state_rows(output_ptr, h0_ptr, own, here, before, first, S: tl.constexpr):
 
 
 @triton.jit
-def programs(S: tl.constexpr):
-    """How many programs exchange a batch tile."""
-    return tl.cdiv(S.H, S.BLOCK_H)
+def _await(rows, own, step, flag, arrivals, S: tl.constexpr):
+    MASKED: tl.constexpr = not (S.EVEN_B and S.EVEN_K)
+    return await_tile(
+        rows, own.b < step.count, own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED,
+        S.SPINS,
+    )  # fmt: skip
 
 
 @triton.jit
-def await_rows(rows, own, step, flag, arrivals, S: tl.constexpr):
-    """Wait for the H columns of the own sequences' rows: a right operand (see exchange.py)."""
-    return await_tile(
-        rows, own.b < step.count, own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B,
-        not (S.EVEN_B and S.EVEN_K), S.SPINS,
+def await_rows(rows, own, step, flag, S: tl.constexpr):
+    """Wait for the H columns of the own sequences' rows, from all programs of the tile: a right operand (see
+    exchange.py)."""
+    return _await(rows, own, step, flag, tl.cdiv(S.H, S.BLOCK_H), S)
+
+
+@triton.jit
+def await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr):
+    """Wait for the state before step number i; at the first it is there."""
+    rows = state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S)
+    arrivals = tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
+    return _await(rows, own, here, flags + tl.maximum(i - 1, 0), arrivals, S)
+
+
+@triton.jit
+def await_three_rows(first, second, third, own, step, flag, S: tl.constexpr):
+    """`await_rows` for three with one look at all of them."""
+    MASKED: tl.constexpr = not (S.EVEN_B and S.EVEN_K)
+    return await_three(
+        first, second, third, own.b < step.count, own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H,
+        S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED, S.SPINS,
     )  # fmt: skip
 
 

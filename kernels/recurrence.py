@@ -11,7 +11,6 @@ but for float32 where it says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -51,6 +50,23 @@ class Kept(NamedTuple):
     output: Tensor  # (N, H)
     reserve: Tensor | None  # (N, 4H) "torch": r, z, n, W_hn h + b_hn; (N, 3H) otherwise: r, z, n; None: not saved
 
+    @classmethod
+    def empty(cls, run: Recurrence, operands: Operands, save: bool) -> Kept:
+        """Memory for it; no reserve unless `save`."""
+        h0, rows = operands.h0, operands.steps.num_rows
+        hidden_size = h0.shape[1]
+        reserve = h0.new_empty(rows, kept_values(run.variant) * hidden_size) if save else None
+        return cls(h0.new_empty(rows, hidden_size), reserve)
+
+    def arguments(self, operands: Operands) -> dict[str, Any]:
+        """The tensors that every forward kernel of every schedule takes, by name."""
+        return {
+            "gates_in_ptr": operands.gates_in,
+            "w_hh_ptr": operands.w_hh,
+            "output_ptr": self.output,
+            "reserve_ptr": self.reserve,
+        }
+
 
 class Gradients(NamedTuple):
     """Derivatives of the loss by what forward gave."""
@@ -66,55 +82,22 @@ class Derivatives(NamedTuple):
     d_an: Tensor | None  # (N, H), "torch": by W_hn h + b_hn; None otherwise, where it is dn
     d_state: Tensor  # (B, H) float32, by h0
 
+    @classmethod
+    def empty(cls, run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
+        """Memory for it; d_state holds the derivative by h_n."""
+        h0, rows = operands.h0, operands.steps.num_rows
+        hidden_size = h0.shape[1]
+        d_an = h0.new_empty(rows, hidden_size) if run.variant == "torch" else None
+        d_state = gradients.h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return cls(h0.new_empty(rows, 3 * hidden_size), d_an, d_state)
 
-def new_kept(run: Recurrence, operands: Operands, save: bool) -> Kept:
-    """Memory for what forward gives; no reserve unless `save`."""
-    h0, rows = operands.h0, operands.steps.num_rows
-    hidden_size = h0.shape[1]
-    reserve = h0.new_empty(rows, kept_values(run.variant) * hidden_size) if save else None
-    return Kept(h0.new_empty(rows, hidden_size), reserve)
-
-
-def new_derivatives(run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
-    """Memory for what backward gives; d_state holds the derivative by h_n."""
-    h0, rows = operands.h0, operands.steps.num_rows
-    hidden_size = h0.shape[1]
-    d_an = h0.new_empty(rows, hidden_size) if run.variant == "torch" else None
-    d_state = gradients.h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    return Derivatives(h0.new_empty(rows, 3 * hidden_size), d_an, d_state)
-
-
-def forward_arguments(operands: Operands, kept: Kept) -> dict[str, Any]:
-    """A forward kernel's tensors, by the names that they have in every schedule."""
-    return {
-        "gates_in_ptr": operands.gates_in,
-        "b_hn_ptr": operands.b_hn,
-        **_both(operands, kept),
-    }
-
-
-def backward_arguments(
-    operands: Operands, kept: Kept, gradients: Gradients, derivatives: Derivatives
-) -> dict[str, Any]:
-    """A backward kernel's tensors, by the names that they have in every schedule."""
-    return {
-        "grad_output_ptr": gradients.output,
-        "d_gates_ptr": derivatives.d_gates,
-        "d_an_ptr": derivatives.d_an,
-        "d_state_ptr": derivatives.d_state,
-        **_both(operands, kept),
-    }
-
-
-def _both(operands: Operands, kept: Kept) -> dict[str, Any]:
-    return {
-        "h0_ptr": operands.h0,
-        "w_hh_ptr": operands.w_hh,
-        "output_ptr": kept.output,
-        "reserve_ptr": kept.reserve,
-    }
-
-
-def taken_by(kernel: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the values of a whole schedule, those that `kernel` has arguments for."""
-    return {name: values[name] for name in kernel.arg_names if name in values}
+    def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:
+        """The tensors that every backward kernel of every schedule takes, by name."""
+        return {
+            "h0_ptr": operands.h0,
+            "w_hh_ptr": operands.w_hh,
+            "output_ptr": kept.output,
+            "reserve_ptr": kept.reserve,
+            "d_state_ptr": self.d_state,
+            "d_gates_ptr": self.d_gates,
+        }

@@ -12,17 +12,7 @@ from typing import Any
 from . import widen
 from .config import ResidentConfig, power_of_two
 from .launch import launch
-from .recurrence import (
-    Derivatives,
-    Gradients,
-    Kept,
-    Operands,
-    Recurrence,
-    backward_arguments,
-    forward_arguments,
-    new_derivatives,
-    new_kept,
-)
+from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
 from .resident_backward import bptt_kernel
 from .resident_forward import forward_kernel
 
@@ -34,8 +24,9 @@ def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> 
     hidden_size = operands.h0.shape[1]
     if more := widen.missing(hidden_size, _ALIGNED):
         return widen.narrower(forward(run, widen.operands(operands, more), save), hidden_size, more)
-    kept = new_kept(run, operands, save)
-    _start(forward_kernel, forward_arguments(operands, kept), run, operands)
+    kept = Kept.empty(run, operands, save)
+    args = kept.arguments(operands) | {"h0_ptr": operands.h0, "b_hn_ptr": operands.b_hn}
+    _start(forward_kernel, args, run, operands)
     return kept
 
 
@@ -45,8 +36,10 @@ def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gr
     if more := widen.missing(hidden_size, _ALIGNED):
         wider = widen.operands(operands, more), widen.wider(kept, more), widen.wider(gradients, more)
         return widen.narrower(backward(run, *wider), hidden_size, more)
-    derivatives = new_derivatives(run, operands, gradients)
-    _start(bptt_kernel, backward_arguments(operands, kept, gradients, derivatives), run, operands)
+    derivatives = Derivatives.empty(run, operands, gradients)
+    args = derivatives.arguments(operands, kept)
+    args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
+    _start(bptt_kernel, args, run, operands)
     return derivatives
 
 

@@ -6,7 +6,8 @@ import triton.language as tl
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import Step, step_at, step_or_none, time_of
 from .products import multiply
-from .tiles import at, load_state, load_weight_transposed, read, read_gates, there, write, write_gates
+from .resident_forward import own_part
+from .tiles import at, load_state, read, read_gates, there, write, write_gates
 
 
 @triton.jit(do_not_specialize=["T", "B"])
@@ -31,11 +32,7 @@ def bptt_kernel(
     BLOCK_B: tl.constexpr,
 ):
     """All steps of one batch tile, last to first as forward ran."""
-    j = tl.arange(0, HIDDEN)
-    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    w_r = load_weight_transposed(w_hh_ptr, 0, j, j, H)
-    w_z = load_weight_transposed(w_hh_ptr, 1, j, j, H)
-    w_n = load_weight_transposed(w_hh_ptr, 2, j, j, H)
+    j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
     d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)
     dh = read(d_state, exists)
     dtype: tl.constexpr = d_gates_ptr.dtype.element_ty

@@ -9,7 +9,23 @@ import triton.language as tl
 from .gates import blend, candidate, sigmoid
 from .loop import step_at, time_of
 from .products import multiply
-from .tiles import at, load_weight, read, read_gates, there, write, write_gates
+from .tiles import at, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
+
+
+@triton.jit
+def own_part(w_hh_ptr, H, TRANSPOSED: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The hidden units and the sequences of this program, and the weights of r, z and n that it keeps."""
+    j = tl.arange(0, HIDDEN)
+    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    if TRANSPOSED:
+        w_r = load_weight_transposed(w_hh_ptr, 0, j, j, H)
+        w_z = load_weight_transposed(w_hh_ptr, 1, j, j, H)
+        w_n = load_weight_transposed(w_hh_ptr, 2, j, j, H)
+    else:
+        w_r = load_weight(w_hh_ptr, 0, j, j, H)
+        w_z = load_weight(w_hh_ptr, 1, j, j, H)
+        w_n = load_weight(w_hh_ptr, 2, j, j, H)
+    return j, b, w_r, w_z, w_n
 
 
 @triton.jit(do_not_specialize=["T", "B"])
@@ -32,11 +48,7 @@ def forward_kernel(
     BLOCK_B: tl.constexpr,
 ):
     """All steps of one batch tile."""
-    j = tl.arange(0, HIDDEN)
-    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    w_r = load_weight(w_hh_ptr, 0, j, j, H)
-    w_z = load_weight(w_hh_ptr, 1, j, j, H)
-    w_n = load_weight(w_hh_ptr, 2, j, j, H)
+    j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, False, HIDDEN, BLOCK_B)
     b_hn = tl.zeros((HIDDEN, 1), tl.float32)
     if b_hn_ptr is not None:
         b_hn += read(b_hn_ptr + j, j < H)[:, None]
