@@ -128,7 +128,7 @@ def test_a_flag_before_the_value(mutated):
     ("file", "old", "new"),
     [
         ("persistent_forward", "before = here", "before = Step(here.row - B * tl.minimum(i, 1), here.count)"),
-        ("persistent_backward", "rows_at(d_gates_ptr, here.row", "rows_at(d_gates_ptr, here.row + tl.minimum(i, 1) * B"),
+        ("persistent_backward", "rows_at(d_gates_ptr, here", "rows_at(d_gates_ptr, tl.minimum(i, 1) * B + here"),
     ],
     ids=["forward", "backward"],
 )  # fmt: skip
