@@ -84,13 +84,15 @@ def backward_of_each(backward: Backward) -> list[Tensor]:
     has no fallback for operators with lists of tensors: a call a gradient."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    grads = (backward.grad_output, backward.grad_h_n)
-    batched = [x is not None and is_legacy_batched(x) for x in grads]
-    stacked = [torch._remove_batch_dim(x, level, 1, 0) if many else x for x, many in zip(grads, batched, strict=True)]
+    grads = {"grad_output": backward.grad_output, "grad_h_n": backward.grad_h_n}
+    stacked = {
+        name: torch._remove_batch_dim(x, level, 1, 0)
+        for name, x in grads.items()
+        if x is not None and is_legacy_batched(x)
+    }
     samples = []
-    for i in range(stacked[batched.index(True)].shape[0]):
-        grad_output, grad_h_n = (x[i] if many else x for x, many in zip(stacked, batched, strict=True))
-        arguments = flat_backward(backward._replace(grad_output=grad_output, grad_h_n=grad_h_n))
-        d_input, d_hx, d_weights = torch.ops.trigru.gru_backward(*arguments)
+    for i in range(next(iter(stacked.values())).shape[0]):
+        one = backward._replace(**{name: x[i] for name, x in stacked.items()})
+        d_input, d_hx, d_weights = torch.ops.trigru.gru_backward(*flat_backward(one))
         samples.append([d_input, d_hx, *d_weights])
     return [torch._add_batch_dim(torch.stack(parts), 0, level) for parts in zip(*samples, strict=True)]

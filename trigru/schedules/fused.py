@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from ..kernels import persistent, resident, stepwise
+from ..kernels.recurrence import Gradients as Upstreams
+from ..kernels.recurrence import Kept, Operands, Recurrence
 from ..layer import Weights
 from ..planning.plan import precision_of
 from .part import Gradients, Part, Run, Upstream
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again
 
-# Each has a `forward` and a `backward` of the same signature.
+# Each has a `forward` and a `backward` of the same signature (see kernels/recurrence.py).
 SCHEDULES = {"stepwise": stepwise, "resident": resident, "persistent": persistent}
 
 
@@ -23,21 +25,16 @@ def forward(part: Part, weights: Weights, run: Run) -> Tensor | None:
         The gates of every row, flat, if part.keep."""
     assert run.h_n is not None
     gates_in, b_hn = project_input(run.rows, weights, part.variant)
-    output, gates = SCHEDULES[part.plan.schedule].forward(
-        gates_in,
-        run.h0.contiguous(),
-        weights.hh.contiguous(),
-        b_hn,
-        run.steps,
-        variant=part.variant,
-        reverse=part.reverse,
-        save=part.keep,
-        precision=precision_of(run.input.dtype),
-        config=part.plan.config,
-    )
-    run.output.copy_(output)
+    operands = Operands(gates_in, run.h0.contiguous(), weights.hh.contiguous(), b_hn, run.steps, run.output)
+    kept = SCHEDULES[part.plan.schedule].forward(_recurrence(part, run), operands, part.keep)
+    if kept.output is not run.output:
+        run.output.copy_(kept.output)
     final_state(run.output, run.steps, part.reverse, out=run.h_n)
-    return None if gates is None else gates.view(-1)
+    return None if kept.reserve is None else kept.reserve.view(-1)
+
+
+def _recurrence(part: Part, run: Run) -> Recurrence:
+    return Recurrence(part.variant, part.reverse, precision_of(run.output.dtype), part.plan.config)
 
 
 def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Upstream) -> Gradients:
@@ -70,17 +67,10 @@ def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Up
             assert x is not None
             kept = gates_again(Run(x[here], start, chunk, rows[here]), weights, part.variant, reverse)
         d_gates, d_an, d_start = SCHEDULES[part.plan.schedule].backward(
-            d_rows[here],
-            d_state[: chunk.batch],
-            start,
-            weights.hh.contiguous(),
-            chunk,
-            rows[here],
-            kept,
-            variant=part.variant,
-            reverse=reverse,
-            precision=precision_of(rows.dtype),
-            config=part.plan.config,
+            _recurrence(part, run),
+            Operands(None, start, weights.hh.contiguous(), None, chunk),
+            Kept(rows[here], kept),
+            Upstreams(d_rows[here], d_state[: chunk.batch]),
         )
         d_state[: chunk.batch] = d_start
         r = kept[:, :hidden_size]
