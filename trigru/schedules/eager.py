@@ -11,20 +11,21 @@ hidden_size columns a gate:
                     input's projection the last three, so each is one product and nothing is concatenated
     "cho", "chung"  forward [r z n], backward [dr dz dn]
 
-The weights are used with scaled rows, which removes operations from the step. "chung" is "cho" with the rows of z
-negated, since 1 - sigmoid(x) = sigmoid(-x). Where sigmoid is the faster operation, the rows of n are doubled, since
-tanh(x) = 2 sigmoid(2 x) - 1.
+What the gates keep is z itself in every variant: 1 - z would round to 1 where z is small, and a saturated gate's
+derivatives with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .eager_layout import Layout
 from .eager_products import add_outer, affine, fast_linear, product
+from .eager_tanh import tanh_, tanh_in_steps
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -41,6 +42,24 @@ def _resize(x: Tensor, count: int, joining: Tensor, leaving: Tensor) -> Tensor:
     return x[:count]
 
 
+def _to_infinite(start: Tensor, end: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    """torch.lerp where `end` may be infinite."""
+    return torch.addcmul(start, weight, torch.sub(end, start, out=out), out=out)
+
+
+def _from_infinite(start: Tensor, end: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    """torch.lerp where `start` may be infinite."""
+    return torch.mul(start, 1 - weight, out=out).addcmul_(end, weight)
+
+
+def _blend(h0: Tensor, variant: str) -> Callable[..., Tensor]:
+    """torch.lerp, or where states may be infinite what gives no NaN that the formula has not: lerp takes away from an
+    infinite number what it adds. Only a CPU can be asked whether h0 is finite without waiting for it."""
+    if h0.device.type == "cpu" and math.isfinite(h0.sum().item()):
+        return torch.lerp
+    return _from_infinite if variant == "chung" else _to_infinite
+
+
 class _Forward:
     """The forward steps, with their buffers."""
 
@@ -51,7 +70,6 @@ class _Forward:
         self.buffers: tuple[Tensor, Tensor] | None = None
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
-        self.minus_one = w_ih.new_full((), -1, dtype=layout.dtype)
 
     def _biases(self, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """What is added to the input's projection, and to W_hn h where that stands apart."""
@@ -59,8 +77,10 @@ class _Forward:
         bias = None if b_ih is None else layout.stack(b_ih)
         if b_hh is None:
             return bias, None
-        r, z, n = layout.scaled(b_hh)
-        folded = torch.cat([r, z, torch.zeros_like(n) if layout.reset_after else n])
+        folded = b_hh.to(layout.dtype)
+        n = folded[2 * layout.hidden_size :]
+        if layout.reset_after:
+            folded = torch.cat([folded[: 2 * layout.hidden_size], torch.zeros_like(n)])
         return folded if bias is None else bias + folded, n
 
     def chunk(self, x: Tensor, sizes: tuple[int, ...], reserve: Tensor | None, states: Tensor) -> tuple:
@@ -102,10 +122,7 @@ class _Forward:
         else:
             gates[:, : 2 * size].addmm_(before, self.w_hh[: 2 * size].t()).sigmoid_()
             n.addmm_(r * before, self.w_hh[2 * size :].t())
-        if layout.by_sigmoid:
-            torch.add(self.minus_one, n.sigmoid_(), alpha=2, out=n)
-        else:
-            n.tanh_()
+        tanh_(n)
         return gates
 
     def _views(self, gates: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
@@ -116,14 +133,15 @@ class _Forward:
         else:
             columns = ((0, 2), (0, 1), (1, 2), (2, 3))  # r z, r, z, n
         parts = [gates[:, a * size : b * size].split_with_sizes(sizes) for a, b in columns]
-        views = list(zip(sizes, *parts, states.split_with_sizes(sizes), strict=True))
+        self.tanh, operands = tanh_in_steps(gates[:, columns[-1][0] * size :], sizes)
+        views = list(zip(sizes, *parts, states.split_with_sizes(sizes), operands, strict=True))
         return views[::-1] if self.layout.reverse else views
 
-    def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor) -> Tensor:
+    def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
         w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
-        by_sigmoid, minus_one, alive = self.layout.by_sigmoid, self.minus_one, h.shape[0]
-        for count, own, rz, an, r, z, n, state in self.views:
+        tanh, alive = self.tanh, h.shape[0]
+        for count, own, rz, an, r, z, n, state, operand in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
             if linear is None:
@@ -132,24 +150,20 @@ class _Forward:
                 own.add_(linear(h, self.w_hh))
             rz.sigmoid_()
             n.addcmul_(r, an)
-            if by_sigmoid:
-                n.sigmoid_()
-                torch.add(minus_one, n, alpha=2, out=n)
-            else:
-                n.tanh_()
-            h = torch.lerp(n, h, z, out=state)
+            tanh(operand, out=operand)
+            h = blend(n, h, z, out=state)
         return h
 
-    def steps_reset_before(self, h: Tensor, h0: Tensor, h_n: Tensor) -> Tensor:
+    def steps_reset_before(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variants "cho" and "chung" over the current chunk; returns the last state."""
         size = self.layout.hidden_size
         rows_rz, rows_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
         w_rz, w_n = rows_rz.t(), rows_n.t()
         linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
-        by_sigmoid, minus_one, alive = self.layout.by_sigmoid, self.minus_one, h.shape[0]
+        tanh, alive, chung = self.tanh, h.shape[0], self.layout.variant == "chung"
         reset = torch.empty_like(h)
-        for count, rz, r, z, n, state in self.views:
+        for count, rz, r, z, n, state, operand in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
                 reset = torch.empty_like(h)
@@ -163,12 +177,8 @@ class _Forward:
                 n.addmm_(reset, w_n)
             else:
                 n.add_(linear_n(reset, rows_n))
-            if by_sigmoid:
-                n.sigmoid_()
-                torch.add(minus_one, n, alpha=2, out=n)
-            else:
-                n.tanh_()
-            h = torch.lerp(n, h, z, out=state)
+            tanh(operand, out=operand)
+            h = blend(h, n, z, out=state) if chung else blend(n, h, z, out=state)
         return h
 
 
@@ -209,13 +219,13 @@ def forward(
         return output, h_n.to(input.dtype), reserve.view(-1)
     run = _Forward(layout, w_ih, w_hh, b_ih, b_hh)
     steps = run.steps_reset_after if layout.reset_after else run.steps_reset_before
-    chunks = layout.chunks()
+    chunks, blend = layout.chunks(), _blend(h0, variant)
     h = h0[: layout.sizes[-1 if reverse else 0]]
     for chunk in reversed(chunks) if reverse else chunks:
         kept = reserve[chunk.start : chunk.stop] if save else None
         place = rows[chunk.start : chunk.stop]
         gates, states = run.chunk(layout.rows(input, chunk), chunk.sizes, kept, place)
-        h = steps(h, h0, h_n)
+        h = steps(h, h0, h_n, blend)
         if layout.reuse:
             place.copy_(states)
             h = h.clone()
@@ -238,7 +248,7 @@ class _Backward:
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
         self.buffers: tuple[Tensor, ...] = ()
-        self.blend = w_ih.new_full((), 0.5 if layout.by_sigmoid else 1.0, dtype=layout.dtype)
+        self.one = w_ih.new_ones((), dtype=layout.dtype)
 
     def chunk(self, gates: Tensor, before: Tensor, grad: Tensor | None, sizes: tuple[int, ...]) -> None:
         """Fill the buffers: in `factors` what a step's derivative is multiplied with, in `d_states` what the loss gives
@@ -254,10 +264,14 @@ class _Backward:
         self.d_states.zero_() if grad is None else self.d_states.copy_(grad)
         *an, r, z, n = gates.split(size, 1)
         *f_an, f_r, f_z, f_n = self.factors.split(size, 1)
-        self.keep.copy_(z)
-        half = float(self.blend)
-        _tanh_backward(torch.sub(self.blend, z, alpha=half, out=self.scratch), n, grad_input=f_n)
-        _sigmoid_backward(torch.sub(before, n, out=self.scratch), z, grad_input=f_z)
+        if layout.variant == "chung":
+            torch.sub(self.one, z, out=self.keep)
+            _tanh_backward(z, n, grad_input=f_n)
+            _sigmoid_backward(torch.sub(n, before, out=self.scratch), z, grad_input=f_z)
+        else:
+            self.keep.copy_(z)
+            _tanh_backward(torch.sub(self.one, z, out=self.scratch), n, grad_input=f_n)
+            _sigmoid_backward(torch.sub(before, n, out=self.scratch), z, grad_input=f_z)
         if layout.reset_after:
             _sigmoid_backward(torch.mul(f_n, an[0], out=self.scratch), r, grad_input=f_r)
             torch.mul(f_n, r, out=f_an[0])
@@ -364,10 +378,7 @@ class _Backward:
             if layout.reset_after:
                 d_b_hh[2 * size :] = self.d_bias[:size]
         found = (self.d_w_ih, d_w_hh, d_b_ih, d_b_hh)
-        return tuple(
-            layout.unscale_(d) if need and d is not None else None
-            for d, need in zip(found, self.needs[2:], strict=True)
-        )
+        return tuple(d if need else None for d, need in zip(found, self.needs[2:], strict=True))
 
 
 def backward(

@@ -1,0 +1,46 @@
+"""Who computes tanh for the eager schedule: numpy where torch can share a CPU tensor's memory with it, else torch.
+
+A step waits for its tanh, and torch's is slow on a CPU: 2.6 ns an element in float32 (AMD EPYC, Zen 5, one thread), six
+times its sigmoid; numpy's takes 0.5 ns, and no time to start threads. The way by sigmoid, 2 sigmoid(2 x) - 1, would
+cancel near 0. Largest errors over float32, in units in the last place: numpy 1.4, torch 0.6.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def _numpy_tanh() -> Callable[..., Any] | None:
+    """numpy's tanh, or None where there is no numpy or this torch cannot reach it."""
+    try:
+        import numpy
+
+        torch.zeros(1).numpy()
+    except (ImportError, RuntimeError):
+        return None
+    return numpy.tanh
+
+
+def tanh_in_steps(x: Tensor, sizes: Sequence[int]) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """A function `tanh` and operands for the steps of x, `sizes` rows each, such that tanh(operand, out=operand) works
+    in the memory of x."""
+    tanh = _numpy_tanh() if x.device.type == "cpu" else None
+    if tanh is None:
+        return torch.tanh, x.split_with_sizes(list(sizes))
+    rows, operands, start = x.numpy(), [], 0
+    for size in sizes:
+        operands.append(rows[start : start + size])
+        start += size
+    return tanh, operands
+
+
+def tanh_(x: Tensor) -> None:
+    """x = tanh(x)."""
+    tanh, (whole,) = tanh_in_steps(x, x.shape[:1])
+    tanh(whole, out=whole)
