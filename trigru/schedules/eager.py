@@ -11,8 +11,7 @@ hidden_size columns a gate:
                     input's projection the last three, so each is one product and nothing is concatenated
     "cho", "chung"  forward [r z n], backward [dr dz dn]
 
-What the gates keep is z itself in every variant: 1 - z would round to 1 where z is small, and a saturated gate's
-derivatives with it.
+In 16 bits the arithmetic is in float32, and the reserve keeps of r, z and n what eager_kept.py says.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .eager_kept import candidate, keep_, sides
 from .eager_layout import Layout
 from .eager_products import add_outer, affine, fast_linear, product
 from .eager_tanh import tanh_, tanh_in_steps
@@ -67,7 +67,7 @@ class _Forward:
         self.layout = layout
         self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
         self.bias, self.b_hn = self._biases(b_ih, b_hh)
-        self.buffers: tuple[Tensor, Tensor] | None = None
+        self.buffers: tuple[Tensor, ...] = ()
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
 
@@ -89,15 +89,16 @@ class _Forward:
         width = layout.planes * layout.hidden_size
         if not layout.reuse:
             gates = x.new_empty(rows, width) if reserve is None else reserve
-            self.views = self._views(gates, states, sizes)
+            self.views = self._views(gates, gates, states, sizes)
         else:
-            if self.buffers is None:
-                self.buffers = x.new_empty(rows, width), x.new_empty(rows, layout.hidden_size)
-            elif self.buffers[0].shape[0] < rows:
-                self.buffers, self.sizes = (x.new_empty(rows, width), x.new_empty(rows, layout.hidden_size)), ()
-            gates, states = self.buffers[0][:rows], self.buffers[1][:rows]
+            if not self.buffers or self.buffers[0].shape[0] < rows:
+                widths = (width, layout.hidden_size, 3 * layout.hidden_size if layout.narrow else 0)
+                self.buffers, self.sizes = tuple(x.new_empty(rows, w) for w in widths), ()
+            gates, states, apart = (buffer[:rows] for buffer in self.buffers)
             if sizes != self.sizes:
-                self.views, self.sizes = self._views(gates, states, sizes), sizes
+                # What is kept in 16 bits is made of the pre-activations, so these stay in `gates`.
+                self.views = self._views(gates, apart if layout.narrow else gates, states, sizes)
+                self.sizes = sizes
         self._project(x, gates)
         return gates, states
 
@@ -114,43 +115,48 @@ class _Forward:
         layout, size = self.layout, self.layout.hidden_size
         gates = x.new_empty(x.shape[0], layout.planes * size)
         self._project(x, gates)
-        *an, r, _, n = gates.split(size, 1)
+        own, rz, n = gates[:, : 3 * size], gates[:, layout.rz], gates[:, -size:]
+        if not layout.reset_after:
+            own = rz
+        own.addmm_(before, self.w_hh[: own.shape[1]].t())
+        r = rz[:, :size].sigmoid()
         if layout.reset_after:
-            gates[:, : 3 * size].addmm_(before, self.w_hh.t())
-            gates[:, size : 3 * size].sigmoid_()
-            n.addcmul_(r, an[0])
+            n.addcmul_(r, gates[:, :size])
         else:
-            gates[:, : 2 * size].addmm_(before, self.w_hh[: 2 * size].t()).sigmoid_()
             n.addmm_(r * before, self.w_hh[2 * size :].t())
-        tanh_(n)
+        if layout.narrow:
+            keep_(rz, n)
+        else:
+            rz.sigmoid_()
+            tanh_(n)
         return gates
 
-    def _views(self, gates: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
+    def _views(self, gates: Tensor, to: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
+        """Views of each step: pre-activations have their place in `gates`, and r, z, n in the last columns of `to`."""
         size = self.layout.hidden_size
-        columns: tuple[tuple[int, int], ...]
-        if self.layout.reset_after:
-            columns = ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))  # an r z, r z, an, r, z, n
-        else:
-            columns = ((0, 2), (0, 1), (1, 2), (2, 3))  # r z, r, z, n
-        parts = [gates[:, a * size : b * size].split_with_sizes(sizes) for a, b in columns]
-        self.tanh, operands = tanh_in_steps(gates[:, columns[-1][0] * size :], sizes)
-        views = list(zip(sizes, *parts, states.split_with_sizes(sizes), operands, strict=True))
+        own = gates[:, : 3 * size] if self.layout.reset_after else gates[:, : 2 * size]
+        r, z, n = to[:, -3 * size :].split(size, 1)
+        rz, before_n = to[:, -3 * size : -size], gates[:, -size:]
+        parts = [own, gates[:, self.layout.rz], rz, gates[:, :size], r, z, before_n, n]
+        self.tanh, operands = tanh_in_steps(before_n, n, sizes)
+        steps = [part.split_with_sizes(sizes) for part in (*parts, states)]
+        views = list(zip(sizes, *steps, operands, strict=True))
         return views[::-1] if self.layout.reverse else views
 
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
         w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
         tanh, alive = self.tanh, h.shape[0]
-        for count, own, rz, an, r, z, n, state, operand in self.views:
+        for count, own, before, rz, an, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
             if linear is None:
                 own.addmm_(h, w)
             else:
                 own.add_(linear(h, self.w_hh))
-            rz.sigmoid_()
-            n.addcmul_(r, an)
-            tanh(operand, out=operand)
+            torch.sigmoid(before, out=rz)
+            before_n.addcmul_(r, an)
+            tanh(source, out=target)
             h = blend(n, h, z, out=state)
         return h
 
@@ -163,21 +169,21 @@ class _Forward:
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
         tanh, alive, chung = self.tanh, h.shape[0], self.layout.variant == "chung"
         reset = torch.empty_like(h)
-        for count, rz, r, z, n, state, operand in self.views:
+        for count, own, before, rz, _, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
                 reset = torch.empty_like(h)
             if linear_rz is None:
-                rz.addmm_(h, w_rz)
+                own.addmm_(h, w_rz)
             else:
-                rz.add_(linear_rz(h, rows_rz))
-            rz.sigmoid_()
+                own.add_(linear_rz(h, rows_rz))
+            torch.sigmoid(before, out=rz)
             torch.mul(r, h, out=reset)
             if linear_n is None:
-                n.addmm_(reset, w_n)
+                before_n.addmm_(reset, w_n)
             else:
-                n.add_(linear_n(reset, rows_n))
-            tanh(operand, out=operand)
+                before_n.add_(linear_n(reset, rows_n))
+            tanh(source, out=target)
             h = blend(h, n, z, out=state) if chung else blend(n, h, z, out=state)
         return h
 
@@ -230,6 +236,8 @@ def forward(
             place.copy_(states)
             h = h.clone()
             if kept is not None:
+                if layout.narrow:
+                    keep_(gates[:, layout.rz], gates[:, -layout.hidden_size :])
                 kept.copy_(gates)
     h_n[: h.shape[0]] = h
     return output, h_n.to(input.dtype), reserve.view(-1)
@@ -262,22 +270,26 @@ class _Backward:
             self.views, self.sizes = self._views(sizes), sizes
         self.before = before
         self.d_states.zero_() if grad is None else self.d_states.copy_(grad)
-        *an, r, z, n = gates.split(size, 1)
+        rz, n, chung = gates[:, layout.rz], gates[:, -size:], layout.variant == "chung"
         *f_an, f_r, f_z, f_n = self.factors.split(size, 1)
-        if layout.variant == "chung":
-            torch.sub(self.one, z, out=self.keep)
-            _tanh_backward(z, n, grad_input=f_n)
-            _sigmoid_backward(torch.sub(n, before, out=self.scratch), z, grad_input=f_z)
+        # derivatives of gates from either side of them, y or 1 - y
+        if layout.narrow:
+            (side_r, side_z), (r, z), (_, rest) = (x.split(size, 1) for x in sides(rz))
+            n, slope = candidate(n)
+            torch.mul(z if chung else rest, slope, out=f_n)
         else:
-            self.keep.copy_(z)
-            _tanh_backward(torch.sub(self.one, z, out=self.scratch), n, grad_input=f_n)
-            _sigmoid_backward(torch.sub(before, n, out=self.scratch), z, grad_input=f_z)
+            side_r, side_z = r, z = rz.split(size, 1)
+            rest = torch.sub(self.one, z, out=self.scratch)
+            _tanh_backward(z if chung else rest, n, grad_input=f_n)
+        self.keep.copy_(rest if chung else z)
+        torch.sub(n, before, out=self.scratch) if chung else torch.sub(before, n, out=self.scratch)
+        _sigmoid_backward(self.scratch, side_z, grad_input=f_z)
         if layout.reset_after:
-            _sigmoid_backward(torch.mul(f_n, an[0], out=self.scratch), r, grad_input=f_r)
+            _sigmoid_backward(torch.mul(f_n, gates[:, :size], out=self.scratch), side_r, grad_input=f_r)
             torch.mul(f_n, r, out=f_an[0])
         else:
             self.reset.copy_(r)
-            _sigmoid_backward(before, r, grad_input=f_r)
+            _sigmoid_backward(before, side_r, grad_input=f_r)
 
     def _views(self, sizes: tuple[int, ...]) -> list[tuple]:
         size, planes = self.layout.hidden_size, self.layout.planes

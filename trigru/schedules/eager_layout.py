@@ -40,7 +40,9 @@ class Layout:
         self.reset_after = variant == "torch"
         self.planes = 4 if self.reset_after else 3
         elements = batch * self.hidden_size
-        self.reuse = self.dtype != input.dtype or elements <= REUSE_ELEMENTS
+        self.rz = slice((self.planes - 3) * self.hidden_size, (self.planes - 1) * self.hidden_size)
+        self.narrow = self.dtype != input.dtype
+        self.reuse = self.narrow or elements <= REUSE_ELEMENTS
 
     def chunks(self) -> list[Chunk]:
         """All chunks, from the first step to the last."""

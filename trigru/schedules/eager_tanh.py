@@ -27,20 +27,20 @@ def _numpy_tanh() -> Callable[..., Any] | None:
     return numpy.tanh
 
 
-def tanh_in_steps(x: Tensor, sizes: Sequence[int]) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """A function `tanh` and operands for the steps of x, `sizes` rows each, such that tanh(operand, out=operand) works
-    in the memory of x."""
+def tanh_in_steps(x: Tensor, out: Tensor, sizes: Sequence[int]) -> tuple[Callable[..., Any], Sequence[tuple[Any, Any]]]:
+    """A function `tanh` and pairs of operands for the steps of x and out, `sizes` rows each: tanh(a, out=b) puts the
+    tanh of a step of x into `out`."""
     tanh = _numpy_tanh() if x.device.type == "cpu" else None
     if tanh is None:
-        return torch.tanh, x.split_with_sizes(list(sizes))
-    rows, operands, start = x.numpy(), [], 0
+        return torch.tanh, list(zip(x.split_with_sizes(list(sizes)), out.split_with_sizes(list(sizes)), strict=True))
+    source, target, pairs, start = x.numpy(), out.numpy(), [], 0
     for size in sizes:
-        operands.append(rows[start : start + size])
+        pairs.append((source[start : start + size], target[start : start + size]))
         start += size
-    return tanh, operands
+    return tanh, pairs
 
 
 def tanh_(x: Tensor) -> None:
     """x = tanh(x)."""
-    tanh, (whole,) = tanh_in_steps(x, x.shape[:1])
-    tanh(whole, out=whole)
+    tanh, ((source, target),) = tanh_in_steps(x, x, x.shape[:1])
+    tanh(source, out=target)
