@@ -133,28 +133,35 @@ class _Forward:
 
     def _views(self, gates: Tensor, to: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
         """Views of each step: pre-activations have their place in `gates`, and r, z, n in the last columns of `to`."""
-        size = self.layout.hidden_size
-        own = gates[:, : 3 * size] if self.layout.reset_after else gates[:, : 2 * size]
-        r, z, n = to[:, -3 * size :].split(size, 1)
-        rz, before_n = to[:, -3 * size : -size], gates[:, -size:]
-        parts = [own, gates[:, self.layout.rz], rz, gates[:, :size], r, z, before_n, n]
-        self.tanh, operands = tanh_in_steps(before_n, n, sizes)
-        steps = [part.split_with_sizes(sizes) for part in (*parts, states)]
-        views = list(zip(sizes, *steps, operands, strict=True))
+        layout, size = self.layout, self.layout.hidden_size
+
+        def steps(x: Tensor, first: int, planes: int = 1) -> tuple[Tensor, ...]:
+            return x[:, first * size : (first + planes) * size].split_with_sizes(sizes)
+
+        start = layout.planes - 3
+        before_rz, before_n = steps(gates, start, 2), steps(gates, start + 2)
+        rz, n, source = before_rz, before_n, gates[:, -size:]
+        target = source
+        if to is not gates:
+            rz, n, start, target = steps(to, 0, 2), steps(to, 2), 0, to[:, -size:]
+        self.tanh, operands = tanh_in_steps(source, target, sizes)
+        own = (steps(gates, 0, 3), steps(gates, 0)) if layout.reset_after else ()  # [an r z], an
+        parts = before_rz, rz, steps(to, start), steps(to, start + 1), before_n, n, states.split_with_sizes(sizes)
+        views = list(zip(sizes, *own, *parts, operands, strict=True))
         return views[::-1] if self.layout.reverse else views
 
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
         w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
         tanh, alive = self.tanh, h.shape[0]
-        for count, own, before, rz, an, r, z, before_n, n, state, (source, target) in self.views:
+        for count, own, an, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
             if linear is None:
                 own.addmm_(h, w)
             else:
                 own.add_(linear(h, self.w_hh))
-            torch.sigmoid(before, out=rz)
+            torch.sigmoid(before_rz, out=rz)
             before_n.addcmul_(r, an)
             tanh(source, out=target)
             h = blend(n, h, z, out=state)
@@ -169,15 +176,15 @@ class _Forward:
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
         tanh, alive, chung = self.tanh, h.shape[0], self.layout.variant == "chung"
         reset = torch.empty_like(h)
-        for count, own, before, rz, _, r, z, before_n, n, state, (source, target) in self.views:
+        for count, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
                 reset = torch.empty_like(h)
             if linear_rz is None:
-                own.addmm_(h, w_rz)
+                before_rz.addmm_(h, w_rz)
             else:
-                own.add_(linear_rz(h, rows_rz))
-            torch.sigmoid(before, out=rz)
+                before_rz.add_(linear_rz(h, rows_rz))
+            torch.sigmoid(before_rz, out=rz)
             torch.mul(r, h, out=reset)
             if linear_n is None:
                 before_n.addmm_(reset, w_n)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -33,11 +34,12 @@ def tanh_in_steps(x: Tensor, out: Tensor, sizes: Sequence[int]) -> tuple[Callabl
     tanh = _numpy_tanh() if x.device.type == "cpu" else None
     if tanh is None:
         return torch.tanh, list(zip(x.split_with_sizes(list(sizes)), out.split_with_sizes(list(sizes)), strict=True))
-    source, target, pairs, start = x.numpy(), out.numpy(), [], 0
-    for size in sizes:
-        pairs.append((source[start : start + size], target[start : start + size]))
-        start += size
-    return tanh, pairs
+    source = x.numpy()
+    spans = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    if out is x:
+        return tanh, [(step, step) for step in map(source.__getitem__, spans)]
+    target = out.numpy()
+    return tanh, [(source[span], target[span]) for span in spans]
 
 
 def tanh_(x: Tensor) -> None:
