@@ -17,25 +17,28 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid(x):
-    """Logistic function; saturates to 0 and 1 without overflow, NaN stays NaN."""
-    return 1.0 / (1.0 + tl.exp(-x))
+    """Logistic function; saturates to 0 and 1 without overflow, NaN stays NaN.
+
+    Its error is that of rounding x: |x| / 2 units in the last place where x is far below 0."""
+    return 1.0 / (1.0 + tl.exp2(-1.442695041 * x))
 
 
 @triton.jit
 def tanh(x):
     """tanh within 2 units in the last place; saturates to -1 and 1, NaN stays NaN.
 
-    Away from 0 by the logistic function, of |x|, where 1 - 2 sigmoid(-2 |x|) subtracts the smaller part. Near 0 that
-    would cancel, so there x + x^3 P(x^2) with the P of least relative error. One formula for all dtypes: tanh.approx,
-    with its 11 bits, would add to the rounding of float16, and only NVIDIA has it; Triton's interpreter has no
-    libdevice."""
+    Far from 0 it is 1 - 2 / (1 + exp(2 |x|)) with the sign of x. Near 0 that would cancel: there x + x^3 P(x^2), with
+    the P of least relative error. This for all dtypes: tanh.approx has 11 bits, too few for float16, whose kernels keep
+    the state in float32 as well; and only NVIDIA has it, while the interpreter has not even libdevice's tanh."""
     size, square = tl.abs(x), x * x
     p = -0.00476948824 * square + 0.0196649116
     p = p * square - 0.0533902571
     p = p * square + 0.133265212
     p = p * square - 0.333330691
-    large = 1.0 - 2.0 * sigmoid(-2.0 * size)
-    return tl.where(size < 0.75, x * (p * square) + x, tl.where(x < 0, -large, large))
+    near = x * (p * square) + x
+    sign = tl.where(x < 0, -1.0, 1.0)
+    far = sign * (-2.0 / (1.0 + tl.exp2(2.885390082 * size))) + sign
+    return tl.where(size < 0.75, near, far)
 
 
 @triton.jit

@@ -153,7 +153,7 @@ class _Forward:
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
         w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
-        tanh, alive = self.tanh, h.shape[0]
+        tanh, apart, alive = self.tanh, self.layout.narrow, h.shape[0]
         for count, own, an, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
@@ -161,7 +161,7 @@ class _Forward:
                 own.addmm_(h, w)
             else:
                 own.add_(linear(h, self.w_hh))
-            torch.sigmoid(before_rz, out=rz)
+            torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
             before_n.addcmul_(r, an)
             tanh(source, out=target)
             h = blend(n, h, z, out=state)
@@ -174,7 +174,7 @@ class _Forward:
         w_rz, w_n = rows_rz.t(), rows_n.t()
         linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
-        tanh, alive, chung = self.tanh, h.shape[0], self.layout.variant == "chung"
+        tanh, apart, alive, chung = self.tanh, self.layout.narrow, h.shape[0], self.layout.variant == "chung"
         reset = torch.empty_like(h)
         for count, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
@@ -184,7 +184,7 @@ class _Forward:
                 before_rz.addmm_(h, w_rz)
             else:
                 before_rz.add_(linear_rz(h, rows_rz))
-            torch.sigmoid(before_rz, out=rz)
+            torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
             torch.mul(r, h, out=reset)
             if linear_n is None:
                 before_n.addmm_(reset, w_n)
