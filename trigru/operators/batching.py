@@ -92,7 +92,7 @@ def backward_of_each(backward: Backward) -> list[Tensor]:
     }
     samples = []
     for i in range(next(iter(stacked.values())).shape[0]):
-        one = backward._replace(**{name: x[i] for name, x in stacked.items()})
+        one = backward._replace(**{name: x[i] for name, x in stacked.items()})  # type: ignore[arg-type]
         d_input, d_hx, d_weights = torch.ops.trigru.gru_backward(*flat_backward(one))
         samples.append([d_input, d_hx, *d_weights])
     return [torch._add_batch_dim(torch.stack(parts), 0, level) for parts in zip(*samples, strict=True)]
