@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 import trigru
+from trigru.planning.precision import multiplied_in_tf32
 
 PACKAGES = ("triton", "flashrnn", "gru-qat", "torchrl", "haste_pytorch")
 
@@ -81,12 +81,6 @@ def folder(shared: dict[str, Any]) -> str:
     return f"{device}/{shared['date'][:10]}-{(shared['commit'] or 'installed')[:7]}"
 
 
-@contextlib.contextmanager
-def multiplied_in(precision: str) -> Iterator[None]:
+def multiplied_in(precision: str) -> contextlib.AbstractContextManager[None]:
     """Within the block float32 is multiplied in TF32 ("tf32") or not ("ieee"), by cuDNN, cuBLAS and trigru alike."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    return multiplied_in_tf32(rnn=precision == "tf32", products=precision == "tf32")

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import functools
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from torch import Tensor
 
 from ..functional import gru
 from ..planning.plan import DIRECTIONS, SCHEDULES, choose
+from ..planning.precision import multiplied_in_tf32
+from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
 from . import check_cases
 from .check_cases import NUMBERS, Case, Numbers, Problem
@@ -155,7 +156,7 @@ def check(
     }[executed, quick]
     refused: dict[str, None] = {}  # ordered
     ran: list[tuple[float, str]] = []
-    with place.kernels(), _multiplying(numbers):
+    with place.kernels(), multiplied_in_tf32(rnn=numbers.tf32, products=False):
         for case in cases:
             reason = _obstacle(place, schedule, variant, numbers, case)
             if reason is None:
@@ -207,18 +208,6 @@ def _obstacle(place: Place, schedule: str, variant: str, numbers: Numbers, case:
     return None
 
 
-@contextlib.contextmanager
-def _multiplying(numbers: Numbers) -> Iterator[None]:
-    """Within the block float32 is multiplied in TF32 by kernels if `numbers` say so, and by torch never."""
-    rnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = rnn.allow_tf32, products.allow_tf32
-    rnn.allow_tf32, products.allow_tf32 = numbers.tf32, False
-    try:
-        yield
-    finally:
-        rnn.allow_tf32, products.allow_tf32 = before
-
-
 def _compare(place: Place, schedule: str, variant: str, numbers: Numbers, case: Case) -> tuple[float, str]:
     """The largest relative error of a case and where it is; infinite, with what was raised, if the schedule raises."""
     layer = check_cases.problem(case, variant, numbers.dtype)
@@ -253,7 +242,7 @@ def _results(place: Place, schedule: str, layer: Problem, dtype: torch.dtype) ->
     with torch.cuda.device(place.device):
         results = _replayed(compute) if place.graph else compute()
         torch.cuda.synchronize()
-    if importlib.util.find_spec("triton") is not None:
+    if why_unusable() is None:
         from ..kernels import watch
 
         watch.check()
