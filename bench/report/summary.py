@@ -85,11 +85,21 @@ def bounded(rows: Sequence[Row]) -> str:
 def outcomes(folder: Path) -> Iterator[tuple[str, dict[str, Any], Outcome]]:
     """Name, shared fields and outcome of every run below the folder."""
     for file in sorted(folder.glob("*/run.json")):
-        run = json.loads(file.read_text())
-        lines = [line for rows in sorted(file.parent.glob("*.jsonl")) for line in rows.read_text().splitlines()]
-        skipped = {(entry["peer"], entry["reason"]): entry["cases"] for entry in run["skipped"]}
-        found = Outcome([json.loads(line) for line in lines], run["left_out"], skipped, run["failed"], run["latencies"])
+        run, found = outcome_in(file.parent)
         yield file.parent.name, run, found
+
+
+def outcome_in(folder: Path) -> tuple[dict[str, Any], Outcome]:
+    """Shared fields and outcome of the run that wrote the folder.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    run = json.loads((folder / "run.json").read_text())
+    lines = [line for rows in sorted(folder.glob("*.jsonl")) for line in rows.read_text().splitlines()]
+    skipped = {(entry["peer"], entry["reason"]): entry["cases"] for entry in run["skipped"]}
+    rows = [json.loads(line) for line in lines]
+    return run, Outcome(rows, run["left_out"], skipped, run["failed"], run["latencies"])
 
 
 def parts(folder: Path) -> list[list[str]]:
@@ -113,7 +123,7 @@ def summary(folder: Path) -> str:
     latencies = {name: seconds for _, _, outcome in runs for name, seconds in outcome.latencies.items()}
     if latencies:
         said.append("Latencies: " + ", ".join(f"{name[:-2]} {s * 1e6:.2f} us" for name, s in latencies.items()) + ".")
-    said += ["## Every comparison", "Ratio: the other's time or bytes by ours.", table(rows)]
+    said += ["## Every comparison", "Geometric means.", table(rows)]
     if any(row.get("bound_ratio") for row in rows):
         said += ["## What the hardware allows", bounded(rows)]
     said.append("## Without a time")

@@ -259,10 +259,10 @@ def _chosen(
     # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
     described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
-    return _planned(schedule, described, layer, direction)
+    return planned(schedule, described, layer, direction)
 
 
-def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
+def planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
     """The plan among Triton's schedules."""
     ranked = candidates(device, layer, direction)
     if schedule == "auto":

@@ -26,3 +26,10 @@ def why_unusable() -> str | None:
     if found is None or (int(found[1]), int(found[2])) < OLDEST:
         return f"triton {version} is installed, {'.'.join(map(str, OLDEST))} or newer is needed"
     return None
+
+
+def interpreted() -> bool:
+    """Whether Triton, which can be used, runs kernels in its interpreter and compiles none."""
+    from ..kernels import launch
+
+    return launch.interpreted()
