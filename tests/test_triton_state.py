@@ -21,13 +21,23 @@ BROKEN = {
     "old": ("__version__ = '2.1.0'", "triton 2.1.0 is installed, 3.5 or newer is needed"),
     "no version": ("", "has no attribute '__version__'"),
 }
-LAYERS = """
+LAYERS_AND_INFO = """
 import torch, trigru
+from trigru.command.cli import main
 trigru.GRU(4, 6)(torch.randn(20, 2, 4))[0].sum().backward()
 try:
     trigru.GRU(4, 6, schedule='stepwise')(torch.randn(20, 2, 4))
 except RuntimeError as error:
     print(error)
+print('INFO', main(['info']))
+print('JSON')
+main(['info', '--json'])
+"""
+NEEDS_TRITON = """
+import sys
+from trigru.command.cli import main
+for argv in (['inspect'], ['check', '--ptx'], ['bench', '--suite', 'work'], ['bench', '--suite', 'overhead']):
+    print(main(argv), file=sys.stderr)
 """
 
 
@@ -47,37 +57,28 @@ def broken(request, tmp_path):
     return tmp_path, said
 
 
-def test_a_layer_on_a_cpu_runs_and_a_schedule_by_name_says_why_it_cannot(broken):
+def test_a_cpus_user_does_not_notice_and_info_says_what_is_wrong(broken):
     path, said = broken
-    done = in_a_process("-c", LAYERS, path=path)
+    done = in_a_process("-c", LAYERS_AND_INFO, path=path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("schedule 'stepwise' cannot run here: ")
-    assert said in done.stdout
+    refusal, _, text = done.stdout.partition("Versions")
+    assert refusal.startswith("schedule 'stepwise' cannot run here: ")
+    assert said in refusal
+    text, _, as_json = text.partition("JSON\n")
+    assert said in text
+    assert "INFO 0" in text
+    assert said in json.loads(as_json)["triton"]["state"]
 
 
-def test_info_says_what_is_wrong(broken):
+@pytest.mark.parametrize("broken", ["RuntimeError"], indirect=True)
+def test_what_needs_a_triton_says_so_in_one_line(broken):
     path, said = broken
-    done = in_a_process("-m", "trigru", "info", path=path)
-    assert done.returncode == 0, done.stderr
-    assert said in done.stdout
-    done = in_a_process("-m", "trigru", "info", "--json", path=path)
-    assert said in json.loads(done.stdout)["triton"]["state"]
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [["inspect"], ["check", "--ptx"], ["bench", "--suite", "work"], ["bench", "--suite", "overhead"]],
-    ids=" ".join,
-)
-def test_what_needs_a_triton_says_so_in_one_line(argv, tmp_path):
-    text, said = BROKEN["RuntimeError"]
-    (tmp_path / "triton").mkdir()
-    (tmp_path / "triton" / "__init__.py").write_text(text)
-    done = in_a_process("-m", "trigru", *argv, path=tmp_path)
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"trigru {argv[0]}: ")
-    assert said in done.stderr
+    done = in_a_process("-c", NEEDS_TRITON, path=path)
+    lines = done.stderr.splitlines()
+    assert lines[1::2] == ["1"] * 4, done.stderr
+    assert [line.split(":")[0] for line in lines[::2]] == ["trigru inspect", "trigru check", *["trigru bench"] * 2]
+    assert all(said in line for line in lines[::2])
+    assert done.stdout == ""
 
 
 NEW_DOOR = """

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `trigru demo`."""
     parser.add_argument("--variant", choices=VARIANTS, default="torch", help="equations (default: %(default)s)")
     parser.add_argument("--schedule", choices=SCHEDULES, default="auto", help="how it runs (default: %(default)s)")
-    parser.add_argument("--epochs", type=at_least(1), default=20, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--epochs", type=at_least(1), default=40, help="passes over the data (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda where there is one, else cpu)")
     parser.add_argument(
         "--out",
