@@ -80,7 +80,7 @@ def test_missing_package_is_named(package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "trigru.demo.figure", raising=False)
     assert main(["demo"]) == 1
-    assert 'pip install "trigru[demo]"' in capsys.readouterr().err
+    assert 'pip install -e ".[demo]"' in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from .outcome import Outcome
 from .report import notes, place, table
 
 Row = dict[str, Any]
-# The lines of the README's table of speeds: numbers, variant, hidden_size, batch, seq_len, packed.
+# The lines of the table of speeds, which the README has once they are measured: numbers, variant, hidden_size, batch, seq_len, packed.
 HEADLINES = (
     ("bf16", "torch", 128, 64, 256, False),
     ("bf16", "torch", 512, 64, 1024, False),
@@ -36,7 +36,7 @@ def numbers(row: Row) -> str:
 
 
 def speeds(rows: Sequence[Row]) -> str:
-    """The README's table: inside a CUDA graph, us a step, and nn.GRU's time by ours; what has no row is so named."""
+    """The table of speeds: inside a CUDA graph, us a step, and nn.GRU's time by ours; what has no row is so named."""
     timed = [row for row in rows if _counts(row)]
     lines = []
     for dtype, variant, hidden_size, batch, seq_len, packed in HEADLINES:

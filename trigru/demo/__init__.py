@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
         train_set, test_set = load()
     except ImportError as error:
-        raise Unable(f'{error}; the demo needs its extra: pip install "trigru[demo]"') from None
+        raise Unable(f'{error}; the demo needs its extra, demo: in a checkout pip install -e ".[demo]"') from None
     train_set, test_set = train_set.to(device), test_set.to(device)
     try:
         choose(args.schedule, device, torch.float32, BATCH_SIZE, HIDDEN_SIZE)
