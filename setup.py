@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: the folders of a checkout without links, and a README for PyPI.
 
-git on Windows without core.symlinks writes links as files; the folders are then mapped by name. Links of the README lead
-to files beside it, which a page on PyPI does not have: they are made absolute."""
+git on Windows without core.symlinks writes links as files; the folders are then mapped by name. Links of the README
+lead to files beside it, which a page on PyPI does not have: they are made absolute."""
 
 import re
 from pathlib import Path
