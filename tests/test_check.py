@@ -17,6 +17,12 @@ from trigru.schedules import eager
 ONE = ["--quick", "--variant", "torch", "--dtype", "fp32"]
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    """A terminal in which no sentence is broken."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 def test_every_schedule_that_runs_here_is_right(capsys):
     assert main(["check", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
