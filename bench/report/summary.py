@@ -15,8 +15,8 @@ from .outcome import Outcome
 from .report import notes, place, table
 
 Row = dict[str, Any]
-# The lines of the table of speeds, for the README once they are measured: numbers, variant, hidden_size, batch, seq_len,
-# packed.
+# The lines of the table of speeds, for the README once they are measured: numbers, variant, hidden_size, batch,
+# seq_len, packed.
 HEADLINES = (
     ("bf16", "torch", 128, 64, 256, False),
     ("bf16", "torch", 512, 64, 1024, False),
