@@ -3,7 +3,7 @@
 #
 # For a machine with an NVIDIA GPU on which python, torch and triton are installed; it needs no network. Parts run one
 # after another, each with a time limit. A part that fails is written down and the next one runs. Everything is left in
-# one folder: logs/, JSON lines, PNG, and summary.md, whose table of speeds is the README's. About an hour; an hour and a half at most.
+# one folder: logs/, JSON lines, PNG, and summary.md, whose table of speeds goes into the README. About an hour; an hour and a half at most.
 # The exit code is 0 if every part went well, else 1.
 #
 # --dry-run goes the same way on a CPU, with sizes that take no time.
