@@ -23,6 +23,7 @@ from .cubin import functions
 from .driver import SMS
 
 REGISTERS = 65536  # of a multiprocessor
+DEVICE = 1000  # Triton keeps what it compiled by the device's number: no other device has this one
 
 
 class Launcher:
@@ -70,7 +71,7 @@ class Driver(DriverBase):
         self.launches: list[dict[str, Any]] = []
         self.utils = self
         self.ptx = ""
-        self.get_current_device = lambda: 0
+        self.get_current_device = lambda: DEVICE
         self.get_current_stream = lambda device: 0
         self.set_current_device = lambda device: None
         self.get_device_capability = lambda device=0: (9, 0)
