@@ -150,7 +150,9 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     if layer.dropout and is_batched():
         return _layer_by_layer(layer, weights, call)
     site = site_of(layer, weights, call)
-    first_kept = _first_kept(layer, weights, call) if site.recording else layer.num_layers
+    # What is traced is compared with a trace without gradients, and must not differ from it.
+    recording = site.recording or torch._C._get_tracing_state() is not None
+    first_kept = _first_kept(layer, weights, call) if recording else layer.num_layers
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:
         return torch.ops.trigru.gru(*flat(forward))[:2]
