@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import reference
+from . import exporters, reference
 from .kernels.config import kept_values
 from .planning import plan
 
@@ -299,6 +299,7 @@ torch.library.register_autograd(
 )
 torch.library.register_vmap("trigru::gru", _forward_vmap, lib=_LIBRARY)
 torch.library.register_vmap("trigru::gru_backward", _backward_vmap, lib=_LIBRARY)
+exporters.register(_LIBRARY)
 for _name in ("gru", "gru_backward"):
     for _key in ("AutocastCPU", "AutocastCUDA"):
         _LIBRARY.impl(_name, _without_autocast(getattr(torch.ops.trigru, _name).default, _key), _key)
@@ -395,6 +396,8 @@ def gru(
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     keep = save and memory == "keep"
     if not _is_plain(tensors):
+        if torch._C._get_tracing_state():
+            exporters.tell_torchscript()
         return torch.ops.trigru.gru(*tensors, batch_sizes, variant, schedule, reverse, keep)[:2]
     if schedule == "auto" and batch_sizes is None and memory == "keep" and (b_ih is None) == (b_hh is None):
         call: dict[str, Any] = {"device": input.device, "dtype": input.dtype, "variant": variant, "schedule": schedule}
