@@ -92,7 +92,7 @@ def to_onnx(module: Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     `onnx.helper.make_node("GRU", ["X", *arrays], ["Y", "Y_h"], **attributes)`; time-major, as layout 0, whatever the
     module's batch_first, since ONNX Runtime has no other layout. "chung" is written as "cho", with z negated. For
-    whole models see `trigru.onnx.translations`.
+    whole models there is `torch.onnx.export`.
 
     Raises:
         ValueError: several layers.
