@@ -12,6 +12,11 @@ from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
 
+def shown_name(name: str) -> str:
+    """How a module is printed: so that it is not taken for torch's. Subclasses have names of their own."""
+    return f"trigru.{name}" if name.removeprefix("Parametrized") in ("GRU", "GRUCell") else name
+
+
 class GRU(nn.RNNBase):
     """A multi-layer GRU: `nn.GRU` with a choice of equations and of schedule.
 
@@ -52,7 +57,7 @@ class GRU(nn.RNNBase):
         >>> x = torch.randn(2, 5, 8)
         >>> torch.testing.assert_close(layer(x), old(x))
         >>> trigru.GRU(8, 16, variant="cho", memory="recompute")
-        GRU(8, 16, variant='cho', memory='recompute')
+        trigru.GRU(8, 16, variant='cho', memory='recompute')
     """
 
     memory = "keep"  # of modules that were swapped in
@@ -94,6 +99,9 @@ class GRU(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Accepted as in `nn.GRU`; does nothing, since no kernel here needs the weights in one buffer."""
+
+    def _get_name(self) -> str:
+        return shown_name(super()._get_name())
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRU`'s first."""
@@ -253,6 +261,9 @@ class GRUCell(nn.RNNCellBase):
         check_variant(variant)
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
         self.variant = variant
+
+    def _get_name(self) -> str:
+        return shown_name(super()._get_name())
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRUCell`'s first."""

@@ -55,7 +55,7 @@ def from_flax_linen(
         >>> last = {"kernel": np.ones((7, 7)), "bias": np.ones(7)}
         >>> params = {"ir": dense, "iz": dense, "in": dense, "hr": square, "hz": square, "hn": last}
         >>> trigru.convert.from_flax_linen(params)
-        GRU(5, 7, batch_first=True)
+        trigru.GRU(5, 7, batch_first=True)
     """
     _expect_sigmoid_and_tanh(gate_fn, activation_fn)
     _expect_no_others(params, _LINEN)
@@ -121,7 +121,7 @@ def from_flax_nnx(
     Example:
         >>> dense_i = {"kernel": np.ones((5, 21)), "bias": np.ones(21)}
         >>> trigru.convert.from_flax_nnx({"dense_i": dense_i, "dense_h": {"kernel": np.ones((7, 21))}})
-        GRU(5, 7, batch_first=True)
+        trigru.GRU(5, 7, batch_first=True)
     """
     _expect_sigmoid_and_tanh(gate_fn, activation_fn)
     _expect_no_others(state, _NNX)

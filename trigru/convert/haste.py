@@ -40,7 +40,7 @@ def from_haste(
 
     Example:
         >>> trigru.convert.from_haste(np.ones((5, 21)), np.ones((7, 21)), np.ones(21), np.ones(21))
-        GRU(5, 7)
+        trigru.GRU(5, 7)
     """
     if zoneout != 0:
         raise ValueError(f"zoneout: expected 0, got {zoneout}: it mixes the states in evaluation too")

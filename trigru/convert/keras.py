@@ -47,9 +47,9 @@ def from_keras(weights: Sequence[Array], *, reset_after: bool = True, batch_firs
     Example:
         >>> kernel, recurrent_kernel, bias = np.ones((5, 21)), np.ones((7, 21)), np.ones((2, 21))
         >>> trigru.convert.from_keras([kernel, recurrent_kernel, bias])
-        GRU(5, 7, batch_first=True)
+        trigru.GRU(5, 7, batch_first=True)
         >>> trigru.convert.from_keras([kernel, recurrent_kernel], reset_after=False)
-        GRU(5, 7, bias=False, batch_first=True, variant='cho')
+        trigru.GRU(5, 7, bias=False, batch_first=True, variant='cho')
     """
     if len(weights) not in (2, 3, 4, 6):
         raise ValueError(

@@ -56,7 +56,7 @@ def from_onnx(
     Example:
         >>> W, R, B = np.ones((2, 21, 5)), np.ones((2, 21, 7)), np.ones((2, 42))
         >>> trigru.convert.from_onnx(W, R, B, direction="bidirectional")
-        GRU(5, 7, bidirectional=True, variant='cho')
+        trigru.GRU(5, 7, bidirectional=True, variant='cho')
         >>> trigru.convert.from_onnx(W[:1], R[:1], linear_before_reset=1, direction="reverse")
         ReverseGRU(5, 7, bias=False)
     """
@@ -105,7 +105,7 @@ def to_onnx(module: Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         >>> attributes
         {'direction': 'forward', 'hidden_size': 7, 'linear_before_reset': 1}
         >>> trigru.convert.from_onnx(**arrays, **attributes)
-        GRU(5, 7)
+        trigru.GRU(5, 7)
     """
     layer = one_layer(module, ("torch", "cho"))
     stacked = {"W": [regate(w.w_ih) for w in layer], "R": [regate(w.w_hh) for w in layer]}
@@ -144,7 +144,7 @@ def from_onnx_model(model: onnx.ModelProto, node: str | None = None) -> GRU:
         >>> weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
         >>> model = helper.make_model(helper.make_graph([node], "gru", [x], [y], weights))
         >>> trigru.convert.from_onnx_model(model)
-        GRU(5, 7, variant='cho')
+        trigru.GRU(5, 7, variant='cho')
     """
     import onnx
     from onnx import helper

@@ -31,7 +31,7 @@ def from_torchrl(module: nn.Module) -> GRU:
         >>> holder = nn.Module()  # as GRUModule holds it
         >>> holder.gru = nn.GRU(5, 7, num_layers=2, batch_first=True)
         >>> trigru.convert.from_torchrl(holder)
-        GRU(5, 7, num_layers=2, batch_first=True)
+        trigru.GRU(5, 7, num_layers=2, batch_first=True)
     """
     held: Any = module
     if isinstance(getattr(module, "gru", None), nn.Module):
