@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import gru, gru_cell
+from .leaf import Leaf
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
@@ -17,7 +18,7 @@ def shown_name(name: str) -> str:
     return f"trigru.{name}" if name.removeprefix("Parametrized") in ("GRU", "GRUCell") else name
 
 
-class GRU(nn.RNNBase):
+class GRU(Leaf, nn.RNNBase):
     """A multi-layer GRU: `nn.GRU` with a choice of equations and of schedule.
 
     Parameters, their names, shapes and initial values, state_dict, results and errors are those of `nn.GRU`, so weights
@@ -116,6 +117,8 @@ class GRU(nn.RNNBase):
 
     def forward(self, input, hx=None):  # type: ignore[no-untyped-def]
         """See the class."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input, hx)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             if sorted_indices is not None:
@@ -225,7 +228,7 @@ class GRU(nn.RNNBase):
         return parameters[name] if name in parameters else getattr(self, name)  # type: ignore[return-value]
 
 
-class GRUCell(nn.RNNCellBase):
+class GRUCell(Leaf, nn.RNNCellBase):
     """One step of a GRU: `nn.GRUCell` with a choice of equations.
 
     Args:
@@ -272,6 +275,8 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """See the class."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input, hx)
         for name, tensor in (("input", input), ("hidden", hx)):
             if tensor is not None and tensor.dim() not in (1, 2):
                 raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
