@@ -14,11 +14,15 @@ the padded model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .layer import Layer, Weights
+from .operators.schema import recorded
+from .schedules.stack import empty_reserve
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -34,48 +38,52 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {}
 
 
-def gru(
-    write: Any,
-    input: Any,
-    h0: Any,
-    weights: Sequence[Sequence[Any]],
-    *,
-    variant: str,
-    direction: str,
-) -> tuple[Any, Any]:
-    """One layer as a node GRU, in the words of an exporter.
+def stack(write: Any, layer: Layer, weights: Sequence[Any], input: Any, hx: Any) -> tuple[Any, Any]:
+    """A call of the operator as a node GRU a layer, in the words of an exporter, `Aten` or `Nodes`.
 
-    Args:
-        write: `Aten` or `Nodes`.
-        input: (T, B, I). h0: (directions, B, H).
-        weights: w_ih, w_hh and, with biases, b_ih, b_hh of each direction.
-        direction: "forward", "reverse" or "bidirectional".
+    input (T, B, I), or (B, T, I) with batch_first; hx (L * D, B, H).
 
     Returns:
-        output (T, B, directions * H), h_n (directions, B, H).
+        output, h_n, as the operator.
+
+    Raises:
+        NotImplementedError: dropout in training.
     """
+    if layer.dropout:
+        raise NotImplementedError("dropout: expected a model in evaluation, model.eval(), as trigru.onnx writes none")
+    x = write.swapped(input) if layer.batch_first else input
+    finals = []
+    for first in range(0, layer.parts, layer.directions):
+        parts = [layer.weights_of(weights, first + d) for d in range(layer.directions)]
+        x, h_n = _gru(write, layer, parts, x, write.rows(hx, first, first + layer.directions))
+        finals.append(h_n)
+    return write.swapped(x) if layer.batch_first else x, write.join(finals)
+
+
+def _gru(write: Any, layer: Layer, weights: Sequence[Weights], input: Any, h0: Any) -> tuple[Any, Any]:
+    """One layer, padded and time-major: its output (T, B, D * H) and h_n (D, B, H)."""
 
     def regated(x: Any) -> Any:
         """Gates r, z, n stacked as ONNX wants them: z, r, h."""
-        r, z, n = write.gates(x)
-        return write.join([write.negative(z) if variant == "chung" else z, r, n])
+        r, z, n = (write.rows(x, i * layer.hidden_size, (i + 1) * layer.hidden_size) for i in range(3))
+        return write.join([write.negative(z) if layer.variant == "chung" else z, r, n])
 
-    def stacked(parts: list[Any]) -> Any:
+    def stacked(parts: Iterable[Any]) -> Any:
         """Directions on an axis of their own."""
         return write.join([write.first_axis(part) for part in parts])
 
     biases = None
-    if len(weights[0]) == 4:
-        biases = stacked([write.join([regated(b_ih), regated(b_hh)]) for _, _, b_ih, b_hh in weights])
+    if layer.bias:
+        biases = stacked(write.join([regated(w.bias_ih), regated(w.bias_hh)]) for w in weights)
     return write.node(
         input,
-        stacked([regated(w[0]) for w in weights]),
-        stacked([regated(w[1]) for w in weights]),
+        stacked(regated(w.ih) for w in weights),
+        stacked(regated(w.hh) for w in weights),
         biases,
         h0,
-        hidden_size=write.size(weights[0][1], 1),
-        direction=direction,
-        linear_before_reset=int(variant == "torch"),
+        hidden_size=layer.hidden_size,
+        direction="bidirectional" if layer.bidirectional else "reverse" if layer.reverse else "forward",
+        linear_before_reset=int(layer.variant == "torch"),
     )
 
 
@@ -83,9 +91,8 @@ class Aten:
     """The words of a graph that torch traces: its own operations, and a node of ONNX by `torch.onnx.ops`."""
 
     @staticmethod
-    def gates(x: Tensor) -> list[Tensor]:
-        size = x.shape[0] // 3
-        return [x[:size], x[size : 2 * size], x[2 * size :]]  # a Split would keep the exporter from folding weights
+    def rows(x: Tensor, start: int, stop: int) -> Tensor:
+        return x[start:stop]  # a Split would keep the exporter from folding weights
 
     @staticmethod
     def negative(x: Tensor) -> Tensor:
@@ -100,15 +107,15 @@ class Aten:
         return x.unsqueeze(0)
 
     @staticmethod
-    def size(x: Tensor, axis: int) -> int:
-        return x.shape[axis]
+    def swapped(x: Tensor) -> Tensor:
+        return x.transpose(0, 1)
 
     @staticmethod
     def node(
         input: Tensor, w: Tensor, r: Tensor, b: Tensor | None, h0: Tensor, **attributes: Any
     ) -> tuple[Tensor, Tensor]:
         steps, batch, _ = input.shape
-        directions, hidden_size = len(r), h0.shape[2]
+        directions, _, hidden_size = r.shape
         y, h_n = torch.onnx.ops.symbolic_multi_out(
             "GRU",
             (input, w, r, b, None, h0),
@@ -131,10 +138,6 @@ class Nodes:
     def rows(self, x: Any, start: int, stop: int) -> Any:
         return self.g.op("Gather", x, self.constant(range(start, stop)), axis_i=0)
 
-    def gates(self, x: Any) -> list[Any]:
-        size = self.size(x, 0) // 3
-        return [self.rows(x, i * size, (i + 1) * size) for i in range(3)]
-
     def negative(self, x: Any) -> Any:
         return self.g.op("Neg", x)
 
@@ -144,8 +147,8 @@ class Nodes:
     def first_axis(self, x: Any) -> Any:
         return self.g.op("Reshape", x, self.constant([1, *x.type().sizes()]))
 
-    def size(self, x: Any, axis: int) -> int:
-        return x.type().sizes()[axis]
+    def swapped(self, x: Any) -> Any:
+        return self.g.op("Transpose", x, perm_i=[1, 0, 2])
 
     def node(self, input: Any, w: Any, r: Any, b: Any, h0: Any, **attributes: Any) -> tuple[Any, Any]:
         nothing = self.g.op("prim::Constant")
@@ -157,56 +160,33 @@ class Nodes:
         return self.g.op("Reshape", y, self.constant([0, 0, -1])), h_n
 
 
-def decompose(
-    input: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    variant: str,
-    schedule: str,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.ops.trigru.gru` as a node GRU in the graph that `torch.onnx.export(dynamo=True)` traces.
+def decompose(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """`torch.ops.trigru.gru` as nodes in the graph that `torch.onnx.export(dynamo=True)` traces.
 
     Raises:
-        NotImplementedError: packed sequences.
+        NotImplementedError: packed sequences, or dropout in training.
     """
-    _expect_padded(batch_sizes is not None)
-    weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
-    direction = "reverse" if reverse else "forward"
-    output, h_n = gru(Aten, input, h0.unsqueeze(0), [weights], variant=variant, direction=direction)
-    return output, h_n.squeeze(0), input.new_empty(0)
+    layer, weights, call, first_kept = recorded(*arguments)
+    _expect_padded(call.batch_sizes is not None)
+    output, h_n = stack(Aten, layer, weights, call.input, call.hx)
+    return output, h_n, empty_reserve(layer, call, first_kept)
 
 
-def _symbolic(
-    g: Any,
-    input: Any,
-    h0: Any,
-    w_ih: Any,
-    w_hh: Any,
-    b_ih: Any,
-    b_hh: Any,
-    batch_sizes: Any,
-    variant: Any,
-    schedule: Any,
-    reverse: Any,
-    save: Any,
-) -> tuple[Any, Any, Any]:
+def _symbolic(g: Any, input: Any, hx: Any, weights: Any, batch_sizes: Any, *options: Any) -> tuple[Any, Any, Any]:
     """The same in the graph of `torch.onnx.export(dynamo=False)`."""
-    from torch.onnx import symbolic_helper
-
-    _expect_padded(not symbolic_helper._is_none(batch_sizes))
-    variant = symbolic_helper._maybe_get_const(variant, "s")
-    direction = "reverse" if symbolic_helper._maybe_get_const(reverse, "b") else "forward"
-    weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if not symbolic_helper._is_none(w)]
-    write = Nodes(g)
-    h0 = g.op("Unsqueeze", h0, write.constant([0]))
-    output, h_n = gru(write, input, h0, [weights], variant=variant, direction=direction)
-    return output, g.op("Squeeze", h_n, write.constant([0])), write.constant([])
+    helper: Any = torch.onnx.symbolic_helper
+    _expect_padded(not helper._is_none(batch_sizes))
+    named = {
+        argument.name: helper._maybe_get_const(value, str(argument.type)[0])  # i, b, f or s
+        for argument, value in zip(torch.ops.trigru.gru.default._schema.arguments[4:], options, strict=True)
+    }
+    del named["first_kept"]  # for gradients
+    unpacked = helper._unpack_list(weights)
+    input_size, hidden_size = (unpacked[i].type().sizes()[1] for i in range(2))
+    bias = len(unpacked) == 4 * named["num_layers"] * (2 if named["bidirectional"] else 1)
+    layer = Layer(input_size, hidden_size, bias=bias, **named)
+    output, h_n = stack(Nodes(g), layer, unpacked, input, hx)
+    return output, h_n, g.op("prim::ListConstruct")
 
 
 @functools.cache
