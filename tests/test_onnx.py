@@ -58,10 +58,11 @@ def test_onnx_runtime_gives_the_results_of_the_exported_module(options, dynamo):
     inputs = torch.randn(4, 4, 5), torch.randn(states, 4, 7)
     model = export(layer, inputs, dynamo=dynamo)
     nodes = [node for node in model.graph.node if node.op_type == "GRU"]
-    assert len(nodes) == states
+    assert len(nodes) == layer.num_layers
     for node in nodes:
-        attributes = {a.name: a.i for a in node.attribute}
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         assert attributes.get("linear_before_reset", 0) == int(layer.variant == "torch")
+        assert attributes.get("direction", b"forward") == (b"bidirectional" if layer.bidirectional else b"forward")
     for node in nodes if dynamo else ():
         held = {given.name for given in model.graph.initializer}
         assert set(filter(None, node.input[1:4])) <= held, "weights are computed at every run"
@@ -118,6 +119,29 @@ def test_a_swapped_model_is_exported_with_dynamic_length_and_batch(dynamo):
 
 
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
+def test_a_reverse_module_is_written_as_one(dynamo):
+    module, x = trigru.convert.ReverseGRU(5, 7), torch.randn(4, 3, 5)
+    model = export(module.eval(), (x,), dynamo=dynamo)
+    for got, want in zip(execute(model, x), module(x), strict=True):
+        assert error(got, want) <= 1e-5
+
+
+def reasons(error):
+    """What an error and its causes say."""
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__
+    return " ".join(said)
+
+
+def test_dropout_in_training_is_refused():
+    layer = trigru.GRU(5, 7, num_layers=2, dropout=0.5)
+    with pytest.raises(NotImplementedError, match=r"dropout: expected a model in evaluation, .*trigru\.onnx"):
+        export(layer, (torch.randn(4, 3, 5),), dynamo=False, training=torch.onnx.TrainingMode.TRAINING)
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "TorchScript"])
 def test_packed_sequences_are_refused(dynamo):
     packed = pack_sequence([torch.randn(4, 5), torch.randn(2, 5)])
 
@@ -131,8 +155,4 @@ def test_packed_sequences_are_refused(dynamo):
 
     with pytest.raises((torch.onnx.OnnxExporterError, NotImplementedError)) as caught:
         export(Model().eval(), (packed.data, torch.zeros(1, 2, 7)), dynamo=dynamo)
-    reasons, reason = [], caught.value
-    while reason is not None:
-        reasons.append(str(reason))
-        reason = reason.__cause__
-    assert "ONNX has no packed sequences" in " ".join(reasons)
+    assert "ONNX has no packed sequences, expected a padded input (trigru.onnx)" in reasons(caught.value)
