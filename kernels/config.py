@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,16 +23,17 @@ with. At another layout their assembly traps; with another version programs wait
 def triton_version() -> tuple[int, int]:
     """Major and minor number of the installed Triton; (0, 0) without one."""
     try:
-        major, minor = importlib.metadata.version("triton").split(".")[:2]
+        found = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("triton"))
     except importlib.metadata.PackageNotFoundError:
-        return 0, 0
-    return int(major), int(minor)
+        found = None
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def waits_by_thread() -> bool:
-    """Whether the installed Triton is one of FRAGMENT_TRITON."""
+    """Whether the installed Triton is one of FRAGMENT_TRITON. Without any, yes: plans are then for such a one."""
     first, end = FRAGMENT_TRITON
-    return first <= triton_version() < end
+    version = triton_version()
+    return first <= version < end or (version == (0, 0) and importlib.util.find_spec("triton") is None)
 
 
 def words_of_a_lane() -> int:

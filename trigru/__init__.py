@@ -24,17 +24,21 @@ the one whose results are not valid. Go back to a checkpoint, and go on by a sch
 """
 
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from .explain import explain
-from .functional import gru
-from .kernels.errors import KernelTimeout
-from .modules import GRU, GRUCell
-from .reference import VARIANTS
-from .swap import swap, unswap
+from .command.started import only_for_help
 
-if _TYPE_CHECKING:
+# The command prints its help without torch, whose import takes seconds.
+if TYPE_CHECKING or not only_for_help():
+    from .explain import explain
+    from .functional import gru
+    from .kernels.errors import KernelTimeout
+    from .modules import GRU, GRUCell
+    from .reference import VARIANTS
+    from .swap import swap, unswap
+
+if TYPE_CHECKING:
     from . import convert as convert
     from . import onnx as onnx
 

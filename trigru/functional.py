@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from . import operators
 from .autocast import cast
-from .checks import check, layer_of
+from .checks import check, first_of, layer_of
 from .layer import Call, Records
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
@@ -100,7 +100,7 @@ def records_of(
         raise RuntimeError(f"w_hh: expected 2 dimensions, got {w_hh.dim()}")
     layer = layer_of(input.shape[-1], w_hh.shape[1], bias=len(weights) == 4, **options)
     if h0 is None:
-        batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        batch = input.shape[1] if batch_sizes is None else first_of(batch_sizes)
         h0 = input.new_zeros(batch, layer.hidden_size)
     call = Call(input, h0.unsqueeze(0), batch_sizes)
     if torch._C._is_any_autocast_enabled():

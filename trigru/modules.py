@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import operators
 from .autocast import cast
-from .checks import check, layer_of
+from .checks import check, first_of, layer_of
 from .functional import gru_cell
 from .layer import Call, Records
 from .leaf import Leaf
@@ -34,6 +34,7 @@ class GRU(Leaf, nn.RNNBase):
         variant: "torch" (nn.GRU's equations), "cho" or "chung"; see `trigru.reference`.
         schedule: "auto", or a schedule by name; see `trigru.explain`.
         memory: "keep", or "recompute" to keep less for backward and compute it again; see `trigru.gru`.
+        proj_size: refused, as by `nn.GRU`.
 
     Inputs: input, hx
         - input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first, unbatched (seq_len,
@@ -84,7 +85,12 @@ class GRU(Leaf, nn.RNNBase):
         variant: str = "torch",
         schedule: str = "auto",
         memory: str = "keep",
+        proj_size: int | None = None,
     ) -> None:
+        if proj_size is not None:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if not isinstance(bidirectional, bool):
+            raise TypeError(f"bidirectional should be of type bool, got: {type(bidirectional).__name__}")
         check_variant(variant)
         check_schedule(schedule)
         check_memory(memory)
@@ -151,7 +157,7 @@ class GRU(Leaf, nn.RNNBase):
             elif hx is not None and torch.compiler.is_compiling():
                 batch = hx.shape[1]  # what batch_sizes holds is unknown there; the operator checks
             else:
-                batch = int(batch_sizes[0])
+                batch = first_of(batch_sizes)
             self._check(input, hx, 2, batch)
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
@@ -189,7 +195,8 @@ class GRU(Leaf, nn.RNNBase):
         call = Call(input, hx, batch_sizes)
         if torch._C._is_any_autocast_enabled():
             weights, call = cast(weights, call)
-        check(layer, weights, call)
+        if torch._C._get_tracing_state() is None:  # else the operator checks, at each run of what was traced
+            check(layer, weights, call)
         return Records(layer, weights, call)
 
     def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int) -> None:

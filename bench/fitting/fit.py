@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigru.command.options import Refused
 from trigru.command.tables import markdown
 from trigru.planning import cost
 from trigru.planning.cost import GATES
@@ -232,8 +233,7 @@ def run(path: Path, *, write: bool) -> int:
         device = device_of(rows)
         result = fit(samples(rows, device), device)
     except (OSError, ValueError) as error:
-        print(f"--fit {path}: {error}")
-        return 2
+        raise Refused(f"--fit {path}: {error}") from None
     print(report(result, device))
     if write:
         print(f"stored: {store(result, rows, device.name)}")

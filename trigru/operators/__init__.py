@@ -152,8 +152,8 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     if layer.dropout and is_batched():
         return _layer_by_layer(layer, weights, call)
     site = site_of(layer, weights, call)
-    # torch.jit.trace compares traces with and without gradients: one that may be differentiated keeps what it needs.
-    tracing = not torch.compiler.is_compiling() and torch._C._get_tracing_state()
+    # What is traced is compared with a trace without gradients, and must not differ from it.
+    tracing = torch._C._get_tracing_state() is not None
     first_kept = _first_kept(layer, weights, call) if site.recording or tracing else layer.num_layers
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:

@@ -7,7 +7,6 @@ adds what the machine at hand can run.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import NamedTuple
@@ -26,6 +25,8 @@ from ..kernels.config import (
 from ..layer import Layer
 from . import cost
 from .devices import KIB, PRESETS, Device, present
+from .precision import rnn_in_tf32
+from .triton_state import why_unusable
 
 SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -195,8 +196,8 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton kernels cannot run on tensors of this device and dtype, or None where they can."""
     if dtype not in DTYPES:
         return f"Triton kernels compute in float32, float16 and bfloat16, the tensors are {dtype}"
-    if not _has_triton():
-        return "the package triton is not installed"
+    if (reason := why_unusable()) is not None:
+        return reason
     if device.type == "cuda":
         if dtype == torch.bfloat16 and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
             return "bfloat16 needs a GPU of compute capability 8.0 or newer"
@@ -206,14 +207,9 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"Triton kernels need tensors on an NVIDIA or AMD GPU, these are on {device.type}"
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _kernels_on_cpu() -> bool:
     """Whether kernels run on CPU tensors: in Triton's interpreter, or by another launcher."""
-    if not _has_triton():
+    if why_unusable() is not None:
         return False
     launch = _launch()
     return launch.replaced() or launch.interpreted()
@@ -228,11 +224,11 @@ def _launch() -> ModuleType:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it and the
-    GPU has it, which AMD's do not."""
+    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch allows it and the GPU has
+    it, which AMD's do not."""
     if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if rnn_in_tf32() else "ieee"
 
 
 def choose(
@@ -292,10 +288,10 @@ def _chosen(
     # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
     described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
-    return _planned(schedule, described, layer, direction)
+    return planned(schedule, described, layer, direction)
 
 
-def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
+def planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
     """The plan among Triton's schedules."""
     ranked = candidates(device, layer, direction)
     if schedule == "auto":
