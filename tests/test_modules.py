@@ -83,7 +83,7 @@ def test_initial_weights_and_repr_are_those_of_nn():
     assert repr(trigru.GRU(5, 7, 2, variant="cho", schedule="eager")) == (
         "trigru.GRU(5, 7, num_layers=2, variant='cho', schedule='eager')"
     )
-    assert repr(trigru.GRUCell(5, 7, variant="chung")) == "GRUCell(5, 7, variant='chung')"
+    assert repr(trigru.GRUCell(5, 7, variant="chung")) == "trigru.GRUCell(5, 7, variant='chung')"
 
 
 @pytest.mark.parametrize(

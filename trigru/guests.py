@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from .modules import GRU, GRUCell
+from .operators.late import when_imported
 
 # Library and class of parents that ask isinstance(child, nn.GRU), and what they do where it is not.
 _PARENTS = {
     ("torchrl", "GRUModule"): "fails on whole trajectories with an episode that ends in them",
 }
-_OPACUS = "opacus.validators"
 
 
 def warn_of_parents(model: nn.Module) -> None:
@@ -38,33 +33,8 @@ def warn_of_parents(model: nn.Module) -> None:
 
 
 def tell_opacus(unswap: Callable[[nn.Module], nn.Module]) -> None:
-    """Register `trigru.GRU` with Opacus as nn.GRU is; if it is not imported yet, as soon as it is."""
-    if _OPACUS in sys.modules:
-        _register(sys.modules[_OPACUS], unswap)
-    elif not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WhenImported(unswap))
-
-
-class _WhenImported(MetaPathFinder):
-    """Finds nothing itself; has `trigru.GRU` registered right after Opacus' validators are imported."""
-
-    def __init__(self, unswap: Callable[[nn.Module], nn.Module]) -> None:
-        self.unswap = unswap
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _OPACUS:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def and_register(module: ModuleType) -> None:
-                execute(module)
-                _register(module, self.unswap)
-
-            spec.loader.exec_module = and_register  # type: ignore[method-assign]
-        return spec
+    """Register `trigru.GRU` with Opacus as nn.GRU is, as soon as Opacus is imported."""
+    when_imported("opacus.validators", lambda validators: _register(validators, unswap))
 
 
 def _register(validators: Any, unswap: Callable[[nn.Module], nn.Module]) -> None:

@@ -2,10 +2,10 @@
 
     torch.onnx.export(model, args, "model.onnx", dynamo=True)   # or dynamo=False, TorchScript's
 
-There is nothing to pass and nothing to import: `trigru.exporters` tells torch where to ask. linear_before_reset is 1
-for "torch" and 0 for "cho" and "chung". The last swaps the roles of z and 1 - z, which ONNX has not; since
-1 - sigmoid(x) = sigmoid(-x), it is written with the weights of z negated. torch's exporter with dynamo=True needs
-onnxscript: pip install "trigru[onnx]".
+There is nothing to pass and nothing to import: `trigru.operators.exporters` tells torch where to ask.
+linear_before_reset is 1 for "torch" and 0 for "cho" and "chung". The last swaps the roles of z and 1 - z, which ONNX
+has not; since 1 - sigmoid(x) = sigmoid(-x), it is written with the weights of z negated. torch's exporter with
+dynamo=True needs onnxscript: pip install "trigru[onnx]".
 
 Packed sequences raise NotImplementedError, wrapped in torch's export error, as ONNX does not know their layout: export
 the padded model.
@@ -13,7 +13,6 @@ the padded model.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -172,7 +171,7 @@ def decompose(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     return output, h_n, empty_reserve(layer, call, first_kept)
 
 
-def _symbolic(g: Any, input: Any, hx: Any, weights: Any, batch_sizes: Any, *options: Any) -> tuple[Any, Any, Any]:
+def symbolic(g: Any, input: Any, hx: Any, weights: Any, batch_sizes: Any, *options: Any) -> tuple[Any, Any, Any]:
     """The same in the graph of `torch.onnx.export(dynamo=False)`."""
     helper: Any = torch.onnx.symbolic_helper
     _expect_padded(not helper._is_none(batch_sizes))
@@ -187,12 +186,6 @@ def _symbolic(g: Any, input: Any, hx: Any, weights: Any, batch_sizes: Any, *opti
     layer = Layer(input_size, hidden_size, bias=bias, **named)
     output, h_n = stack(Nodes(g), layer, unpacked, input, hx)
     return output, h_n, g.op("prim::ListConstruct")
-
-
-@functools.cache
-def register() -> None:
-    """Tell TorchScript's exporter of the operator."""
-    torch.onnx.register_custom_op_symbolic("trigru::gru", _symbolic, 13)
 
 
 def _expect_padded(packed: bool) -> None:

@@ -41,7 +41,8 @@ def swap(
 
     Each swapped module is logged at level INFO, by name and number, in the logger "trigru.swap"; `print(model)` shows
     them. A UserWarning says that nothing was swapped, and names parents that go by class and so want nn.GRU itself:
-    TorchRL's GRUModule. Opacus is told of `trigru.GRU` here, so that its validator finds and its fixer replaces it.
+    TorchRL's GRUModule. Opacus' validator finds a trigru.GRU, and its
+    fixer replaces it, as they do an nn.GRU.
 
     Args:
         model: any module; itself an nn.GRU or nn.GRUCell too.
@@ -94,7 +95,6 @@ def swap(
         _LOG.info("swapped: %s is now %s, %d of %d", was, ours, number, len(chosen))
     if chosen:
         guests.warn_of_parents(model)
-        guests.tell_opacus(unswap)
     else:
         _warn_of_nothing(model, left)
     return model
@@ -186,3 +186,6 @@ def _parent(module: nn.Module) -> type[nn.Module]:
 def _where(name: str, module: nn.Module) -> str:
     cls = type(module)
     return f"{name or 'the model itself'} ({cls.__module__}.{cls.__qualname__})"
+
+
+guests.tell_opacus(unswap)

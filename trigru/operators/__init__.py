@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import exporters
 from ..checks import check
 from ..layer import Call, Layer
 from ..planning.plan import Site, torch_serves
 from ..schedules.stack import empty_reserve, new_output, time_major
-from . import batching, compute, derivative, flops
+from . import batching, compute, derivative, exporters, flops
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
@@ -155,12 +154,10 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
         return _layer_by_layer(layer, weights, call)
     site = site_of(layer, weights, call)
     # What is traced is compared with a trace without gradients, and must not differ from it.
-    tracing = torch._C._get_tracing_state() is not None
-    first_kept = _first_kept(layer, weights, call) if site.recording or tracing else layer.num_layers
+    recording = site.recording or torch._C._get_tracing_state() is not None
+    first_kept = _first_kept(layer, weights, call) if recording else layer.num_layers
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:
-        if tracing:
-            exporters.tell_torchscript()
         return torch.ops.trigru.gru(*flat(forward))[:2]
     if torch_serves(layer, site):
         return compute.by_torch(layer, weights, call)

@@ -1,4 +1,4 @@
-"""What torch's ONNX exporters find at trigru's operator. What they write is in `onnx.py`, imported when they ask."""
+"""What torch's ONNX exporters find at trigru's operator. What they write is in `trigru.onnx`, imported when they ask."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+
+from .late import when_imported
 
 
 def _is_asked() -> bool:
@@ -20,20 +22,21 @@ def _trace(mode: ProxyTorchDispatchMode, operator: OpOverload, types: Any, args:
     """Trace a call of the operator: for ONNX as a node of its own, else as any operator is traced."""
     if not _is_asked():
         return mode.__torch_dispatch__(operator, types, args, kwargs)
-    from . import onnx
+    from .. import onnx
 
     with mode:
         return onnx.decompose(*args, **(kwargs or {}))
 
 
-def tell_torchscript() -> None:
-    """To be called where torch.jit traces a call of the operator: its exporter then knows what to write for it."""
-    if _is_asked():
-        from . import onnx
+def _symbolic(g: Any, *arguments: Any) -> Any:
+    """A call in a graph of TorchScript's exporter."""
+    from .. import onnx
 
-        onnx.register()
+    return onnx.symbolic(g, *arguments)
 
 
 def register(library: torch.library.Library) -> None:
-    """Register what is registered at import, for as long as the operator's library lives."""
+    """Register with both exporters, for as long as the operator's library lives."""
     torch.library.register_torch_dispatch("trigru::gru", ProxyTorchDispatchMode, _trace, lib=library)
+    opset = 13  # and later ones
+    when_imported("torch.onnx", lambda onnx: onnx.register_custom_op_symbolic("trigru::gru", _symbolic, opset))
