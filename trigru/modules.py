@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,7 +13,7 @@ from . import operators
 from .autocast import cast
 from .checks import check, first_of, layer_of
 from .functional import gru_cell
-from .layer import Call, Records
+from .layer import Call, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
@@ -67,7 +68,7 @@ class GRU(Leaf, nn.RNNBase):
         trigru.GRU(8, 16, variant='cho', memory='recompute')
     """
 
-    memory = "keep"  # of modules that were swapped in
+    memory: Memory = "keep"  # of modules that were swapped in
     _reverse = False  # a single direction from the last step to the first
 
     def __init__(
@@ -82,9 +83,9 @@ class GRU(Leaf, nn.RNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        variant: str = "torch",
-        schedule: str = "auto",
-        memory: str = "keep",
+        variant: Variant = "torch",
+        schedule: ScheduleName = "auto",
+        memory: Memory = "keep",
         proj_size: int | None = None,
     ) -> None:
         if proj_size is not None:
@@ -106,8 +107,8 @@ class GRU(Leaf, nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        self.variant = variant
-        self.schedule = schedule
+        self.variant: Variant = variant
+        self.schedule: ScheduleName = schedule
         self.memory = memory
 
     def flatten_parameters(self) -> None:
@@ -127,7 +128,21 @@ class GRU(Leaf, nn.RNNBase):
             text += f", memory={self.memory!r}"
         return text
 
-    def forward(self, input, hx=None):  # type: ignore[no-untyped-def]
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+
+        @overload
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        @overload
+        def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """See the class."""
         if isinstance(input, fx.Proxy):
             return self._traced(input, hx)
@@ -272,11 +287,11 @@ class GRUCell(Leaf, nn.RNNCellBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        variant: str = "torch",
+        variant: Variant = "torch",
     ) -> None:
         check_variant(variant)
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-        self.variant = variant
+        self.variant: Variant = variant
 
     def _get_name(self) -> str:
         return shown_name(super()._get_name())
@@ -285,6 +300,10 @@ class GRUCell(Leaf, nn.RNNCellBase):
         """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
         text = super().extra_repr()
         return text if self.variant == "torch" else f"{text}, variant={self.variant!r}"
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """See the class."""

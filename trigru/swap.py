@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import guests
+from .layer import Memory, ScheduleName, Variant
 from .modules import GRU, GRUCell
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
@@ -25,9 +26,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def swap(
     model: Model,
     *,
-    variant: str | None = None,
-    schedule: str = "auto",
-    memory: str = "keep",
+    variant: Variant | None = None,
+    schedule: ScheduleName = "auto",
+    memory: Memory = "keep",
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
 ) -> Model:
     """Turn every `nn.GRU` and `nn.GRUCell` in `model`, at any depth, into `trigru.GRU` and `trigru.GRUCell`, in place.

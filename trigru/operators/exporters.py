@@ -1,4 +1,4 @@
-"""What torch's ONNX exporters find at trigru's operator. What they write is in `trigru.onnx`, imported when they ask."""
+"""What the ONNX exporters find at trigru's operator. What they write is in `trigru.onnx`, imported when they ask."""
 
 from __future__ import annotations
 
