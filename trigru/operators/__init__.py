@@ -22,7 +22,7 @@ from ..checks import check
 from ..layer import Call, Layer
 from ..planning.plan import Site, torch_serves
 from ..schedules.stack import empty_reserve, new_output, time_major
-from . import batching, compute, derivative, flops
+from . import batching, compute, derivative, exporters, flops
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
@@ -101,6 +101,7 @@ def _register() -> None:
         torch.library.register_vmap(f"trigru::{name}", batched, lib=_LIBRARY)
         for key in ("AutocastCPU", "AutocastCUDA"):
             _LIBRARY.impl(name, _without_autocast(getattr(torch.ops.trigru, name).default, key), key)
+    exporters.register(_LIBRARY)
 
 
 _register()
