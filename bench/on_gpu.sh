@@ -1,55 +1,121 @@
 #!/usr/bin/env bash
-# Every figure that needs a GPU, from one command: bash bench/on_gpu.sh [--dry-run] [--out DIR]
+# What needs a GPU, in parts: bash bench/on_gpu.sh [--only PART,...] [--list] [--minutes M] [--again] [--out DIR]
 #
-# For a machine with an NVIDIA GPU on which python, torch and triton are installed; it needs no network. Parts run one
-# after another, each with a time limit. A part that fails is written down and the next one runs. Everything is left in
-# one folder: logs/, JSON lines, PNG, and summary.md, whose table of speeds goes into the README. About an hour; an hour and a half at most.
+# For a machine with an NVIDIA GPU on which python, torch and triton are installed (pytest for the tests, with
+# pytest-xdist several at once); it needs no network. Without --only, what decides most, most first, within 8 minutes:
+# does it compile, is it right and faster than torch's own, a step's time, the host's time, then the rest. --only tables:
+# every figure of the README, an hour. --list names the parts. Each has a limit below 10 minutes; one that fails is
+# written down and the next one runs. A part that went well in the same folder is not run again, unless --again: so what
+# was cut off goes on.
+# Left in the folder: summary.md, rows.jsonl, machine.txt, tests.txt, log.txt and parts.tsv; folders of the tables.
 # The exit code is 0 if every part went well, else 1.
 #
-# --dry-run goes the same way on a CPU, with sizes that take no time.
+# --tiny takes the smallest sizes, to see whether everything runs. --dry-run does so on a CPU, without what needs a GPU.
 # PYTHON: the interpreter (default: python, else python3).
 set -u
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$(command -v python || command -v python3)}
 case $python in /*) ;; */*) python=$PWD/$python ;; esac
-dry=0 out=""
+
+parts=( # name, limit in seconds, group, what it says
+    "machine|60|first|driver, clocks, versions"
+    "warm|120|first|does it compile: kernels of the next parts, many processes at once"
+    "layer|200|first|19 layers and stacks against torch's own GRU, each checked against float64 before"
+    "steps|90|first|a step's time alone"
+    "protocols|60|first|a step's time by each protocol of the exchange"
+    "host|40|first|the host's time of a call"
+    "pingpong|40|first|the exchange's round trip by each kind of access, a launch, a copy"
+    "schedules|120|first|every schedule on the same layer, for the plan's constants"
+    "tests|580|first|the GPU tests"
+    "check|420|tables|trigru check --quick"
+    "quick|400|tables|trigru bench --quick"
+    "full-layer|590|tables|trigru bench --suite layer"
+    "full-module|400|tables|trigru bench --suite module"
+    "full-step|400|tables|trigru bench --suite step"
+    "full-memory|300|tables|trigru bench --suite memory overhead"
+    "fit-rows|540|tables|layers by each schedule, for the fit"
+    "fit|120|tables|the plan's constants from the rows of full-layer and fit-rows"
+)
+names=$(printf '%s\n' "${parts[@]}" | cut -d '|' -f 1 | tr '\n' ' ')
+of_group() { printf '%s\n' "${parts[@]}" | grep "|$1|" | cut -d '|' -f 1 | tr '\n' ' '; }
+usage() {
+    echo "on_gpu.sh: $1" >&2
+    exit 2
+}
+
+dry=0 tiny=0 again=0 out="" only="" minutes=""
 while [ $# -gt 0 ]; do
     case $1 in
-        --dry-run) dry=1 ;;
-        --out) [ $# -gt 1 ] || { echo "on_gpu.sh: --out: expected a folder" >&2; exit 2; }
+        --dry-run) dry=1 tiny=1 ;;
+        --tiny) tiny=1 ;;
+        --again) again=1 ;;
+        --list)
+            for line in "${parts[@]}"; do
+                IFS='|' read -r name limit group what <<< "$line"
+                printf '%-12s %-7s at most %3s s  %s\n' "$name" "$group" "$limit" "$what"
+            done
+            exit 0
+            ;;
+        --only | --minutes | --out)
+            [ $# -gt 1 ] || usage "$1: expected a value"
+            case $1 in
+                --only) only="$only ${2//,/ }" ;;
+                --minutes) minutes=$2 ;;
+                --out) case $2 in /*) out=$2 ;; *) out=$PWD/$2 ;; esac ;;
+            esac
             shift
-            case $1 in /*) out=$1 ;; *) out=$PWD/$1 ;; esac ;;
-        *) echo "on_gpu.sh: expected --dry-run or --out DIR, got $1" >&2; exit 2 ;;
+            ;;
+        *) usage "expected --only, --list, --minutes, --again, --tiny, --dry-run or --out, got $1" ;;
     esac
     shift
 done
+case $minutes in *[!0-9.]* | . | *.*.*) usage "--minutes: expected a number, got $minutes" ;; esac
+wanted=" "
+for name in ${only:-$([ "$dry" = 1 ] && echo all || echo first)}; do
+    case $name in
+        all) wanted="$wanted$names " ;;
+        first | tables) wanted="$wanted$(of_group "$name") " ;;
+        *)
+            [[ " $names " == *" $name "* ]] || usage "--only: expected first, tables, all or parts of --list, got $name"
+            wanted="$wanted$name "
+            ;;
+    esac
+done
+[ -n "$minutes$only" ] || [ "$dry" = 1 ] || minutes=8
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
-mkdir logs
+here=$scratch failed=0 end=""
 : > parts.tsv
-failed=0
+: > log.txt
 
-note() { # name, result, seconds, detail
-    printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(printf '%s' "$4" | tr '\t|' '  ' | cut -c 1-200)" >> "$here/parts.tsv"
+note() { # name, result, seconds, detail; the last result of a part is its result
+    grep -v "^$1	" "$here/parts.tsv" > "$scratch/kept.tsv" || true
+    printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(printf '%s' "$4" | tr '\t|' '  ' | cut -c 1-200)" >> "$scratch/kept.tsv"
+    cp "$scratch/kept.tsv" "$here/parts.tsv"
     echo "== $1: $2 ($3 s) $4"
 }
 
-part() { # name, limit in seconds, command...
-    local name=$1 limit=$2 start=$SECONDS code=0 result log
-    shift 2
-    log=$here/logs/$name.log
-    echo "== $name: at most $limit s, log in $log"
-    if command -v timeout > /dev/null; then
-        timeout --kill-after=10 "$limit" "$@" > "$log" 2>&1 || code=$?
-    else
-        "$@" > "$log" 2>&1 || code=$?
+part() { # name, limit in seconds, file of what it says, command...
+    local name=$1 limit=$2 log=$3 start=$SECONDS code=0 result
+    shift 3
+    if [ -n "$end" ] && [ "$limit" -gt $((end - SECONDS)) ]; then limit=$((end - SECONDS)); fi
+    if [ "$limit" -lt 5 ]; then
+        note "$name" "left out" 0 "the time is up; the same command goes on from here"
+        return 0
     fi
+    echo "== $name: at most $limit s"
+    if command -v timeout > /dev/null; then
+        timeout --kill-after=10 "$limit" "$@" > "$scratch/said" 2>&1 || code=$?
+    else
+        "$@" > "$scratch/said" 2>&1 || code=$?
+    fi
+    { echo "===== $name"; cat "$scratch/said"; } >> "$here/$log"
     result=ok
     [ "$code" = 0 ] || { failed=1; result="FAILED with exit code $code"; }
     [ "$code" != 124 ] || result="FAILED: not done after $limit s"
-    note "$name" "$result" $((SECONDS - start)) "$(tail -n 1 "$log" | tr -d '\r')"
+    note "$name" "$result" $((SECONDS - start)) "$(tail -n 1 "$scratch/said" | tr -d '\r')"
     return "$code"
 }
 
@@ -72,98 +138,144 @@ install() { # as it is; else by pip without a network; else by a link
     "$python" -m pip install --no-deps --no-build-isolation --no-index --editable "$root" && installed &&
         echo "installed by pip" && return
     mkdir -p "$scratch/path" && ln -sfn "$root/trigru" "$scratch/path/trigru"
-    PYTHONPATH=$scratch/path installed && echo "linked, for pip could not install it"
+    PYTHONPATH=$scratch/path${PYTHONPATH:+:$PYTHONPATH} installed && echo "linked, for pip could not install it"
 }
 
-machine() {
-    ! command -v nvidia-smi > /dev/null || nvidia-smi -q
+run_machine() {
+    ! command -v nvidia-smi > /dev/null || { nvidia-smi && nvidia-smi -q -d CLOCK,POWER,MEMORY; }
     "$python" -m trigru info
 }
 
-gpu_tests() {
+run_tests() {
     "$python" -c "import pytest" || { echo "pytest is not installed, so no test ran"; return 1; }
-    local files
+    local files options=()
     mapfile -t files < <(grep -l "mark\.gpu" "$root"/tests/*.py)
+    ! "$python" -c "import xdist" 2> /dev/null || options=(-n "$([ "$tiny" = 1 ] && echo 2 || echo 8)")
+    [ "$tiny" = 0 ] || options+=(-k "cuda_graph")
     # The project's options ask for pytest-xdist, which need not be here.
     "$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -o addopts= --strict-markers -p no:cacheprovider \
-        -m gpu -rs "${files[@]}"
+        -q "${options[@]}" -m gpu -rs "${files[@]}"
 }
 
-export -f installed install machine gpu_tests
-export root python scratch
-
-here=$scratch
-part install 300 bash -c install
-[ ! -d "$scratch/path" ] || export PYTHONPATH=$scratch/path
-
-if [ -z "$out" ]; then
+first() { "$python" -m trigru.bench.first ${small:+--tiny} --out "$out" "$@"; }
+bench() { # folder, options...
+    local folder=$1
+    shift
+    "$python" -m trigru bench --device "$device" --out "$out/$folder" "$@"
+}
+run_check() {
     if [ "$dry" = 1 ]; then
-        base=$root/out/dry-run
+        "$python" -m trigru check --device cpu --quick --schedule eager --variant torch --dtype fp32
     else
-        base=$root/bench/results/$("$python" -c \
-            "from trigru.bench.measuring import conditions as c; print(c.folder(c.of_run('cuda')))" ||
-            echo "unknown/$(date -u +%Y-%m-%d)")
+        "$python" -m trigru check --quick ${small:+--variant torch --dtype bf16}
     fi
-    out=$base
-    for ((i = 2; ; i++)); do
-        [ -e "$out" ] || break
-        out=$base-$i
-    done
-fi
-mkdir -p "$out" || exit 1
-mv "$scratch/logs" "$scratch/parts.tsv" "$out/" || exit 1
-here=$out
-
-bench=("$python" -m trigru bench)
-if [ "$dry" = 1 ]; then
-    device=(--device cpu --tiny)
-    quick=("${bench[@]}" "${device[@]}")
-    full=("${bench[@]}" "${device[@]}" --suite layer step module memory --dtype fp32 --direction forward forward+backward)
-    schedules=("${bench[@]}" "${device[@]}" --suite layer --schedule eager --dtype fp32)
-    check=("$python" -m trigru check --device cpu --quick --schedule eager --variant torch --dtype fp32)
-else
-    device=(--device cuda)
-    quick=("${bench[@]}" "${device[@]}" --quick)
-    full=("${bench[@]}" "${device[@]}")
-    check=("$python" -m trigru check --quick)
-fi
-
-each_schedule() { # for the fit: what "auto" would not choose, too
-    local name code=0
-    for name in stepwise resident persistent; do
-        "$python" -m trigru bench --device cuda --suite layer --schedule $name --direction forward --peers nn.GRU "trigru, flags" \
+}
+run_quick() { if [ "$tiny" = 1 ]; then bench quick --tiny $narrow; else bench quick --quick; fi; }
+run_full() { # minutes, suites...
+    local minutes=$1
+    shift
+    if [ "$tiny" = 1 ]; then
+        bench "full-$1" --suite "$@" --tiny $narrow
+    else
+        bench "full-$1" --suite "$@" --minutes "$minutes"
+    fi
+}
+run_fit_rows() { # what "auto" would not choose, too
+    local name code=0 names="stepwise resident persistent"
+    if [ "$tiny" = 1 ]; then
+        bench fit-rows --suite layer --tiny $narrow --schedule "$([ "$dry" = 1 ] && echo eager || echo persistent)"
+        return
+    fi
+    for name in $names; do
+        bench fit-rows --suite layer --schedule "$name" --direction forward --peers nn.GRU "trigru, flags" \
             --dtype bf16 tf32 --variant torch cho --hidden 64 128 512 --batch 16 64 --seq-len 256 --seconds 0.1 \
-            --minutes 2.5 --no-figures --out "$out/schedules" || code=$?
+            --minutes 2.5 --no-figures || code=$?
     done
     return "$code"
 }
-fit() {
-    cat "$out"/full/layer.jsonl "$out"/schedules/layer.jsonl > "$out/fitted-rows.jsonl"
+run_fit() {
+    cat "$out"/full-layer/layer.jsonl "$out"/fit-rows/layer.jsonl > "$out/fitted-rows.jsonl"
     "$python" -m trigru bench --fit "$out/fitted-rows.jsonl"
 }
-export -f each_schedule fit
-export out
 
-part machine 120 bash -c machine
-part check 420 "${check[@]}"
-part tests 1500 bash -c gpu_tests
-part quick 400 "${quick[@]}" --out "$out/quick"
-part full 1500 "${full[@]}" --out "$out/full"
-if [ "$dry" = 1 ]; then
-    part schedules 300 "${schedules[@]}" --out "$out/schedules"
-    note fit "skipped" 0 "there are no rows of a GPU to fit"
-else
-    part schedules 540 bash -c each_schedule
-    part fit 120 bash -c fit
+export -f installed install first bench run_machine run_tests run_check run_quick run_full run_fit_rows run_fit
+export root python scratch dry tiny
+
+part install 120 log.txt bash -c install
+[ ! -d "$scratch/path" ] || export PYTHONPATH=$scratch/path${PYTHONPATH:+:$PYTHONPATH}
+
+if [ -z "$out" ]; then
+    if [ "$dry" = 1 ]; then
+        out=$root/out/dry-run
+        rm -rf "$out"
+    else
+        out=$root/bench/results/$("$python" -c \
+            "from trigru.bench.measuring import conditions as c; print(c.folder(c.of_run('cuda')))" ||
+            echo "unknown/$(date -u +%Y-%m-%d)")
+    fi
 fi
-for run in quick full schedules; do # beside the summary, where one looks for them
-    for figure in "$out/$run"/*.png; do
-        [ ! -e "$figure" ] || cp "$figure" "$out/$run-$(basename "$figure")"
-    done
+mkdir -p "$out" || exit 1
+touch "$out/parts.tsv"
+cat "$scratch/log.txt" >> "$out/log.txt"
+line=$(cat "$scratch/parts.tsv")
+here=$out
+IFS=$'\t' read -r name result seconds said <<< "$line"
+note "$name" "$result" "$seconds" "$said" > /dev/null
+
+small=$([ "$tiny" = 0 ] || echo 1)
+device=$([ "$dry" = 1 ] && echo cpu || echo cuda)
+narrow=$([ "$dry" = 1 ] && echo "--dtype fp32 --direction forward+backward" ||
+    echo "--dtype bf16 --variant torch --direction forward+backward --peers nn.GRU")
+export out small device narrow
+[ -z "$minutes" ] || end=$((SECONDS + $(awk "BEGIN { print int(60 * $minutes) }")))
+
+went_well() { [ "$again" = 0 ] && grep -q "^$1	ok	" "$out/parts.tsv"; }
+for line in "${parts[@]}"; do
+    IFS='|' read -r name limit group what <<< "$line"
+    [[ $wanted == *" $name "* ]] || continue
+    if went_well "$name"; then
+        echo "== $name: went well before"
+        continue
+    fi
+    case $name in
+        warm | layer | steps | protocols | host | pingpong | schedules)
+            if [ "$dry" = 1 ]; then
+                note "$name" skipped 0 "it needs a GPU"
+            else
+                part "$name" "$limit" log.txt bash -c "first $name"
+            fi
+            ;;
+        machine) part machine "$limit" machine.txt bash -c run_machine ;;
+        tests) part tests "$limit" tests.txt bash -c run_tests ;;
+        full-layer) part "$name" "$limit" log.txt bash -c "run_full 9 layer" ;;
+        full-module) part "$name" "$limit" log.txt bash -c "run_full 6 module" ;;
+        full-step) part "$name" "$limit" log.txt bash -c "run_full 6 step" ;;
+        full-memory) part "$name" "$limit" log.txt bash -c "run_full 4 memory overhead" ;;
+        fit)
+            if [ "$tiny" = 1 ]; then
+                note fit skipped 0 "there are no rows of a GPU of such sizes"
+            else
+                part fit "$limit" log.txt bash -c run_fit
+            fi
+            ;;
+        *) part "$name" "$limit" log.txt bash -c "run_${name//-/_}" ;;
+    esac
+done
+for figure in "$out"/*/*.png; do # beside the summary, where one looks for them
+    [ ! -e "$figure" ] || cp "$figure" "$out/$(basename "$(dirname "$figure")")-$(basename "$figure")"
 done
 
-part summary 120 "$python" -m trigru.bench.report.summary "$out" || {
-    { echo "# Benchmarks"; echo; echo "The summary could not be made; what ran:"; echo; cat "$out/parts.tsv"; } > "$out/summary.md"
+summary() { # what decides, then the tables
+    "$python" -m trigru.bench.report.summary "$out" || return
+    [ -e "$out/rows.jsonl" ] || return 0
+    first summary > "$scratch/first.md" && cat "$out/summary.md" >> "$scratch/first.md" &&
+        cp "$scratch/first.md" "$out/summary.md"
 }
+export -f summary
+end=""
+part summary 120 log.txt bash -c summary || {
+    printf '# Benchmarks\n\nThe summary could not be made; what ran:\n\n'
+    cat "$out/parts.tsv"
+} > "$out/summary.md"
 echo "$out/summary.md"
 exit "$failed"

@@ -141,13 +141,14 @@ class PersistentConfig:
     """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its
     warps. A launch has at most `tiles_at_once` batch tiles (None: all), because all its programs must be on the device
     together; others follow in launches of their own. `protocol`: how programs learn that a value is there, "data" or
-    "flags" (see exchange.py)."""
+    "flags" (see exchange.py). `spins`: looks after which a wait gives up; a look takes about a microsecond."""
 
     block_h: int = 16
     block_b: int = 16
     num_warps: int = 8
     tiles_at_once: int | None = None
     protocol: Protocol = "data"
+    spins: int = 1 << 22
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:

@@ -15,15 +15,16 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs progra
 ROUNDS = 20
 
 
+@pytest.mark.parametrize("access", pingpong.ACCESSES)
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("order", [{"seed": 0}, {"seed": 1, "quantum": 20}, {"seed": "round-robin"}, {"starve": 0}])
-def test_every_value_arrives_and_is_answered(arch, order):
+def test_every_value_arrives_and_is_answered(arch, order, access):
     from ptx import ptx_launcher
 
     launcher = ptx_launcher(arch, **order)
     cells, error = pingpong.new_cells(ROUNDS, "cpu")
     with using(launcher):
-        pingpong.play(cells, error)
+        pingpong.play(cells, error, access=access)
     pingpong.check(cells, error)
     (launch,) = launcher.launches
     assert launch["cooperative"]
@@ -58,9 +59,13 @@ def test_compiles_for_gpus_that_are_not_there(target):
     recorder = Recorder()
     cells, error = pingpong.new_cells(ROUNDS, "meta")
     with using(recorder):
-        pingpong.play(cells, error)
+        for access in pingpong.ACCESSES:
+            pingpong.play(cells, error, access=access)
         pingpong.launch_nothing(cells)
-    play, nothing = (compile_launch(launch, target_of(target)).ptx for launch in recorder.launches)
+    play, relaxed, nothing = (compile_launch(launch, target_of(target)).ptx for launch in recorder.launches)
     assert "ld.volatile.global" in play  # never from L1
     assert "st.global.cg" in play
+    assert "ld.relaxed.gpu.global" in relaxed
+    assert "st.relaxed.gpu.global" in relaxed
+    assert "st.global.cg" not in relaxed
     assert "ld.global" not in nothing

@@ -229,7 +229,7 @@ def test_ci_is_the_script_and_the_gpu_runner_keeps_its_results():
     assert "bash bench/on_gpu.sh" in commands
     (upload,) = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
     assert upload["if"] == "always()"
-    (out,) = re.findall(r"bench/on_gpu\.sh --out (\S+)", commands)
+    (out,) = re.findall(r"bench/on_gpu\.sh --only all --out (\S+)", commands)
     assert upload["with"]["path"] == out
 
 

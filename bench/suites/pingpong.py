@@ -20,27 +20,54 @@ from trigru.kernels.launch import launch
 
 SPINS = 1 << 22  # looks; one takes about a microsecond
 PATTERN = -1  # never sent
+ACCESSES = ("volatile", "relaxed")
+"""How values are passed: a weak store around L1 and a volatile look; both relaxed, in the scope of the GPU."""
 
 
 @triton.jit
-def ping_pong(cells_ptr, error_ptr, rounds, SPINS: tl.constexpr):
+def _send(pointer, x, ACCESS: tl.constexpr):
+    if ACCESS == "volatile":
+        tl.store(pointer, x, cache_modifier=".cg")
+    else:
+        tl.inline_asm_elementwise(
+            "st.relaxed.gpu.global.b32 [$1], $2; mov.b32 $0, $2;",
+            "=r,l,r",
+            [pointer, x],
+            tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
+def _look(pointer, ACCESS: tl.constexpr):
+    if ACCESS == "volatile":
+        return tl.load(pointer, volatile=True)
+    else:
+        return tl.inline_asm_elementwise(
+            "ld.relaxed.gpu.global.b32 $0, [$1];", "=r,l", [pointer], tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def ping_pong(cells_ptr, error_ptr, rounds, SPINS: tl.constexpr, ACCESS: tl.constexpr):
     """`cells_ptr`: int32 (2 * rounds,), filled with -1; the values sent and the answers, in turn."""
     me = tl.program_id(0)
     left = SPINS
     for i in range(rounds):
         if me == 0:
-            tl.store(cells_ptr + 2 * i, i, cache_modifier=".cg")
+            _send(cells_ptr + 2 * i, i, ACCESS)
         awaited = cells_ptr + 2 * i + 1 - me
-        x = tl.load(awaited, volatile=True)
+        x = _look(awaited, ACCESS)
         looks = 0
         while (x == -1) & (looks < left):
-            x = tl.load(awaited, volatile=True)
+            x = _look(awaited, ACCESS)
             looks += 1
         if x == -1:
             tl.store(error_ptr, 1)
             left = 0
         if me == 1:
-            tl.store(cells_ptr + 2 * i + 1, x, cache_modifier=".cg")
+            _send(cells_ptr + 2 * i + 1, x, ACCESS)
 
 
 @triton.jit
@@ -54,10 +81,10 @@ def new_cells(rounds: int, device: str) -> tuple[Tensor, Tensor]:
     return cells, torch.zeros(1, dtype=torch.int32, device=device)
 
 
-def play(cells: Tensor, error: Tensor, spins: int = SPINS) -> None:
-    """Start the two programs, together, on fresh `cells`."""
+def play(cells: Tensor, error: Tensor, spins: int = SPINS, access: str = ACCESSES[0]) -> None:
+    """Start the two programs, together, on fresh `cells`. access: one of ACCESSES."""
     args = {"cells_ptr": cells, "error_ptr": error, "rounds": cells.numel() // 2}
-    launch(ping_pong, (2,), args, {"SPINS": spins}, num_warps=1, num_stages=1, cooperative=True)
+    launch(ping_pong, (2,), args, {"SPINS": spins, "ACCESS": access}, num_warps=1, num_stages=1, cooperative=True)
 
 
 def launch_nothing(cells: Tensor) -> None:

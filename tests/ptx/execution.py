@@ -71,6 +71,7 @@ def run_ptx(
     global_scratch: int = 0,
     starve: int | None = None,
     resident_programs: int | None = None,
+    touched: dict[str, list[tuple[int, int, bool]]] | None = None,
 ) -> dict[str, Any]:
     """Run the entry of a PTX text; see `emulate_ptx`.
 
@@ -79,6 +80,7 @@ def run_ptx(
         num_warps: matters only where the entry has no .reqntid.
         shared: bytes of dynamic shared memory of a program.
         global_scratch: bytes of global scratch memory of a program.
+        touched: gets the spans of bytes that were read or written of each tensor, see `GlobalMemory.spans`.
     """
     if not 1 <= len(grid) <= 3:
         raise ValueError(f"a grid has one to three axes, not {len(grid)}")
@@ -102,10 +104,14 @@ def run_ptx(
     memory.seal()
     for start, data in constants.items():
         memory.data[start - GLOBAL_BASE : start - GLOBAL_BASE + len(data)] = np.frombuffer(data, np.uint8)
+    if touched is not None:
+        memory.observe()
     try:
         stats = run_grid(program, memory, params, grid, policy, resident_programs, max_instructions, checks, races)
     finally:
         memory.copy_back()
+        if touched is not None:
+            touched |= memory.spans()
     return {
         **stats,
         "shared": program.shared_bytes,

@@ -45,7 +45,7 @@ class GlobalMemory:
         self.views: dict = {}
         self.data = np.zeros(0, np.uint8)
         self.valid: dict[int, np.ndarray] = {}  # see _valid
-        self.tracking = False
+        self.tracking = self.observed = False
 
     def add(self, name: str, nbytes: int) -> int:
         """Reserve a range; returns its device address."""
@@ -125,7 +125,25 @@ class GlobalMemory:
                 f"global access out of bounds: {width} bytes at 0x{int(address[i]):x}, " + self.where(int(address[i])),
                 i,
             )
+        if self.observed:
+            self._state("reached", width)[idx] = True
         return idx
+
+    def observe(self) -> None:
+        """Remember which bytes are read and written, for `spans`. After `seal`."""
+        self.observed = True
+        self.reached, self.wrote = np.zeros(self.size, bool), np.zeros(self.size, bool)
+
+    def spans(self) -> dict[str, list[tuple[int, int, bool]]]:
+        """Of each tensor: first and last byte + 1 of what was read or written (False), and of what was written (True);
+        of overlapping tensors, each. Empty where it was not touched."""
+        found: dict[str, list[tuple[int, int, bool]]] = {}
+        for name, start, size in self.regions:
+            if name in self.sources:
+                touched = ((self.reached, False), (self.wrote, True))
+                places = [(np.flatnonzero(bytes_[start : start + size]), write) for bytes_, write in touched]
+                found[name] = [(int(at[0]), int(at[-1]) + 1, write) for at, write in places if at.size]
+        return found
 
     # -- bytes that go from one program to another -------------------------------------------------------------------
 
@@ -140,7 +158,8 @@ class GlobalMemory:
     def _state(self, name: str, width: int):
         key = (name, width)
         if key not in self.views:
-            self.views[key] = getattr(self, name).reshape(-1, max(width // self.granule, 1))
+            granule = 1 if name in ("reached", "wrote") else self.granule
+            self.views[key] = getattr(self, name).reshape(-1, max(width // granule, 1))
         return self.views[key]
 
     def note_write(self, idx: np.ndarray, width: int, number: int) -> None:
@@ -149,6 +168,8 @@ class GlobalMemory:
             self.clock += 1
             self._state("owner", width)[idx] = number
             self._state("stamp", width)[idx] = self.clock
+        if self.observed:
+            self._state("wrote", width)[idx] = True
 
     def check_weak(self, idx: np.ndarray, width: int, cta: Cta) -> None:
         """A load that may be served from a stale cache line: it must not see another program's writes of this launch

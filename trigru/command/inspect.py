@@ -145,6 +145,7 @@ def recorded(case: Case, config: Any = None) -> list:
     Nothing is allocated: its tensors have shapes only."""
     from ..kernels.launch import using
     from ..kernels.offline import Recorder
+    from ..kernels.recurrence import Gradients, Operands, Recurrence
     from ..kernels.steps import Steps
 
     schedule = SCHEDULES[case.schedule]
@@ -155,24 +156,18 @@ def recorded(case: Case, config: Any = None) -> list:
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    h0, w_hh = meta(batch, hidden_size), meta(3 * hidden_size, hidden_size)
-    steps = Steps.padded(SEQ_LEN, batch)
-    options = {
-        "variant": case.variant,
-        "reverse": False,
-        "precision": precision,
-        "config": schedule.config(dtype, batch, hidden_size, on_units(case)) if config is None else config,
-    }
+    if config is None:
+        config = schedule.config(dtype, batch, hidden_size, on_units(case))
+    run = Recurrence(case.variant, False, precision, config)
+    bias = meta(hidden_size) if case.variant == "torch" else None
+    gates_in, h0, w_hh = meta(rows, 3 * hidden_size), meta(batch, hidden_size), meta(3 * hidden_size, hidden_size)
+    operands = Operands(gates_in, h0, w_hh, bias, Steps.padded(SEQ_LEN, batch))
     recorder = Recorder()
     with using(recorder):
-        bias = meta(hidden_size) if case.variant == "torch" else None
-        gates_in, save = meta(rows, 3 * hidden_size), case.direction != "inference"
-        output, reserve = module.forward(gates_in, h0, w_hh, bias, steps, save=save, **options)
+        kept = module.forward(run, operands, case.direction != "inference")
         if case.direction == "backward":
             recorder.launches.clear()
-            module.backward(
-                meta(rows, hidden_size), meta(batch, hidden_size), h0, w_hh, steps, output, reserve, **options
-            )
+            module.backward(run, operands, kept, Gradients(meta(rows, hidden_size), meta(batch, hidden_size)))
     return recorder.launches
 
 

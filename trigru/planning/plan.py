@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,7 @@ from ..kernels.config import (
     stepwise_config,
     waits_by_thread,
 )
+from ..layer import Layer
 from . import cost
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
@@ -141,27 +143,53 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
     return "persistent", config, cost.persistent(run, config.block_h, config.block_b, direction), obstacle
 
 
-def torch_serves(
-    seq_len: int,
-    batch: int,
-    hidden_size: int,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    variant: str,
-    schedule: str,
-    training: bool,
-) -> bool:
+class Site(NamedTuple):
+    """Where and how a layer is called: what a plan depends on beside the layer."""
+
+    device: torch.device
+    dtype: torch.dtype
+    seq_len: int
+    batch: int
+    packed: bool
+    recording: bool  # gradients can be asked for
+    plain: bool  # nothing but eager execution looks on: no compiler, tracer, transform, mode, subclass, autocast
+
+
+def plan(layer: Layer, site: Site, direction: str = "forward") -> tuple[Plan, ...]:
+    """What runs each layer of a call, both of its directions alike: the one decision, for `trigru.explain` too.
+
+    "torch" stands for torch's own GRU, which runs all layers or none.
+
+    Raises:
+        RuntimeError: the schedule asked for by name cannot run here.
+    """
+    if torch_serves(layer, site):
+        return (_BY_TORCH,) * layer.num_layers
+    chosen = choose(
+        layer.schedule,
+        site.device,
+        site.dtype,
+        site.batch,
+        layer.hidden_size,
+        variant=layer.variant,
+        direction=direction,
+    )
+    return (chosen,) * layer.num_layers
+
+
+def torch_serves(layer: Layer, site: Site) -> bool:
     """Whether torch's own GRU is the faster one for a padded call on a CPU, so that "auto" leaves it to that.
 
     The eager schedule has to be set up (some 100 us), which a short sequence does not repay; without gradients there is
     less to win. Bounds from `python -m trigru.bench.suites.cpu --short`, float32, 2 threads of an AMD EPYC, torch 2.13:
     beyond them eager was never slower than 0.95 times nn.GRU."""
-    if device.type != "cpu" or dtype != torch.float32 or (variant, schedule) != ("torch", "auto"):
+    if not site.plain or site.packed or site.dtype != torch.float32 or site.device.type != "cpu":
         return False
-    if training or seq_len <= 8:
-        return seq_len <= 8
-    return seq_len < 128 and seq_len * batch * hidden_size < 65536
+    if (layer.variant, layer.schedule, layer.memory) != ("torch", "auto", "keep"):
+        return False
+    if site.recording or site.seq_len <= 8:
+        return site.seq_len <= 8
+    return site.seq_len < 128 and site.seq_len * site.batch * layer.hidden_size < 65536
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -233,6 +261,7 @@ def choose(
 
 
 _BY_NAME = Plan("eager", "asked for by name")
+_BY_TORCH = Plan("torch", "on a CPU torch's own is faster for so short a sequence")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,0 +1,182 @@
+"""What only a GPU machine runs of trigru, on the fake one. FAKECUDA_DEVICES=2 pytest -p fakecuda.plugin THIS"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fakecuda
+import trigru
+from trigru.kernels import exchange, launch, persistent, watch
+from trigru.kernels.config import persistent_config
+from trigru.kernels.errors import KernelTimeout
+from trigru.kernels.steps import Steps
+
+HALF = torch.float16
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    before = dict(fakecuda.options)
+    fakecuda.launches.clear()
+    torch.manual_seed(0)
+    yield
+    fakecuda.options.clear()
+    fakecuda.options.update(before)
+    torch.cuda.synchronize()
+    watch._watched.clear()
+
+
+def forward(seq_len=3, batch=3, hidden_size=64, spins=exchange.SPINS, steps=None, h0=None, device="cuda", **config):
+    steps = Steps.padded(seq_len, batch) if steps is None else steps
+
+    def random(*shape):
+        return torch.randn(*shape, device=device, dtype=HALF)
+
+    return persistent.forward(
+        random(steps.num_rows, 3 * hidden_size),
+        random(steps.batch, hidden_size) if h0 is None else h0,
+        random(3 * hidden_size, hidden_size) / 8,
+        random(hidden_size),
+        steps,
+        variant="torch",
+        reverse=False,
+        save=True,
+        precision="ieee",
+        config=replace(persistent_config(HALF, batch, hidden_size), **config),
+        spins=spins,
+    )
+
+
+@pytest.mark.parametrize("schedule", ["stepwise", "resident", "persistent"])
+def test_numbers_and_launches(schedule):
+    module = trigru.GRU(8, 64, schedule=schedule, device="cuda", dtype=HALF)
+    x = torch.randn(3, 5, 8, device="cuda", dtype=HALF, requires_grad=True)
+    output, _ = module(x)
+    output.float().square().sum().backward()
+    exact = trigru.GRU(8, 64, schedule="eager").double()
+    exact.load_state_dict({name: p.cpu().double() for name, p in module.state_dict().items()})
+    y = x.detach().cpu().double().requires_grad_()
+    wanted, _ = exact(y)
+    wanted.square().sum().backward()
+    torch.testing.assert_close(output.cpu().double(), wanted, rtol=4e-3, atol=4e-3)
+    torch.testing.assert_close(x.grad.cpu().double(), y.grad, rtol=1e-2, atol=1e-2)
+    cooperative = {launched["cooperative"] for launched in fakecuda.launches}
+    assert cooperative == {schedule == "persistent"}
+    assert all(
+        launched["grid"][0] * launched["grid"][1] <= launched["blocks_per_sm"] * 132 for launched in fakecuda.launches
+    )
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="FAKECUDA_DEVICES=2")
+def test_on_the_device_and_stream_of_its_tensors():
+    module = trigru.GRU(8, 64, schedule="persistent", device="cuda:1", dtype=HALF)
+    x = torch.randn(3, 5, 8, device="cuda:1", dtype=HALF, requires_grad=True)
+    module(x)[0].float().sum().backward()
+    assert [(run["device"], run["stream"]) for run in fakecuda.launches] == [(1, 0)] * 2
+    assert torch.cuda.current_device() == 0
+    fakecuda.launches.clear()
+    stream = torch.cuda.Stream(device=1)
+    with torch.cuda.device(1), torch.cuda.stream(stream):
+        loss = module(x)[0].float().sum()
+    loss.backward()  # on the stream that forward ran on
+    assert [(run["device"], run["stream"]) for run in fakecuda.launches] == [(1, stream.cuda_stream)] * 2
+
+
+def test_an_expired_wait_is_reported_once_its_event_has_passed():
+    fakecuda.options["quantum"] = 50_000  # a program looks 64 times before another one runs
+    forward(spins=1)
+    fakecuda.options["quantum"] = 200
+    with pytest.raises(KernelTimeout, match="forward_torch"):
+        forward()
+    torch.cuda.synchronize()
+    watch.check()
+
+
+def test_an_expired_wait_in_a_graph():
+    forward()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        forward(spins=1)
+    fakecuda.options["quantum"] = 50_000
+    for _ in range(2):
+        graph.replay()
+        watch.check()  # nothing is known yet
+        torch.cuda.synchronize()
+        with pytest.raises(KernelTimeout):
+            watch.check()
+
+
+def test_more_programs_than_fit_are_refused():
+    with pytest.raises(RuntimeError, match="too many blocks in cooperative launch"):
+        forward(batch=16 * 400, tiles_at_once=None)
+
+
+def test_all_sizes_share_a_binary():
+    compiled = set()
+    for seq_len, batch in [(1, 3), (2, 3), (3, 5), (16, 1), (17, 19)]:
+        fakecuda.options["execute"] = False
+        forward(seq_len, batch)
+        compiled |= {run["binary"] for run in fakecuda.launches}
+    assert len(compiled) == 1
+
+
+# -- mistakes that it has to notice ------------------------------------------------------------------------------------
+
+
+def test_without_the_cooperative_attribute_programs_run_one_after_another(monkeypatch):
+    monkeypatch.setattr(launch, "COOPERATIVE", {})
+    fakecuda.options["max_instructions"] = 1_000_000
+    with pytest.raises(RuntimeError, match="Triton Error"):
+        forward()
+
+
+def test_a_misspelt_option(monkeypatch):
+    monkeypatch.setattr(launch, "COOPERATIVE", {"launch_cooperative": True})
+    with pytest.raises(KeyError, match="launch_cooperative"):
+        forward()
+
+
+def test_a_copy_from_pageable_memory_in_a_capture(monkeypatch):
+    steps = Steps.of_batch_sizes([3, 2])
+    forward(steps=steps)
+    monkeypatch.setattr(
+        Steps, "computed_offsets", lambda self, device: torch.tensor(self.offsets, dtype=torch.int64, device=device)
+    )
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), torch.cuda.graph(graph):
+        forward(steps=steps)
+
+
+def test_a_kernel_that_is_first_used_in_a_capture():
+    forward()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="a kernel is loaded"), torch.cuda.graph(graph):
+        forward(hidden_size=96)
+
+
+def test_tensors_of_the_cpu():
+    with pytest.raises(ValueError, match="cpu tensor"):
+        forward(h0=torch.zeros(3, 64, dtype=HALF), protocol="flags")
+
+
+def test_a_launch_without_the_device_guard(monkeypatch):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("FAKECUDA_DEVICES=2")
+    import contextlib
+
+    real = torch.cuda.device
+    monkeypatch.setattr(launch.torch.cuda, "device", lambda device: contextlib.nullcontext())
+    try:
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            forward(device="cuda:1")
+    finally:
+        monkeypatch.setattr(launch.torch.cuda, "device", real)
+
+
+def test_rows_that_are_not_aligned_protocol_flags():
+    """h0 at an odd address: contiguous, so `.contiguous()` leaves it; the wide look wants 16 bytes."""
+    h0 = torch.randn(3 * 64 + 1, device="cuda", dtype=HALF)[1:].view(3, 64)
+    forward(h0=h0)  # protocol "data" copies it
+    with pytest.raises(RuntimeError, match="isaligned"):
+        forward(h0=h0, protocol="flags")
