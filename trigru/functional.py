@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from . import operators
 from .autocast import cast
 from .checks import check, first_of, layer_of
-from .layer import Call, Records
+from .layer import Call, Memory, Records, ScheduleName, Variant
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 
@@ -25,11 +25,11 @@ def gru(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
-    variant: str = "torch",
-    schedule: str = "auto",
+    variant: Variant = "torch",
+    schedule: ScheduleName = "auto",
     reverse: bool = False,
     batch_sizes: Tensor | None = None,
-    memory: str = "keep",
+    memory: Memory = "keep",
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer in one direction, time-major. The equations are those of `trigru.reference`.
 
@@ -117,7 +117,7 @@ def gru_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
-    variant: str = "torch",
+    variant: Variant = "torch",
 ) -> Tensor:
     """One step: the state after it, (batch, hidden_size), from input (batch, input_size) and hx (batch, hidden_size).
 

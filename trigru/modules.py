@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from . import operators
 from .autocast import cast
 from .checks import check, first_of, layer_of
 from .functional import gru_cell
-from .layer import Call, Records
+from .layer import Call, Memory, Records, ScheduleName, Variant
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
@@ -61,7 +62,7 @@ class GRU(nn.RNNBase):
         GRU(8, 16, variant='cho', memory='recompute')
     """
 
-    memory = "keep"  # of modules that were swapped in
+    memory: Memory = "keep"  # of modules that were swapped in
     _reverse = False  # a single direction from the last step to the first
 
     def __init__(
@@ -76,9 +77,9 @@ class GRU(nn.RNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        variant: str = "torch",
-        schedule: str = "auto",
-        memory: str = "keep",
+        variant: Variant = "torch",
+        schedule: ScheduleName = "auto",
+        memory: Memory = "keep",
         proj_size: int | None = None,
     ) -> None:
         if proj_size is not None:
@@ -100,8 +101,8 @@ class GRU(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        self.variant = variant
-        self.schedule = schedule
+        self.variant: Variant = variant
+        self.schedule: ScheduleName = schedule
         self.memory = memory
 
     def flatten_parameters(self) -> None:
@@ -118,7 +119,21 @@ class GRU(nn.RNNBase):
             text += f", memory={self.memory!r}"
         return text
 
-    def forward(self, input, hx=None):  # type: ignore[no-untyped-def]
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+
+        @overload
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        @overload
+        def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """See the class."""
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -261,16 +276,20 @@ class GRUCell(nn.RNNCellBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        variant: str = "torch",
+        variant: Variant = "torch",
     ) -> None:
         check_variant(variant)
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-        self.variant = variant
+        self.variant: Variant = variant
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
         text = super().extra_repr()
         return text if self.variant == "torch" else f"{text}, variant={self.variant!r}"
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """See the class."""
