@@ -85,10 +85,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("schedule", "variant", "dtype", "size", "packed", "reverse"), CASES, ids=str)
-def test_no_kernel_leaves_its_tensors(schedule, variant, dtype, size, packed, reverse, record_property):
+def test_no_kernel_leaves_its_tensors(schedule, variant, dtype, size, packed, reverse):
     case = recurrence(*size, variant=variant, dtype=dtype, packed=packed, reverse=reverse)
     launches, error = checked(schedule, CONFIGS[schedule](dtype, *size[1:]), case)
-    record_property("launches", len(launches))
+    print(f"launches: {len(launches)}")
+    assert launches
     assert error <= TOLERANCE[dtype]
 
 
