@@ -1,9 +1,27 @@
-"""Where links of the checkout came out as files (git on Windows without core.symlinks), map the folders by name."""
+"""What pyproject.toml cannot say: the folders of a checkout without links, and a README for PyPI.
 
+git on Windows without core.symlinks writes links as files; the folders are then mapped by name. Links of the README
+lead to files beside it, which a page on PyPI does not have: they are made absolute."""
+
+import re
 from pathlib import Path
 
 from setuptools import setup
 
+REPOSITORY = "https://github.com/trigru/trigru"
+FILES, IMAGES = f"{REPOSITORY}/blob/main/", "https://raw.githubusercontent.com/trigru/trigru/main/"
 FOLDERS = {"trigru": "trigru", "trigru.kernels": "kernels", "trigru.bench": "bench"}
+
+
+def absolute(text):
+    """Markdown with its relative links and images made absolute."""
+    text = re.sub(r"\]\(#", f"]({FILES}README.md#", text)
+    return re.sub(r"(!?)(\[[^\]]*\]\()(?![a-z]+:)", lambda m: m[1] + m[2] + (IMAGES if m[1] else FILES), text)
+
+
 linked = Path("src/trigru/kernels").is_dir()
-setup(**({} if linked else {"package_dir": FOLDERS}))
+setup(
+    long_description=absolute(Path("README.md").read_text(encoding="utf-8")),
+    long_description_content_type="text/markdown",
+    **({} if linked else {"package_dir": FOLDERS}),
+)

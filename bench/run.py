@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trigru.command.check import PTX_FOLDER
+from trigru.planning.triton_state import interpreted, why_unusable
+
 from .cases import grid
 from .cases.case import DIRECTIONS, Case
 from .cases.grid import Choice
@@ -21,11 +24,13 @@ from .suites import bounds, memory, overhead
 
 SUITES = ("layer", "step", "module", "memory", "overhead", "cpu", "work")
 OF_DEVICE = {
-    "cpu": ("overhead", "memory", "step", "module", "work", "cpu"),
+    "cpu": ("cpu", "module", "memory", "step", "overhead", "work"),
     "cuda": ("layer", "module", "step", "memory", "overhead"),
 }
-"""What runs where no suite is named, in this order."""
-QUICK_ON_CUDA = ("layer", "memory", "overhead")
+"""What runs where no suite is named, in this order: first what is compared with nn.GRU."""
+QUICK = {"cpu": ("cpu", "module", "memory"), "cuda": ("layer", "memory")}
+OF_KERNELS = ("overhead", "work")
+"""Suites that need Triton. "work" needs the checkout that has its executor too."""
 ON_CPU_ONLY = ("cpu", "work")  # overhead compares the host's work, on CPU tensors wherever it runs
 
 
@@ -44,9 +49,22 @@ class Request:
 
 
 def default_suites(choice: Choice) -> tuple[str, ...]:
-    """The suites that can run on the device; fewer on a GPU where it must be quick."""
-    quick = choice.device == "cuda" and choice.size in ("quick", "short")
-    return QUICK_ON_CUDA if quick else OF_DEVICE[choice.device]
+    """The suites that can run on the device; fewer where it must be quick."""
+    suites = (QUICK if choice.size in ("quick", "short") else OF_DEVICE)[choice.device]
+    return tuple(suite for suite in suites if why_no_suite(suite) is None)
+
+
+def why_no_suite(suite: str) -> str | None:
+    """Why a suite cannot run in this process, on whichever device, or None."""
+    if suite not in OF_KERNELS:
+        return None
+    if (reason := why_unusable()) is not None:
+        return reason
+    if suite == "work" and not PTX_FOLDER.is_dir():
+        return "the executor of compiled kernels is in a checkout of the repository alone"
+    if suite == "work" and interpreted():
+        return "TRITON_INTERPRET=1 is set, under which Triton compiles nothing"
+    return None
 
 
 def tracked(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
@@ -59,12 +77,11 @@ def tracked(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
                 print(f"{name}: {i} of {total}", file=sys.stderr)
             yield item
     else:
-        yield from tqdm(items, total=total, desc=name, unit="case")
+        yield from tqdm(items, total=total, desc=name, unit="case", disable=None)  # None: shown on a terminal alone
 
 
-def execute(request: Request) -> Outcome:
-    """Run all suites. One that fails as a whole is noted, and the next one runs."""
-    outcome = Outcome()
+def execute(request: Request, outcome: Outcome) -> None:
+    """Run all suites, rows into `outcome`. One that fails as a whole is noted, and the next one runs."""
     deadline = Deadline(request.minutes)
     if request.choice.device == "cuda":
         try:
@@ -88,7 +105,6 @@ def execute(request: Request) -> Outcome:
         except Exception as error:
             outcome.failed[suite] = f"{type(error).__name__}: {error}"
     _write_summary(request, outcome, finished=True)
-    return outcome
 
 
 def _rows(suite: str, request: Request, deadline: Deadline, outcome: Outcome) -> Iterator[dict[str, Any]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from trigru.checks import layer_of
 from trigru.functional import cell_way
-from trigru.planning.plan import choose, torch_serves
+from trigru.planning.plan import Site, choose, plan
 
 from .cases.case import Case
 
@@ -29,18 +30,14 @@ def schedule_of(case: Case) -> str:
     """The schedule that runs the case's training step; "torch" or "cell" where none of trigru's own does."""
     if case.cell and case.device == "cpu":
         return cell_way(case.variant)
-    if not case.packed and case.memory == "keep":
-        short = torch_serves(
-            case.seq_len,
-            case.batch,
-            case.hidden_size,
-            device=_place(case),
-            dtype=case.number,
-            variant=case.variant,
-            schedule=case.schedule,
-            training=True,
-        )
-        if short:
-            return "torch"
-    plan = choose(case.schedule, _place(case), case.number, case.batch, case.hidden_size, variant=case.variant)
-    return plan.schedule
+    layer = layer_of(
+        case.input_size,
+        case.hidden_size,
+        num_layers=case.num_layers,
+        bidirectional=case.bidirectional,
+        variant=case.variant,
+        schedule=case.schedule,
+        memory=case.memory,
+    )
+    site = Site(_place(case), case.number, case.seq_len, case.batch, case.packed, recording=True, plain=True)
+    return plan(layer, site)[0].schedule

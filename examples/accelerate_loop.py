@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration
-from data import load
+from data import going_on, load
 from model import Classifier, accuracy
 from torch.utils.data import DataLoader
 
@@ -46,7 +46,7 @@ def main() -> None:
     accelerator.register_for_checkpointing(progress)
     if args.checkpoint.exists():
         accelerator.load_state(args.checkpoint)
-        accelerator.print(f"{args.checkpoint}: going on after epoch {progress.epochs}")
+        accelerator.print(going_on(args.checkpoint, progress.epochs, args.epochs))
 
     for epoch in range(progress.epochs, args.epochs):
         loader.set_epoch(epoch)  # another order in each epoch, the same after a restart

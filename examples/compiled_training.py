@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import load
+from data import going_on, load
 from model import Classifier, accuracy
 from torch.utils.data import DataLoader
 
@@ -34,7 +34,7 @@ def main() -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["epochs"]
-        print(f"{args.checkpoint}: going on after epoch {first}")
+        print(going_on(args.checkpoint, first, args.epochs))
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from data import load
+from data import going_on, load
 from model import Classifier, accuracy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -54,7 +54,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["epochs"]
         if rank == 0:
-            print(f"{args.checkpoint}: going on after epoch {first}")
+            print(going_on(args.checkpoint, first, args.epochs))
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     for epoch in range(first, args.epochs):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from data import load
+from data import going_on, load
 from model import Classifier, accuracy
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -57,7 +57,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         set_state_dict(model, optimizer, model_state_dict=of_model, optim_state_dict=of_optimizer)
         first = int(complete[-1].parent.name.removeprefix("epoch-"))
         if rank == 0:
-            print(f"{args.checkpoint}: going on after epoch {first}")
+            print(going_on(args.checkpoint, first, args.epochs))
 
     for epoch in range(first, args.epochs):
         sampler.set_epoch(epoch)  # another order in each epoch, the same after a restart

@@ -30,12 +30,13 @@ def main() -> None:
     torch.manual_seed(0)
     model = Classifier()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(args.epochs):
+    for epoch in range(args.epochs):
         for x, y in DataLoader(train_set, args.batch, shuffle=True, drop_last=True):
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        print(f"epoch {epoch + 1}: loss of the last batch {loss.item():.4f}", flush=True)
 
     model.eval()
     args.out.parent.mkdir(parents=True, exist_ok=True)

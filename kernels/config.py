@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,16 +23,17 @@ with. At another layout their assembly traps; with another version programs wait
 def triton_version() -> tuple[int, int]:
     """Major and minor number of the installed Triton; (0, 0) without one."""
     try:
-        major, minor = importlib.metadata.version("triton").split(".")[:2]
+        found = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("triton"))
     except importlib.metadata.PackageNotFoundError:
-        return 0, 0
-    return int(major), int(minor)
+        found = None
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def waits_by_thread() -> bool:
-    """Whether the installed Triton is one of FRAGMENT_TRITON."""
+    """Whether the installed Triton is one of FRAGMENT_TRITON. Without any, yes: plans are then for such a one."""
     first, end = FRAGMENT_TRITON
-    return first <= triton_version() < end
+    version = triton_version()
+    return first <= version < end or (version == (0, 0) and importlib.util.find_spec("triton") is None)
 
 
 def words_of_a_lane() -> int:
@@ -138,13 +141,14 @@ class PersistentConfig:
     """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its
     warps. A launch has at most `tiles_at_once` batch tiles (None: all), because all its programs must be on the device
     together; others follow in launches of their own. `protocol`: how programs learn that a value is there, "data" or
-    "flags" (see exchange.py)."""
+    "flags" (see exchange.py). `spins`: looks after which a wait gives up; a look takes about a microsecond."""
 
     block_h: int = 16
     block_b: int = 16
     num_warps: int = 8
     tiles_at_once: int | None = None
     protocol: Protocol = "data"
+    spins: int = 1 << 22
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:

@@ -48,7 +48,6 @@ _WORDS_OF_A_LANE = tl.constexpr(words_of_a_lane())
 _BY_THREAD = tl.constexpr(waits_by_thread())
 ERROR_WORD = 4  # index in the status buffer; the words before it are zeros, and stay so
 STATUS_WORDS = tl.constexpr(8)
-SPINS = 1 << 22  # looks before a wait gives up; a look takes about a microsecond
 _LOOKS_PER_CHECK = 64  # of the error word
 
 

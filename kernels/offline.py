@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from .launch import COOPERATIVE
+from .launch import COOPERATIVE, EVERY
 
 
 def target_of(name: str) -> GPUTarget:
@@ -145,7 +145,7 @@ def specialise(kernel: Any, args: Mapping[str, Any], target: GPUTarget, **option
     if at not in _binders:
         _binders[at] = create_function_from_signature(kernel.signature, kernel.params, make_backend(target))
     bound, kinds, _ = _binders[at](**args)
-    return Specialisation(kernel, target, options, bound, tuple(map(tuple, kinds)))
+    return Specialisation(kernel, target, {**EVERY, **options}, bound, tuple(map(tuple, kinds)))
 
 
 def compile_for(kernel: Any, args: Mapping[str, Any], target: GPUTarget, **options: Any) -> Compiled:

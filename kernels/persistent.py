@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from . import exchange, widen
-from .config import PersistentConfig, Protocol, kept_values, persistent_width
+from .config import PersistentConfig, Protocol, persistent_width
 from .launch import launch
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
-from .steps import Steps
+from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
 from .watch import watch
 
 _protocol: Protocol | None = None
@@ -35,103 +35,53 @@ def exchanging_by(protocol: Protocol) -> Iterator[None]:
         _protocol = before
 
 
-def forward(
-    gates_in: Tensor,
-    h0: Tensor,
-    w_hh: Tensor,
-    b_hn: Tensor | None,
-    steps: Steps,
-    *,
-    variant: str,
-    reverse: bool,
-    save: bool,
-    precision: str,
-    config: PersistentConfig,
-    spins: int = exchange.SPINS,
-) -> tuple[Tensor, Tensor | None]:
-    """As `stepwise.forward`.
-
-    precision: "tf32" for float32; "ieee" is refused. config: the programs of a batch tile must fit on the device
-    together. spins: looks after which a wait gives up.
+def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -> Kept:
+    """As `stepwise.forward`. The programs of a batch tile must fit on the device together.
 
     Raises:
-        ValueError: float32 with precision "ieee".
+        ValueError: float32 with a precision other than "tf32".
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
-    hidden_size = h0.shape[1]
-    config = config if _protocol is None else replace(config, protocol=_protocol)
-    if more := persistent_width(h0.dtype, hidden_size) - hidden_size:
-        return widen.forward(
-            forward, more, gates_in, h0, w_hh, b_hn, steps, variant=variant, reverse=reverse, save=save,
-            precision=precision, config=config, spins=spins,
-        )  # fmt: skip
-    output = gates_in.new_empty(steps.num_rows, hidden_size)
-    _prepare(config, output)
-    reserve = gates_in.new_empty(steps.num_rows, kept_values(variant) * hidden_size) if save else None
-    args: dict[str, Any] = {
-        "gates_in_ptr": gates_in,
-        "h0_ptr": exchange.canonical_nan(h0) if config.protocol == "data" else h0,
-        "w_hh_ptr": w_hh,
-        "output_ptr": output,
-        "reserve_ptr": gates_in if reserve is None else reserve,
-    }
-    constexprs: dict[str, Any] = {"SAVE": save}
-    if variant == "torch":
-        args["b_hn_ptr"] = w_hh if b_hn is None else b_hn
-        constexprs["HAS_BIAS"] = b_hn is not None
-        kernel = forward_torch
+    hidden_size = operands.h0.shape[1]
+    if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
+        return widen.narrower(forward(run, widen.operands(operands, more), save), hidden_size, more)
+    config, kept = _config(run), Kept.empty(run, operands, save)
+    _prepare(config, kept.output)
+    args = kept.arguments(operands)
+    args["h0_ptr"] = exchange.canonical_nan(operands.h0) if config.protocol == "data" else operands.h0
+    if run.variant == "torch":
+        args["b_hn_ptr"] = operands.b_hn
+        _start(forward_torch, args, {}, run, operands)
     else:
-        args["reset_state_ptr"] = torch.empty_like(output)
+        args["reset_state_ptr"] = torch.empty_like(kept.output)
         _prepare(config, args["reset_state_ptr"])
-        constexprs["VARIANT"] = variant
-        kernel = forward_reset_first
-    _start(kernel, args, constexprs, steps, h0, reverse, precision, config, spins)
-    return output, reserve
+        _start(forward_reset_first, args, {"VARIANT": run.variant}, run, operands)
+    return kept
 
 
-def backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    h0: Tensor,
-    w_hh: Tensor,
-    steps: Steps,
-    output: Tensor,
-    reserve: Tensor,
-    *,
-    variant: str,
-    reverse: bool,
-    precision: str,
-    config: PersistentConfig,
-    spins: int = exchange.SPINS,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """As `stepwise.backward`, with what `forward` here says of precision, config and spins."""
-    hidden_size = h0.shape[1]
-    config = config if _protocol is None else replace(config, protocol=_protocol)
-    if more := persistent_width(h0.dtype, hidden_size) - hidden_size:
-        return widen.backward(
-            backward, more, grad_output, grad_h_n, h0, w_hh, steps, output, reserve, variant=variant, reverse=reverse,
-            precision=precision, config=config, spins=spins,
-        )  # fmt: skip
-    d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
-    _prepare(config, d_gates)
-    d_state = grad_h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    args: dict[str, Any] = {
-        "grad_output_ptr": grad_output,
-        "h0_ptr": h0,
-        "w_hh_ptr": w_hh,
-        "output_ptr": output,
-        "reserve_ptr": reserve,
-        "d_state_ptr": d_state,
-        "d_gates_ptr": d_gates,
-    }
-    if variant == "torch":
-        d_an = grad_output.new_empty(steps.num_rows, hidden_size)
-        _prepare(config, d_an)
-        args["d_an_ptr"] = d_an
-        _start(backward_torch, args, {}, steps, h0, reverse, precision, config, spins)
-        return d_gates, d_an, d_state
-    _start(backward_reset_first, args, {"VARIANT": variant}, steps, h0, reverse, precision, config, spins)
-    return d_gates, None, d_state
+def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
+    """As `stepwise.backward`, with what `forward` says here."""
+    hidden_size = operands.h0.shape[1]
+    if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
+        wider = widen.operands(operands, more), widen.wider(kept, more), widen.wider(gradients, more)
+        return widen.narrower(backward(run, *wider), hidden_size, more)
+    config, derivatives = _config(run), Derivatives.empty(run, operands, gradients)
+    _prepare(config, derivatives.d_gates)
+    args = derivatives.arguments(operands, kept)
+    args["grad_output_ptr"] = gradients.output
+    if run.variant == "torch":
+        assert derivatives.d_an is not None
+        _prepare(config, derivatives.d_an)
+        args["d_an_ptr"] = derivatives.d_an
+        _start(backward_torch, args, {}, run, operands)
+    else:
+        _start(backward_reset_first, args, {"VARIANT": run.variant}, run, operands)
+    return derivatives
+
+
+def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:
+    """The run's, with the protocol that is in force."""
+    return run.config if _protocol is None else replace(run.config, protocol=_protocol)
 
 
 def _prepare(config: PersistentConfig, exchanged: Tensor) -> None:
@@ -144,15 +94,15 @@ def _start(
     kernel: Any,
     args: dict[str, Any],
     constexprs: dict[str, Any],
-    steps: Steps,
-    h0: Tensor,
-    reverse: bool,
-    precision: str,
-    config: PersistentConfig,
-    spins: int,
+    run: Recurrence[PersistentConfig],
+    operands: Operands,
 ) -> None:
-    if h0.dtype == torch.float32 and precision != "tf32":
-        raise ValueError(f'the persistent schedule multiplies float32 with precision "tf32" only, got {precision!r}')
+    """Launch for all batch tiles, with what both directions of time share."""
+    config, steps, h0 = _config(run), operands.steps, operands.h0
+    if h0.dtype == torch.float32 and run.precision != "tf32":
+        raise ValueError(
+            f'the persistent schedule multiplies float32 with precision "tf32" only, got {run.precision!r}'
+        )
     batch, hidden_size = h0.shape
     if not batch:
         return
@@ -163,14 +113,14 @@ def _start(
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
     constexprs |= tiles | {
         "H": hidden_size,
-        "REVERSE": reverse,
+        "REVERSE": run.reverse,
         "PACKED": steps.packed,
-        "PRECISION": precision,
+        "PRECISION": run.precision,
         "EVEN_B": not steps.packed and batch % config.block_b == 0,
         "EVEN_H": hidden_size % config.block_h == 0,
         "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
         "PROTOCOL": config.protocol,
-        "SPINS": spins,
+        "SPINS": config.spins,
     }
     at_once = config.tiles_at_once or batch_tiles
     for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other

@@ -10,28 +10,66 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import await_three, await_tile, by_thread, first_flag, publish
-from .fragments import load_weights
+from .exchange import by_thread, publish
 from .gates import blend_grad, reset_after_grad, reset_before_grad
+from .loop import Step, step_or_none
 from .parts import one_gate
-from .persistent_forward import state_pointers, step_rows, tile_mask
+from .persistent_tiles import (
+    Shape,
+    await_rows,
+    await_three_rows,
+    flags_of,
+    load_columns,
+    own_tile,
+    rows_at,
+    state_rows,
+    there,
+    tile_at,
+    where_alive,
+)
+from .tiles import read, write
 
 
 @triton.jit
-def _load_step(grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row, count, row_before, count_before, first,
-mask,                GATES: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
-    """What a step's derivatives need: dy, the state before, r, z, n and for "torch" W_hn h + b_hn (else n again)."""
-    own = b[:, None] * H + j[None, :]
-    dy = tl.load(grad_output_ptr + row * H + own, mask=mask, other=0.0)
-    carried = tl.minimum(count, count_before)
-    before = state_pointers(output_ptr, h0_ptr, b, row_before, carried, first, H, PACKED)
-    h = tl.load(before[:, None] + j[None, :], mask=mask, other=0.0)
-    reserve = reserve_ptr + row * (GATES * H) + b[:, None] * (GATES * H) + j[None, :]
+def _first_step(offsets_ptr, T, B, REVERSE: tl.constexpr, PACKED: tl.constexpr):
+    """The time step that forward took last, and where that and the one before it lie."""
+    t = tl.zeros((), tl.int32) if REVERSE else T - 1
+    before = t + 1 if REVERSE else t - 1
+    return t, step_or_none(offsets_ptr, t, T, B, PACKED), step_or_none(offsets_ptr, before, T, B, PACKED)
+
+
+@triton.jit
+def _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE: tl.constexpr, PACKED: tl.constexpr):
+    """From step number i on to the one that forward took before it. The last has none: it stands for itself again, for
+    loads that nothing uses."""
+    last = i + 1 == T
+    following = Step(tl.where(last, here.row, before.row), tl.where(last, here.count, before.count))
+    ONE: tl.constexpr = 1 if REVERSE else -1
+    return t + ONE, following, step_or_none(offsets_ptr, t + 2 * ONE, T, B, PACKED)
+
+
+@triton.jit
+def _load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr):
+    """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
+    (else n again). kept: pointers to the output's derivative, h0, the output and the reserve."""
+    grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
+    mask = there(own, here.count, S)
+    dy = tl.load(tile_at(grad_output_ptr, here.row, own, 1, S), mask=mask, other=0.0)
+    state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
+    h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
+    reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
     r = tl.load(reserve, mask=mask, other=0.0)
-    z = tl.load(reserve + H, mask=mask, other=0.0)
-    n = tl.load(reserve + 2 * H, mask=mask, other=0.0)
-    an = tl.load(reserve + (GATES - 1) * H, mask=mask, other=0.0)
+    z = tl.load(reserve + S.H, mask=mask, other=0.0)
+    n = tl.load(reserve + 2 * S.H, mask=mask, other=0.0)
+    an = tl.load(reserve + (GATES - 1) * S.H, mask=mask, other=0.0)
     return dy, h, r, z, n, an
+
+
+@triton.jit
+def _in_float32(step):
+    """`_load_step`'s values for arithmetic: not before they are used, for a conversion waits for its load."""
+    dy, h, r, z, n, an = step
+    return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["T", "B", "first_tile"])
@@ -64,82 +102,51 @@ def backward_torch(
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
-    j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
-    PROGRAMS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    own = b[:, None] * H + j[None, :]
-    own_gate = b[:, None] * (3 * H) + j[None, :]
-    W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
-    X_MASKED: tl.constexpr = not (EVEN_B and EVEN_K)
-    w_r = load_weights(w_hh_ptr + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
-    w_z = load_weights(w_hh_ptr + H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
-    w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    S: tl.constexpr = Shape(H, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, SPINS, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    own = own_tile(first_tile, status_ptr, S)
+    w_r = load_columns(w_hh_ptr, 0, own, S)
+    w_z = load_columns(w_hh_ptr, 1, own, S)
+    w_n = load_columns(w_hh_ptr, 2, own, S)
 
-    flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
-    exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
-    dh = tl.load(d_state_ptr + own, mask=exists, other=0.0)
-    ONE: tl.constexpr = 1 if REVERSE else -1  # from a step to the one that forward took before it
-    t = tl.zeros((), tl.int32) if REVERSE else T - 1
-    row, count = step_rows(offsets_ptr, t, T, B, PACKED)
-    row_before, count_before = step_rows(offsets_ptr, t + ONE, T, B, PACKED)
-    mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
-    dy, h, r, z, n, an = _load_step(
-        grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row, count, row_before, count_before, T == 1, mask,
-        4, H, PACKED,
-    )  # fmt: skip
+    flags = flags_of(own, 0, T, B, S)
+    d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
+    dh = read(d_state, exists)
+    t, here, before = _first_step(offsets_ptr, T, B, REVERSE, PACKED)
+    kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
+    loaded = _load_step(kept, own, here, before, T == 1, 4, S)
     for i in range(T):
-        dn, dz, direct = blend_grad(
-            dh + dy.to(tl.float32), h.to(tl.float32), z.to(tl.float32), n.to(tl.float32), "torch"
-        )
-        dr, d_an = reset_after_grad(dn, an.to(tl.float32), r.to(tl.float32))
-        mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
-        d_gates = d_gates_ptr + row * (3 * H)
-        publish(d_gates + own_gate, dr, mask, None, PROTOCOL)
-        publish(d_gates + H + own_gate, dz, mask, None, PROTOCOL)
-        publish(d_an_ptr + row * H + own, d_an, mask, flags + i, PROTOCOL)
-        tl.store(d_gates + 2 * H + own_gate, dn.to(d_gates_ptr.dtype.element_ty), mask=mask)
-        direct = direct if EVEN_B else tl.where((b < count)[:, None], direct, dh)
+        dy, h, r, z, n, an = _in_float32(loaded)
+        dn, dz, direct = blend_grad(dh + dy, h, z, n, "torch")
+        dr, d_an = reset_after_grad(dn, an, r)
+        mask, d_gates = there(own, here.count, S), tile_at(d_gates_ptr, here.row, own, 3, S)
+        publish(d_gates, dr, mask, None, PROTOCOL)
+        publish(d_gates + H, dz, mask, None, PROTOCOL)
+        publish(tile_at(d_an_ptr, here.row, own, 1, S), d_an, mask, flags + i, PROTOCOL)
+        write(d_gates + 2 * H, dn, mask)
+        direct = where_alive(own, here, direct, dh, S)
 
-        # The last step has none before it: it loads its own values again, which nothing uses.
-        last = i + 1 == T
-        row_next = tl.where(last, row, row_before)
-        count_next = tl.where(last, count, count_before)
-        t += ONE
-        row_before, count_before = step_rows(offsets_ptr, t + ONE, T, B, PACKED)
-        mask_next = tile_mask(b, j, count_next, H, EVEN_B, EVEN_H)
-        dy, h, r, z, n, an = _load_step(
-            grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row_next, count_next, row_before, count_before,
-            i + 2 >= T, mask_next, 4, H, PACKED,
-        )  # fmt: skip
+        t, following, before = _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE, PACKED)
+        loaded = _load_step(kept, own, following, before, i + 2 >= T, 4, S)
 
-        source = d_gates + b * (3 * H)
-        source_an = d_an_ptr + row * H + b * H
+        source = rows_at(d_gates_ptr, here.row, own, 3, S)
+        source_an = rows_at(d_an_ptr, here.row, own, 1, S)
         BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
         # One look at all three with masks takes more registers than there are; waiting as a whole has no such look.
-        if (X_MASKED and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
-            x = await_tile(
-                source, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
-            )
+        if (not (EVEN_B and EVEN_K) and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
+            x = await_rows(source, own, here, flags + i, S)
             a = tl.dot(w_r, x, input_precision=PRECISION)
-            x = await_tile(
-                source + H, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
-            )
+            x = await_rows(source + H, own, here, None, S)
             a = tl.dot(w_z, x, a, input_precision=PRECISION)
-            x = await_tile(
-                source_an, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
-            )
+            x = await_rows(source_an, own, here, None, S)
             a = tl.dot(w_n, x, a, input_precision=PRECISION)
         else:
-            x_r, x_z, x_n = await_three(
-                source, source + H, source_an, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH,
-                BLOCK_B, X_MASKED, SPINS,
-            )  # fmt: skip
+            x_r, x_z, x_n = await_three_rows(source, source + H, source_an, own, here, flags + i, S)
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
             a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
         dh = direct + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
-        row, count = row_next, count_next
-    tl.store(d_state_ptr + own, dh, mask=exists)
+        here = following
+    write(d_state, dh, exists)
 
 
 @triton.jit(do_not_specialize=["T", "B", "first_tile"])
@@ -173,70 +180,40 @@ def backward_reset_first(
 ):
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
-    j = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    b = (tl.program_id(1) + first_tile) * BLOCK_B + tl.arange(0, BLOCK_B)
-    PROGRAMS: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    own = b[:, None] * H + j[None, :]
-    own_gate = b[:, None] * (3 * H) + j[None, :]
-    W_MASKED: tl.constexpr = not (EVEN_H and EVEN_K)
-    X_MASKED: tl.constexpr = not (EVEN_B and EVEN_K)
-    w_r = load_weights(w_hh_ptr + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
-    w_z = load_weights(w_hh_ptr + H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    S: tl.constexpr = Shape(H, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, SPINS, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    own = own_tile(first_tile, status_ptr, S)
+    w_r = load_columns(w_hh_ptr, 0, own, S)
+    w_z = load_columns(w_hh_ptr, 1, own, S)
     if EVEN_H:  # all addresses at once spill at H = 768 on sm_100; waiting here spills at H = 1000 on sm_80
         tl.debug_barrier()
-    w_n = load_weights(w_hh_ptr + 2 * H * H + j, status_ptr, j < H, H, H, SPLIT, DEPTH, BLOCK_H, W_MASKED)
+    w_n = load_columns(w_hh_ptr, 2, own, S)
 
-    flags = first_flag(status_ptr, 0, tl.program_id(1) + first_tile, T, B, BLOCK_B)
-    flags_reset = first_flag(status_ptr, 1, tl.program_id(1) + first_tile, T, B, BLOCK_B)
-    exists = tile_mask(b, j, B, H, EVEN_B and not PACKED, EVEN_H)
-    dh = tl.load(d_state_ptr + own, mask=exists, other=0.0)
-    ONE: tl.constexpr = 1 if REVERSE else -1  # from a step to the one that forward took before it
-    t = tl.zeros((), tl.int32) if REVERSE else T - 1
-    row, count = step_rows(offsets_ptr, t, T, B, PACKED)
-    row_before, count_before = step_rows(offsets_ptr, t + ONE, T, B, PACKED)
-    mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
-    dy, h, r, z, n, _ = _load_step(
-        grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row, count, row_before, count_before, T == 1, mask,
-        3, H, PACKED,
-    )  # fmt: skip
+    flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
+    d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
+    dh = read(d_state, exists)
+    t, here, before = _first_step(offsets_ptr, T, B, REVERSE, PACKED)
+    kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
+    loaded = _load_step(kept, own, here, before, T == 1, 3, S)
     for i in range(T):
-        state, reset = h.to(tl.float32), r.to(tl.float32)
-        dn, dz, direct = blend_grad(dh + dy.to(tl.float32), state, z.to(tl.float32), n.to(tl.float32), VARIANT)
-        mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
-        d_gates = d_gates_ptr + row * (3 * H)
-        publish(d_gates + 2 * H + own_gate, dn, mask, None, PROTOCOL)
-        publish(d_gates + H + own_gate, dz, mask, flags + i, PROTOCOL)
-        direct = direct if EVEN_B else tl.where((b < count)[:, None], direct, dh)
+        dy, h, r, z, n, _ = _in_float32(loaded)
+        dn, dz, direct = blend_grad(dh + dy, h, z, n, VARIANT)
+        mask, d_gates = there(own, here.count, S), tile_at(d_gates_ptr, here.row, own, 3, S)
+        publish(d_gates + 2 * H, dn, mask, None, PROTOCOL)
+        publish(d_gates + H, dz, mask, flags + i, PROTOCOL)
+        direct = where_alive(own, here, direct, dh, S)
 
-        # The last step has none before it: it loads its own values again, which nothing uses.
-        last = i + 1 == T
-        row_next = tl.where(last, row, row_before)
-        count_next = tl.where(last, count, count_before)
-        t += ONE
-        row_before, count_before = step_rows(offsets_ptr, t + ONE, T, B, PACKED)
-        mask_next = tile_mask(b, j, count_next, H, EVEN_B, EVEN_H)
-        dy, h, r, z, n, _ = _load_step(
-            grad_output_ptr, h0_ptr, output_ptr, reserve_ptr, b, j, row_next, count_next, row_before, count_before,
-            i + 2 >= T, mask_next, 3, H, PACKED,
-        )  # fmt: skip
+        t, following, before = _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE, PACKED)
+        loaded = _load_step(kept, own, following, before, i + 2 >= T, 3, S)
 
-        source = d_gates + b * (3 * H)
-        x = await_tile(
-            source + 2 * H, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED,
-            SPINS,
-        )  # fmt: skip
+        source = rows_at(d_gates_ptr, here.row, own, 3, S)
+        x = await_rows(source + 2 * H, own, here, flags + i, S)
         d_rh = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        dr, through_reset = reset_before_grad(d_rh, state, reset)
-        publish(d_gates + own_gate, dr, mask, flags_reset + i, PROTOCOL)
-        x = await_tile(
-            source + H, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
-        )
+        dr, through_reset = reset_before_grad(d_rh, h, r)
+        publish(d_gates, dr, mask, flags_reset + i, PROTOCOL)
+        x = await_rows(source + H, own, here, None, S)
         a = tl.dot(w_z, x, input_precision=PRECISION)
-        x = await_tile(
-            source, b < count, status_ptr, flags_reset + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED,
-            SPINS,
-        )  # fmt: skip
+        x = await_rows(source, own, here, flags_reset + i, S)
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
         dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
-        row, count = row_next, count_next
-    tl.store(d_state_ptr + own, dh, mask=exists)
+        here = following
+    write(d_state, dh, exists)

@@ -1,22 +1,57 @@
-"""Tiles of row-major matrices: where they lie, and the loads that several schedules share."""
+"""Tiles of hidden units by sequences, (BLOCK_H, BLOCK_B): where they lie, and what several schedules do with them.
+
+`j` are a tile's hidden units, `b` its sequences, `k` the columns that a product sums over. Arithmetic is in float32.
+"""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def tile(rows, row_stride, columns, H):
-    """Offsets of a (columns, rows) tile of a row-major matrix, in 64 bits, and where the columns are inside H."""
-    return rows.to(tl.int64)[None, :] * row_stride + columns[:, None], columns[:, None] < H
+def at(pointer, row, b, j, width):
+    """Addresses of a (j, b) tile in rows of `width` elements, of which `row` is the first; counted in 64 bits."""
+    return pointer + ((row + b).to(tl.int64)[None, :] * width + j[:, None])
 
 
 @triton.jit
-def load_state(output_ptr, h0_ptr, b, k, row_before, carried, count, H):
-    """A (k, b) tile of the state before the step: output of the step before, or h0 for sequences that start here."""
-    before, inside = tile(row_before + b, H, k, H)
-    x = tl.load(output_ptr + before, mask=inside & (b < carried)[None, :], other=0.0)
-    start, _ = tile(b, H, k, H)
-    return x + tl.load(h0_ptr + start, mask=inside & ((b >= carried) & (b < count))[None, :], other=0.0)
+def there(j, b, H, count):
+    """Which elements of a (j, b) tile exist."""
+    return (j < H)[:, None] & (b < count)[None, :]
+
+
+@triton.jit
+def read(pointers, mask):
+    """Elements in float32; 0 where there is none."""
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def read_gates(pointers, mask, H):
+    """Three values of each unit, H apart."""
+    return read(pointers, mask), read(pointers + H, mask), read(pointers + 2 * H, mask)
+
+
+@triton.jit
+def write(pointers, x, mask):
+    """Store in the memory's dtype."""
+    tl.store(pointers, x.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def write_gates(pointers, values, mask, H):
+    """Store several values of each unit, H apart."""
+    for g in tl.static_range(len(values)):
+        write(pointers + g * H, values[g], mask)
+
+
+@triton.jit
+def load_state(output_ptr, h0_ptr, b, k, here, before, H):
+    """A (k, b) tile of the state before the step `here`: output of the step before, or h0 for sequences that start
+    here."""
+    carried = tl.minimum(here.count, before.count)
+    x = tl.load(at(output_ptr, before.row, b, k, H), mask=there(k, b, H, carried), other=0.0)
+    starts = there(k, b, H, here.count) & (b >= carried)[None, :]
+    return x + tl.load(at(h0_ptr, 0, b, k, H), mask=starts, other=0.0)
 
 
 @triton.jit
@@ -31,15 +66,3 @@ def load_weight_transposed(w_hh_ptr, gate, k, j, H):
     """The (j, k) tile of the transpose of one gate's recurrent weights."""
     at = (gate * H + k).to(tl.int64)[None, :] * H + j[:, None]
     return tl.load(w_hh_ptr + at, mask=(j < H)[:, None] & (k < H)[None, :], other=0.0)
-
-
-@triton.jit
-def rows_of(offsets_ptr, t, B, PACKED: tl.constexpr):
-    """Step t's first row, in 64 bits, and how many sequences are alive at it."""
-    if PACKED:
-        row = tl.load(offsets_ptr + t)
-        count = (tl.load(offsets_ptr + t + 1) - row).to(tl.int32)
-    else:
-        row = t.to(tl.int64) * B
-        count = B
-    return row, count

@@ -166,7 +166,7 @@ def _digest(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a folder that holds no kernel yet")
-    parser.add_argument("--repo-id", default="OWNER/trigru", help="where it will be published (for the card)")
+    parser.add_argument("--repo-id", default="trigru/trigru", help="where it will be published (for the card)")
     args = parser.parse_args()
     for variant in build(args.out, args.repo_id):
         print(f"{variant}: {sum(path.is_file() for path in variant.rglob('*'))} files")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import trigru
-from trigru.operators import run_reference
+from trigru.functional import records_of
+from trigru.operators.schema import Recorded, flat
+from trigru.reference import layer as run_reference
 
 NAMES = ("input", "h0", "w_ih", "w_hh", "b_ih", "b_hh")
 # ||out - ref|| / ||ref|| of outputs and gradients. float64 and float32 allow for the rounding of some hundred steps;
@@ -61,6 +63,14 @@ def layer(
     ]
     rounded = [None if x is None else x.to(dtype).double() for x in tensors]
     return Layer(rounded, batch_sizes, dtype, {"variant": variant, "reverse": reverse})
+
+
+def flat_call(case: Layer, arguments: list[Tensor | None], *, first_kept: int = 0, schedule: str = "auto") -> tuple:
+    """The arguments of `torch.ops.trigru.gru` for a case's tensors."""
+    input, h0, *weights = arguments
+    options = {"variant": case.options["variant"], "reverse": case.options["reverse"], "schedule": schedule}
+    records = records_of(input, h0, *weights, batch_sizes=case.batch_sizes, **options)
+    return flat(Recorded(*records, first_kept))
 
 
 def error(got: Tensor, want: Tensor) -> float:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from trigru import reference
+from trigru.kernels.recurrence import Gradients, Operands, Recurrence
 from trigru.kernels.steps import Steps
 
 
 @dataclass
-class Recurrence:
+class Case:
     """Inputs of a schedule's `forward` and `backward`, and what they must give."""
 
     gates_in: Tensor
@@ -26,14 +27,17 @@ class Recurrence:
     reverse: bool
     expected: dict[str, Tensor]
 
-    def run(self, schedule, config, *, precision: str = "tf32", **options) -> dict[str, Tensor]:
-        """`forward` and `backward` of a schedule's module."""
-        both = {"variant": self.variant, "reverse": self.reverse, "precision": precision, "config": config, **options}
-        output, reserve = schedule.forward(self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps, save=True, **both)
-        d_gates, d_an, d_h0 = schedule.backward(
-            self.grad_output, self.grad_h_n, self.h0, self.w_hh, self.steps, output, reserve, **both
-        )
-        got = {"output": output, "d_gates": d_gates, "d_h0": d_h0}
+    @property
+    def operands(self) -> Operands:
+        return Operands(self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps)
+
+    def run(self, schedule, config, *, precision: str = "tf32", **fields) -> dict[str, Tensor]:
+        """`forward` and `backward` of a schedule's module. fields: of the config, in place of its own."""
+        run = Recurrence(self.variant, self.reverse, precision, replace(config, **fields))
+        kept = schedule.forward(run, self.operands, True)
+        gradients = Gradients(self.grad_output, self.grad_h_n)
+        d_gates, d_an, d_h0 = schedule.backward(run, self.operands._replace(gates_in=None, b_hn=None), kept, gradients)
+        got = {"output": kept.output, "d_gates": d_gates, "d_h0": d_h0}
         return got if self.b_hn is None else got | {"d_b_hn": d_an.double().sum(0)}
 
     def errors(self, got: dict[str, Tensor]) -> dict[str, float]:
@@ -55,7 +59,7 @@ def recurrence(
     dtype: torch.dtype = torch.bfloat16,
     reverse: bool = False,
     packed: bool = False,
-) -> Recurrence:
+) -> Case:
     """A random one."""
     if packed:
         lengths = torch.cat([torch.tensor([seq_len]), torch.randint(1, seq_len + 1, (batch - 1,))])
@@ -84,4 +88,4 @@ def recurrence(
     grads = torch.autograd.grad((output * d_output).sum() + (h * d_last).sum(), leaves)
     expected = dict(zip(("d_gates", "d_h0", "d_b_hn"), grads, strict=False)) | {"output": output.detach()}
     gates_in, h0, w_hh, b_hn, grad_output, grad_h_n = given
-    return Recurrence(gates_in, h0, w_hh, b_hn, grad_output, grad_h_n, steps, variant, reverse, expected)
+    return Case(gates_in, h0, w_hh, b_hn, grad_output, grad_h_n, steps, variant, reverse, expected)

@@ -10,7 +10,10 @@ from cases import error
 from torch import nn
 
 import trigru
-from trigru.functional import autocast_dtype
+from trigru.autocast import autocast_dtype
+from trigru.checks import layer_of
+from trigru.layer import Call
+from trigru.operators.schema import Recorded, flat
 
 HALVES = [torch.bfloat16, torch.float16]
 REALS = [torch.float32, torch.bfloat16, torch.float16]
@@ -99,7 +102,7 @@ def test_nothing_inside_the_operators_is_cast():
     found = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            outputs = torch.ops.trigru.gru(x, hx, *weights, None, "torch", "auto", False, True)
+            outputs = torch.ops.trigru.gru(*flat(Recorded(layer_of(5, 7), weights, Call(x, hx[None]), 0)))
             found.append([outputs[0], *torch.autograd.grad(outputs[0].sum(), [x, *weights])])
     for want, got in zip(*found, strict=True):
         assert torch.equal(got, want)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trigru.bench import run
+from trigru.bench.cases.grid import Choice
 from trigru.bench.report import figures, report, summary
 from trigru.bench.run import Outcome
 from trigru.bench.suites import overhead
@@ -64,8 +65,10 @@ def test_overhead_goes_to_the_launch(tmp_path):
 
 def test_time_that_is_up_leaves_out_and_says_so(tmp_path, capsys):
     options = ["--device", "cpu", "--quick", "--suite", "cpu", "step", "--minutes", "0", "--no-figures"]
-    assert main(["bench", *options, "--out", str(tmp_path)]) == 0
-    assert "left out, for the time was up: 2 (cpu: all of it; step: all of it)" in capsys.readouterr().out
+    assert main(["bench", *options, "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "left out, for the time was up: 2 (cpu: all of it; step: all of it)" in shown.out
+    assert shown.err == "trigru bench: nothing was measured\n"
 
 
 def test_sizes_and_schedule_by_name(tmp_path):
@@ -80,7 +83,7 @@ def test_sizes_and_schedule_by_name(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 def test_a_device_that_is_not_there(tmp_path, capsys):
     assert main(["bench", "--device", "cuda", "--out", str(tmp_path)]) == 2
-    assert "device: expected one that torch can use, got cuda" in capsys.readouterr().out
+    assert "--device: expected one that torch can use, got cuda" in capsys.readouterr().err
 
 
 def test_a_suite_that_fails_is_noted_and_the_next_one_runs(tmp_path, capsys, monkeypatch):
@@ -94,14 +97,72 @@ def test_a_suite_that_fails_is_noted_and_the_next_one_runs(tmp_path, capsys, mon
     assert rows_in(tmp_path, "step")
 
 
-def test_without_rich_and_tqdm(tmp_path, capsys, monkeypatch):
-    for name in ("rich.console", "tqdm"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
+def test_without_tqdm(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
     options = ["--device", "cpu", "--tiny", "--suite", "step", "--no-figures"]
     assert main(["bench", *options, "--out", str(tmp_path)]) == 0
+    assert "step: 0 of 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--schedule", "persistent"], ["--peers", "flashrnn"]],
+    ids=["a schedule that cannot run", "a peer that is not installed"],
+)
+def test_an_empty_table_is_an_error_and_says_why(options, tmp_path, capsys):
+    argv = ["bench", "--device", "cpu", "--tiny", "--suite", "cpu", "--no-figures", *options]
+    assert main([*argv, "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()
-    assert "| suite" in shown.out
-    assert "step: 0 of 2" in shown.err
+    assert "skipped: " in shown.out
+    assert shown.err == "trigru bench: nothing was measured\n"
+
+
+def test_quick_begins_with_what_is_compared_with_nn_gru():
+    """Training a layer first, the host's work of a call not at all; by kernels only what can run."""
+    assert run.default_suites(Choice("cpu", "quick"))[0] == "cpu"
+    assert run.default_suites(Choice("cuda", "quick"))[0] == "layer"
+    for device in ("cpu", "cuda"):
+        assert "overhead" not in run.default_suites(Choice(device, "quick"))
+        assert run.default_suites(Choice(device))[0] == run.default_suites(Choice(device, "quick"))[0]
+
+
+def test_without_triton_suites_of_kernels_are_left_out(monkeypatch):
+    monkeypatch.setattr(run, "why_unusable", lambda: "the reason")
+    assert run.default_suites(Choice("cpu")) == ("cpu", "module", "memory", "step")
+    assert run.why_no_suite("overhead") == "the reason"
+
+
+def test_json(tmp_path, capsys):
+    argv = ["bench", "--device", "cpu", "--tiny", "--suite", "cpu", "--variant", "torch", "--no-figures", "--json"]
+    assert main([*argv, "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["headline"].startswith("Training a layer: trigru is ")
+    assert found["rows"] == rows_in(tmp_path, "cpu")
+
+
+def test_a_run_is_shown_again_from_its_folder(tmp_path, capsys):
+    argv = ["bench", "--device", "cpu", "--tiny", "--suite", "cpu", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    first = capsys.readouterr().out
+    assert main(["bench", "--show", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == first
+    assert main(["bench", "--show", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "300"])
+def test_the_table_fits_and_says_which_side_is_better(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    rows = [
+        row(ratio=1.9, suite="cpu", direction="forward+backward", mode="eager"),
+        row(ratio=0.8, suite="cpu", direction="forward", mode="eager"),
+        {"suite": "memory", "variant": "torch", "peer": "nn.GRU", "ratio": 1.333, "hidden_size": 128},
+    ]
+    report.show(Outcome(rows))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= int(columns)
+    for said in ("1.90x faster", "1.25x slower", "1.33x less"):
+        assert said in " ".join(shown.split())
+    assert "Training a layer: trigru is 1.90x faster than nn.GRU" in " ".join(shown.split())
 
 
 def row(**fields):
@@ -185,17 +246,23 @@ def test_figures_of_a_gpus_rows(tmp_path):
     ]
     drawn = figures.draw([*rows, row(peer="haste"), row(error="none", direction="backward")], tmp_path)
     assert [path.name for path in drawn] == ["layer-time.png", "layer-speedup.png"]
+    for path in drawn:
+        width = int.from_bytes(path.read_bytes()[16:20], "big")
+        assert width <= 1200, "digits are too small at the 800 pixels that a page has"
     assert all(path.stat().st_size > 10_000 for path in drawn)
     assert figures.draw([row(error="none")], tmp_path) == []
 
 
-def test_a_run_that_is_cut_off_leaves_what_it_had(tmp_path, monkeypatch):
+def test_a_run_that_is_cut_off_leaves_and_shows_what_it_had(tmp_path, monkeypatch, capsys):
     def cut_off(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run.memory, "row", cut_off)
     options = ["--device", "cpu", "--tiny", "--suite", "step", "memory", "--no-figures"]
-    with pytest.raises(KeyboardInterrupt):
-        main(["bench", *options, "--out", str(tmp_path)])
-    assert rows_in(tmp_path, "step")
+    assert main(["bench", *options, "--out", str(tmp_path)]) == 130
+    shown = capsys.readouterr()
+    assert "step" in shown.out
+    assert (
+        shown.err.splitlines()[-1] == f"trigru bench: interrupted; {len(rows_in(tmp_path, 'step'))} rows in {tmp_path}"
+    )
     assert not json.loads((tmp_path / "run.json").read_text())["finished"]

@@ -11,6 +11,7 @@ import torch
 
 from trigru.bench.fitting import fit
 from trigru.bench.fitting.least_squares import nonnegative
+from trigru.command.options import Refused
 from trigru.planning import cost, devices
 from trigru.planning.plan import candidates
 
@@ -113,11 +114,11 @@ def test_without_a_table_constants_are_the_published_ones(tmp_path, h100):
     assert h100.origin == "published"
 
 
-def test_rows_of_a_cpu_are_refused(tmp_path, capsys):
+def test_rows_of_a_cpu_are_refused(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"device": "cpu", "device_name": "AMD EPYC"}) + "\n")
-    assert fit.run(rows, write=False) == 2
-    assert "expected those of one GPU, got none" in capsys.readouterr().out
+    with pytest.raises(Refused, match="expected those of one GPU, got none"):
+        fit.run(rows, write=False)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from trigru.command.cli import main
 from trigru.demo.check import gradient_errors, tolerance
 from trigru.demo.data import Labelled
 from trigru.demo.model import Classifier, gates_over_time
+from trigru.demo.timing import StepTimes, step_times
 from trigru.demo.training import train
 
 CPU = torch.device("cpu")
@@ -78,7 +80,7 @@ def test_missing_package_is_named(package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "trigru.demo.figure", raising=False)
     assert main(["demo"]) == 1
-    assert 'pip install "trigru[demo]"' in capsys.readouterr().err
+    assert 'pip install -e ".[demo]"' in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -91,12 +93,34 @@ def _extra():
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 def test_whole_demo(variant, tmp_path, capsys):
     figure = tmp_path / "new" / "figure.png"
-    assert main(["demo", "--epochs", "2", "--device", "cpu", "--variant", variant, "--out", str(figure)]) == 0
-    shown = capsys.readouterr().out
+    options = ["--epochs", "2", "--device", "cpu", "--variant", variant, "--out", str(figure)]
+    assert main(["demo", *options]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
     assert "schedule 'eager'" in shown
+    assert "nn.GRU of the same size" in shown
     accuracy = float(shown.partition("held-out accuracy ")[2].partition("%")[0])
     assert accuracy > 70, "a ninth is what guessing gives"
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("_extra")
+def test_json(tmp_path, capsys):
+    assert main(["demo", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["gradients_right"]
+    assert found["schedule"] == "eager"
+    assert found["figure"] == str(tmp_path / "demo.png")
+    assert max(found["gradient_errors"].values()) <= found["allowed"]
+
+
+def test_a_step_is_timed_beside_nn_gru_and_changes_nothing():
+    gru = classifier("torch").gru
+    before = [p.clone() for p in gru.parameters()]
+    times = step_times(gru, made_up().packed(range(5)), rounds=2)
+    assert min(times.ours_ms, times.peer_ms) > 0
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, gru.parameters(), strict=True))
+    assert StepTimes(1.0, 2.0).said == "trigru 2.00x faster"
+    assert StepTimes(2.0, 1.0).said == "trigru 2.00x slower"
 
 
 @pytest.mark.usefixtures("_extra")
@@ -108,9 +132,22 @@ def test_wrong_gradients_fail_the_demo(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("_extra")
-@pytest.mark.parametrize("options", [["--schedule", "stepwise"], ["--device", "cuda:99"], ["--device", "nonsense"]])
-def test_what_cannot_run_is_said_before_training(options, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--schedule", "stepwise"], 1),
+        (["--device", "cuda:99"], 2),
+        (["--device", "meta"], 2),
+        (["--device", "nonsense"], 2),
+        (["--epochs", "abc"], 2),
+        (["--epochs", "0"], 2),
+        (["--out", "figure.xyz"], 2),
+        (["--out", "/dev/null/figure.png"], 2),
+    ],
+)
+def test_what_cannot_run_is_said_before_training(options, code, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("trigru.planning.plan.why_no_kernels", lambda device, dtype: "the reason")
     monkeypatch.setattr(demo, "train", None)
-    assert main(["demo", *options]) == 1
+    assert main(["demo", *options]) == code
     assert capsys.readouterr().err.startswith("trigru demo: ")

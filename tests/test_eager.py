@@ -8,8 +8,12 @@ import pytest
 import torch
 from cases import NAMES, assert_as_reference, error, layer
 
+from trigru.kernels.steps import Steps
+from trigru.layer import Weights
+from trigru.planning.plan import Plan
 from trigru.reference import VARIANTS
 from trigru.schedules import eager, eager_layout
+from trigru.schedules.part import Part, Run, Upstream
 
 # (seq_len, batch, input_size, hidden_size). The last ones cross what the schedule decides by: sigmoid instead of tanh,
 # fresh instead of reused buffers, several chunks, another matrix product.
@@ -76,14 +80,30 @@ def test_16_bits(variant, dtype):
     assert_as_reference(case, schedule="eager")
 
 
+def forward(arguments, case, *, save=True):
+    """output, h_n and the gates, None unless saved, of the schedule's own function."""
+    data, h0, *weights = arguments
+    batch_sizes, options = case.batch_sizes, case.options
+    steps = Steps.padded(*data.shape[:2]) if batch_sizes is None else Steps.of_batch_sizes(batch_sizes.tolist())
+    part = Part(Plan("eager", "named"), options["variant"], options["reverse"], save)
+    run = Run(data, h0, steps, data.new_empty(steps.num_rows, h0.shape[1]), h0.new_empty(h0.shape))
+    gates = eager.forward(part, Weights(*weights), run)
+    return part, run, gates
+
+
+def backward(arguments, forwards, grads, needs):
+    part, run, gates = forwards
+    return eager.backward(part, Weights(*arguments[2:]), run, gates, Upstream(*grads, tuple(needs)))
+
+
 def call(case, needs, transform=lambda x: x, scale=1.0):
-    """(output, h_n, reserve) and the gradients, every tensor passed through `transform`."""
+    """(output, h_n, gates) and the gradients, every tensor passed through `transform`."""
     arguments = [None if x is None else transform(x.to(case.dtype)) for x in case.tensors]
-    options = case.options
-    output, h_n, reserve = eager.forward(*arguments, case.batch_sizes, **options, save=True)
-    grads = transform(torch.full_like(output, scale)), transform(torch.full_like(h_n, scale))
-    results = eager.backward(*grads, *arguments, case.batch_sizes, output, reserve, **options, needs=needs)
-    return (output, h_n, reserve), results
+    forwards = forward(arguments, case)
+    _, run, gates = forwards
+    output = run.output.view(*arguments[0].shape[:-1], -1)
+    grads = transform(torch.full_like(output, scale)), transform(torch.full_like(run.h_n, scale))
+    return (output, run.h_n, gates), backward(arguments, forwards, grads, needs)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -120,10 +140,11 @@ def test_expanded_and_unshared(variant, reverse, packed, shape):
     case = layer(*shape, packed=packed, variant=variant, reverse=reverse)
     arguments = [x.to(case.dtype).flatten()[:1].expand(x.shape[-1]).expand(x.shape) for x in case.tensors]
     before = [x.clone() for x in arguments]
-    output, h_n, reserve = eager.forward(*arguments, case.batch_sizes, **case.options, save=True)
-    grads = torch.ones(()).expand(output.shape), torch.ones(()).expand(h_n.shape)
+    forwards = forward(arguments, case)
+    _, (_, _, _, output, h_n), reserve = forwards
+    grads = torch.ones(()).expand(*arguments[0].shape[:-1], shape[3]), torch.ones(()).expand(h_n.shape)
     kept = output.clone(), reserve.clone()
-    results = eager.backward(*grads, *arguments, case.batch_sizes, output, reserve, **case.options, needs=[True] * 6)
+    results = backward(arguments, forwards, grads, [True] * 6)
     for x, was in zip((*arguments, output, reserve), (*before, *kept), strict=True):
         assert torch.equal(x, was)
     for result, x in zip(results, arguments, strict=True):
@@ -136,11 +157,11 @@ def test_expanded_and_unshared(variant, reverse, packed, shape):
 def test_nothing_saved(variant):
     case = layer(variant=variant)
     arguments = [x.to(case.dtype) for x in case.tensors]
-    output, h_n, reserve = eager.forward(*arguments, None, **case.options, save=False)
-    want = eager.forward(*arguments, None, **case.options, save=True)
-    assert reserve.shape == (0,)
-    assert torch.equal(output, want[0])
-    assert torch.equal(h_n, want[1])
+    _, run, gates = forward(arguments, case, save=False)
+    _, want, _ = forward(arguments, case)
+    assert gates is None
+    assert torch.equal(run.output, want.output)
+    assert torch.equal(run.h_n, want.h_n)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (6, 3, 4, 5), (12, 40, 8, 33)], ids=str)

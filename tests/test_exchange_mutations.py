@@ -22,7 +22,7 @@ from trigru.kernels.watch import KernelTimeout
 pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
-FILES = ("fragments", "exchange", "parts", "persistent_forward", "persistent_backward", "persistent")
+FILES = ("fragments", "exchange", "parts", *(f"persistent{part}" for part in ("_tiles", "_forward", "_backward", "")))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def mutated(tmp_path):
                 for one, other in pieces:
                     assert text.count(one) >= 1, f"{file}.py has no {one!r}"
                     text = text.replace(one, other)
-            for other in ("config", "gates", "launch", "steps", "tiles", "watch"):
+            for other in ("config", "gates", "launch", "loop", "recurrence", "tiles", "watch"):
                 text = text.replace(f"from .{other} import", f"from trigru.kernels.{other} import")
             for other in FILES:
                 text = text.replace(f"from .{other} import", f"from {package}_{other} import")
@@ -127,8 +127,8 @@ def test_a_flag_before_the_value(mutated):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("persistent_forward", "row_before, carried, i", "row_before - B * tl.minimum(i // 2, 1), carried, i"),
-        ("persistent_backward", " source = d_gates + b", " source = d_gates + tl.minimum(i, 1) * B * (3 * H) + b"),
+        ("persistent_forward", "before = here", "before = Step(here.row - B * tl.minimum(i, 1), here.count)"),
+        ("persistent_backward", "rows_at(d_gates_ptr, here", "rows_at(d_gates_ptr, tl.minimum(i, 1) * B + here"),
     ],
     ids=["forward", "backward"],
 )  # fmt: skip
@@ -137,7 +137,7 @@ def test_reading_another_step(mutated, file, old, new):
 
 
 def test_publishing_before_the_value_is_complete(mutated):
-    publish = "publish(output_ptr + row * H + own, new, mask, flags + i, PROTOCOL)"
+    publish = "publish(tile_at(output_ptr, here.row, own, 1, S), new, there(own, here.count, S), flags + i, PROTOCOL)"
     early = publish.replace("new", "h") + "\n        " + publish
     persistent = mutated("persistent_forward", publish, early)
     assert caught(persistent, seeds=8, quantum=20) == "wrong"  # short turns: both stores are close together
@@ -173,14 +173,12 @@ def test_a_barrier_left_out():
 
     from trigru.kernels import persistent
     from trigru.kernels.offline import Recorder
+    from trigru.kernels.recurrence import Recurrence
 
     case = recurrence(3, 3, 48)
     recorder = Recorder()
     with using(recorder):
-        persistent.forward(
-            case.gates_in, case.h0, case.w_hh, case.b_hn, case.steps,
-            variant="torch", reverse=False, save=True, precision="tf32", config=PersistentConfig(num_warps=8),
-        )  # fmt: skip
+        persistent.forward(Recurrence("torch", False, "tf32", PersistentConfig(num_warps=8)), case.operands, True)
     launch = recorder.launches[0]
     compiled = compile_ptx(
         launch.kernel, {**launch.args, **launch.constexprs}, 90, num_warps=8, num_stages=1, launch_cooperative_grid=True

@@ -22,7 +22,7 @@ def arguments(**changed):
         ({"variant": "gru"}, ValueError, r"variant: expected one of 'torch', 'cho', 'chung', got 'gru'"),
         ({"schedule": "fast"}, ValueError, r"schedule: expected one of 'auto'.*, got 'fast'"),
         ({"input": torch.zeros(3, 5)}, RuntimeError, r"input: expected 3 dimensions, got 2"),
-        ({"input": torch.zeros(0, 2, 5)}, RuntimeError, r"input: expected a sequence length larger than 0"),
+        ({"input": torch.zeros(0, 2, 5)}, RuntimeError, r"Expected sequence length to be larger than 0 in RNN"),
         ({"input": torch.zeros(3, 2, 4)}, RuntimeError, r"w_ih: expected shape \(21, 4\), got \(21, 5\)"),
         ({"input": torch.zeros(3, 2, 5).double()}, ValueError, r"input: expected the weights' dtype"),
         ({"h0": torch.zeros(3, 7)}, RuntimeError, r"h0: expected shape \(2, 7\), got \(3, 7\)"),

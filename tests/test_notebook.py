@@ -24,7 +24,7 @@ def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason=REASON.format("nbformat"))
     nbclient = pytest.importorskip("nbclient", reason=REASON.format("nbclient"))
     pytest.importorskip("ipykernel", reason=REASON.format("ipykernel"))
-    for package in ("aeon", "matplotlib", "tqdm", "rich"):
+    for package in ("aeon", "matplotlib", "tqdm"):
         pytest.importorskip(package, reason=f"{package}: the notebook installs the extras demo and bench")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)

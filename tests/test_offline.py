@@ -159,13 +159,16 @@ def test_command_prints_json(capsys):
     assert forward["batches"] == [17, 32]
 
 
-def test_command_prints_a_table(capsys):
-    assert (
-        cli.main(["inspect", "--schedule", "stepwise", "--variant", "torch", "--hidden", "256", "--batch", "32"]) == 0
-    )
-    heading, _, *lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
-    assert [name.strip() for name in heading[:4]] == ["target", "schedule", "kernel", "direction"]
-    assert [line[2].strip() for line in lines] == ["forward_step", "bptt_step"]
+def test_command_prints_a_table_that_fits(capsys, monkeypatch):
+    argv = ["inspect", "--schedule", "stepwise", "--variant", "torch", "--hidden", "256", "--batch", "32"]
+    for columns in (60, 300):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert cli.main(argv) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert lines[0].startswith("in every row: target sm_90, schedule stepwise,")
+        rows = [line for line in lines if "forward_step" in line or "bptt_step" in line]
+        assert [line.split()[0] for line in rows] == ["forward_step", "bptt_step"]
 
 
 def test_equal_binaries_are_one_row():

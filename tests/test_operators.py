@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import assert_as_reference, layer
+from cases import assert_as_reference, flat_call, layer
 from torch.autograd import gradcheck, gradgradcheck
 
 import trigru
+from trigru.checks import layer_of
+from trigru.layer import Call
+from trigru.operators.schema import Backward, Recorded, flat, flat_backward
 
 LAYOUTS = [(packed, reverse) for packed in (False, True) for reverse in (False, True)]
 
@@ -29,22 +32,62 @@ def test_first_and_second_derivatives_against_finite_differences(variant, packed
     assert gradgradcheck(call, leaves_of(case))
 
 
+OPTIONS = {
+    "plain": {},
+    "batch first": {"batch_first": True},
+    "stack": {"num_layers": 3, "bias": False},
+    "both": {"num_layers": 2, "bidirectional": True},
+    "dropout": {"num_layers": 3, "dropout": 0.4},
+    "recompute": {"num_layers": 2, "memory": "recompute"},
+    "reverse": {"reverse": True},
+}
+
+
+def stack(variant, packed, *, dtype=torch.float32, **options):
+    """The arguments of `torch.ops.trigru.gru` for a random stack, leaves all."""
+    record = layer_of(3, 5, variant=variant, **options)
+    case = layer(2, 3, 3, 5, packed=packed)
+    x = case.tensors[0] if packed or not record.batch_first else case.tensors[0].transpose(0, 1).contiguous()
+    module = trigru.GRU(3, 5, record.num_layers, record.bias, bidirectional=record.bidirectional, dtype=dtype)
+    weights = [w.detach().requires_grad_() for w in module.parameters()]
+    hx = torch.randn(record.parts, 3, 5).to(dtype).requires_grad_()
+    return record, Recorded(record, weights, Call(x.to(dtype).requires_grad_(), hx, case.batch_sizes), 0)
+
+
+def detached(call):
+    """The same call without a gradient."""
+    given = call.call._replace(input=call.call.input.detach(), hx=call.call.hx.detach())
+    return call._replace(weights=[w.detach() for w in call.weights], call=given)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("variant", trigru.VARIANTS)
-@pytest.mark.parametrize("save", [True, False], ids=["grad", "no grad"])
-def test_opcheck(variant, packed, save):
-    case = layer(3, 2, 4, 5, packed=packed, variant=variant)
-    arguments = case.arguments(torch.float32)
-    if not save:
-        arguments = [x.detach() for x in arguments]
-    options = (variant, "auto", False)
-    torch.library.opcheck(torch.ops.trigru.gru.default, (*arguments, case.batch_sizes, *options, save))
-    if save:
-        detached = [x.detach() for x in arguments]
-        output, h_n, reserve = torch.ops.trigru.gru(*detached, case.batch_sizes, *options, True)
-        grads = (torch.randn_like(output).requires_grad_(), torch.randn_like(h_n))
-        saved = (*arguments, case.batch_sizes, output, reserve)
-        torch.library.opcheck(torch.ops.trigru.gru_backward.default, (*grads, *saved, *options, [True] * 6))
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("recording", [True, False], ids=["grad", "no grad"])
+def test_opcheck(options, packed, recording, request):
+    variant = trigru.VARIANTS[len(request.node.name) % 3]
+    record, call = stack(variant, packed, **options)
+    if not recording:
+        call = detached(call)._replace(first_kept=record.num_layers)
+    checks = {"test_utils": ("test_schema", "test_faketensor")} if record.dropout else {}  # draws anew in each
+    torch.library.opcheck(torch.ops.trigru.gru.default, flat(call), **checks)
+    if not recording:
+        return
+    with torch.no_grad():
+        output, h_n, reserve = torch.ops.trigru.gru(*flat(call))
+    # Its own derivative goes through the reference, step by step, which a compiler takes its time to trace: once.
+    once = options == {} and not packed
+    given = call if once else detached(call)
+    pairs = [(torch.randn_like(output).requires_grad_(once), torch.randn_like(h_n))]
+    pairs += [(transposed(output), None), (None, transposed(h_n))]
+    for i, grads in enumerate(pairs):
+        needs = [True] * (2 + len(call.weights))
+        backward = Backward(given if i == 0 else detached(call), *grads, reserve, True, needs)
+        torch.library.opcheck(torch.ops.trigru.gru_backward.default, flat_backward(backward))
+
+
+def transposed(like):
+    """Random values of the same shape, of which the first dimension is the fastest in memory."""
+    return torch.randn(like.shape[::-1]).permute(*reversed(range(like.dim()))).to(like.dtype)
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):
@@ -113,7 +156,7 @@ def test_nothing_is_kept_without_gradients():
     arguments = case.arguments(torch.float32)
     with torch.no_grad():
         assert saved_elements(lambda: trigru.gru(*arguments)) == 0
-        reserve = torch.ops.trigru.gru(*arguments, None, "torch", "auto", False, False)[2]
-    assert reserve.numel() == 0
+        reserve = torch.ops.trigru.gru(*flat_call(case, arguments, first_kept=1))[2]
+    assert reserve == []
     with torch.inference_mode():
         assert trigru.gru(*arguments)[0].is_inference()

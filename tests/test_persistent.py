@@ -13,6 +13,7 @@ from recurrences import recurrence
 from trigru.kernels import persistent
 from trigru.kernels.config import PersistentConfig, persistent_config
 from trigru.kernels.launch import using
+from trigru.kernels.recurrence import Recurrence
 from trigru.kernels.steps import Steps
 from trigru.kernels.watch import KernelTimeout
 from trigru.planning import cost, plan
@@ -188,12 +189,8 @@ def test_exact_float32_is_refused():
 
 def test_an_empty_batch():
     case = recurrence(2, 1, 16)
-    empty = {name: getattr(case, name)[:0] for name in ("gates_in", "h0", "grad_output", "grad_h_n")}
-    steps = Steps.padded(2, 0)
-    output, reserve = persistent.forward(
-        empty["gates_in"], empty["h0"], case.w_hh, case.b_hn, steps,
-        variant="torch", reverse=False, save=True, precision="tf32", config=PersistentConfig(),
-    )  # fmt: skip
+    operands = case.operands._replace(gates_in=case.gates_in[:0], h0=case.h0[:0], steps=Steps.padded(2, 0))
+    output, reserve = persistent.forward(Recurrence("torch", False, "tf32", PersistentConfig()), operands, True)
     assert output.shape == (0, 16)
     assert reserve.shape == (0, 64)
 

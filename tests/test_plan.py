@@ -136,10 +136,14 @@ def test_presets_have_forgiving_names():
         preset("H1000")
 
 
-def test_explain_prints_the_candidates_as_predictions(capsys):
+def test_explain_prints_the_candidates_as_predictions(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["explain", "--device", "h100", "--hidden", "512", "--batch", "64", "--dtype", "bf16"]) == 0
     text = capsys.readouterr().out
     assert "Predictions" in text
     assert "not measurements" in text
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["persistent", "stepwise", "resident"]
+    named = [
+        line.split()[0] for line in text.splitlines() if line.startswith(("persistent ", "stepwise ", "resident "))
+    ]
+    assert named == ["persistent", "stepwise", "resident"]
+    assert "resident cannot run: needs 1600 KiB of shared memory a program, 227 are there" in text

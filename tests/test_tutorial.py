@@ -77,11 +77,11 @@ def session(tmp_path_factory):
 
 
 def test_tutorial_runs_and_draws_its_figures(session):
-    drawn = sorted(path.name for path in (session.directory / "docs/images").iterdir())
+    drawn = sorted(path.name for path in (session.directory / "out/tutorial").iterdir())
     assert drawn == sorted(Path(figure).name for figure in figures(ENGLISH))
     for name in drawn:
         committed = DOCS / "images" / name
-        assert png_size(committed) == png_size(session.directory / "docs/images" / name), "draw it again"
+        assert png_size(committed) == png_size(session.directory / "out/tutorial" / name), "draw it again"
         assert committed.stat().st_size < 200_000, name
 
 

@@ -23,12 +23,18 @@ the one whose results are not valid. Go back to a checkpoint, and go on by a sch
     ...     train(layer, x, steps=3)
 """
 
-from .explain import explain
-from .functional import gru
-from .kernels.errors import KernelTimeout
-from .modules import GRU, GRUCell
-from .reference import VARIANTS
-from .swap import swap, unswap
+from typing import TYPE_CHECKING
+
+from .command.started import only_for_help
+
+# The command prints its help without torch, whose import takes seconds.
+if TYPE_CHECKING or not only_for_help():
+    from .explain import explain
+    from .functional import gru
+    from .kernels.errors import KernelTimeout
+    from .modules import GRU, GRUCell
+    from .reference import VARIANTS
+    from .swap import swap, unswap
 
 __version__ = "0.1.0"
 

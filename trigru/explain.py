@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .functional import cell_way, gru
+from .checks import layer_of
+from .functional import cell_way, gru, records_of
+from .layer import Call, Records
 from .modules import GRU, GRUCell
-from .planning.plan import choose, torch_serves
+from .operators import site_of
+from .planning.plan import plan
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Explanation:
 CELL_REASONS = {
     "cell": "a single step on a CPU has nothing to hoist: torch operations run it, and autograd their derivatives",
     "reference": "under autocast the reference runs a single step on a CPU, so that each of its products is cast",
+    "torch": "on a CPU torch's own is faster for so short a sequence",
 }
 
 
@@ -55,40 +59,38 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
         >>> print(trigru.explain(trigru.GRU(8, 16), torch.randn(5, 2, 8)).reason)
         on a CPU torch's own is faster for so short a sequence
     """
-    if isinstance(input, PackedSequence):
-        data, sizes, packed = input.data, (len(input.batch_sizes), int(input.batch_sizes[0])), True
-    else:
-        data, packed = input, False
-        sizes = (data.shape[0], data.shape[1] if data.dim() == 3 else 1)
-        if isinstance(call, GRU) and call.batch_first and data.dim() == 3:
-            sizes = sizes[::-1]
-    if call is gru:
+    if isinstance(call, GRUCell) and isinstance(input, Tensor):
+        return _explain_cell(call, input)
+    if isinstance(call, GRU):
+        records = _of_module(call, input, *args, **kwargs)
+    elif call is gru and isinstance(input, Tensor):
         h0 = kwargs["h0"] if "h0" in kwargs else args[0]
-        variant, schedule = kwargs.get("variant", "torch"), kwargs.get("schedule", "auto")
-        hidden_size = h0.shape[1]
-        sizes = (sizes[0], h0.shape[0])
-    elif isinstance(call, GRU):
-        variant, schedule, hidden_size = call.variant, call.schedule, call.hidden_size
-    elif isinstance(call, GRUCell):
-        variant, schedule, hidden_size = call.variant, "auto", call.hidden_size
-        sizes = (1, 1 if data.dim() == 1 else data.shape[0])
-        if data.is_cpu and (way := cell_way(variant)) in CELL_REASONS:
-            return Explanation(way, data.device, data.dtype, variant, CELL_REASONS[way])
+        if len(args) < 2 and "w_ih" not in kwargs:  # planned by its state alone
+            rows = 3 * h0.shape[1]
+            kwargs |= {"w_ih": input.new_empty(rows, input.shape[-1]), "w_hh": input.new_empty(rows, h0.shape[1])}
+        records = records_of(input, *args, **kwargs)
     else:
-        raise TypeError(f"call: expected a trigru.GRU, a trigru.GRUCell or trigru.gru, got {type(call).__name__}")
-    seq_len, batch = sizes
-    single = isinstance(call, GRUCell) and data.is_cpu
-    keeps = kwargs.get("memory", getattr(call, "memory", "keep")) == "keep"
-    facts = {"device": data.device, "dtype": data.dtype, "variant": variant, "schedule": schedule}
-    training = torch.is_grad_enabled() and _takes_gradients(call, data, *args, *kwargs.values())
-    if single or (not packed and keeps and torch_serves(seq_len, batch, hidden_size, training=training, **facts)):
-        reason = "on a CPU torch's own is faster for so short a sequence"
-        return Explanation("torch", data.device, data.dtype, variant, reason)
-    plan = choose(schedule, data.device, data.dtype, batch, hidden_size, variant=variant)
-    return Explanation(plan.schedule, data.device, data.dtype, variant, plan.reason)
+        kind = "a trigru.GRU, a trigru.GRUCell or trigru.gru, the last two with a tensor"
+        raise TypeError(f"call: expected {kind}, got {type(call).__name__} and {type(input).__name__}")
+    layer, _, given = records
+    site = site_of(*records)
+    first, *_ = plan(layer, site)
+    return Explanation(first.schedule, given.input.device, given.input.dtype, layer.variant, first.reason)
 
 
-def _takes_gradients(*parts: Any) -> bool:
-    """Whether a gradient can be asked for of a module or tensor among them."""
-    tensors = [x for part in parts for x in (part.parameters() if isinstance(part, nn.Module) else [part])]
-    return any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
+def _of_module(module: GRU, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Records:
+    if isinstance(input, PackedSequence):
+        return module._records(input.data, hx, input.batch_sizes, input.sorted_indices)
+    return module._records(input, hx)
+
+
+def _explain_cell(cell: GRUCell, input: Tensor) -> Explanation:
+    if input.is_cpu:
+        way = cell_way(cell.variant)
+        return Explanation(way, input.device, input.dtype, cell.variant, CELL_REASONS[way])
+    weights = [w for w in (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh) if w is not None]
+    x = input if input.dim() == 2 else input.unsqueeze(0)
+    layer = layer_of(cell.input_size, cell.hidden_size, bias=cell.bias, variant=cell.variant)
+    records = Records(layer, weights, Call(x.unsqueeze(0), x.new_zeros(1, x.shape[0], cell.hidden_size)))
+    first, *_ = plan(layer, site_of(*records))
+    return Explanation(first.schedule, input.device, input.dtype, cell.variant, first.reason)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from . import operators
-from .planning.plan import check_memory, check_schedule
+from .autocast import cast
+from .checks import check, layer_of
+from .layer import Call, Records
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 
 
 def gru(
     input: Tensor,
-    h0: Tensor,
+    h0: Tensor | None,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None = None,
@@ -31,7 +36,7 @@ def gru(
     Args:
         input: (seq_len, batch, input_size), seq_len at least 1. With `batch_sizes`: (sum of lengths, input_size), laid
             out as `PackedSequence.data`.
-        h0: state before the first step, (batch, hidden_size).
+        h0: state before the first step, (batch, hidden_size); zeros if None.
         w_ih: input weights of the gates r, z, n stacked, (3 * hidden_size, input_size).
         w_hh: recurrent weights, (3 * hidden_size, hidden_size).
         b_ih, b_hh: biases, (3 * hidden_size,), or None.
@@ -69,19 +74,39 @@ def gru(
         RuntimeError: schedule 'persistent' cannot run here: Triton kernels compute in float32, float16 and bfloat16, \
 the tensors are torch.float64
     """
-    check_variant(variant)
-    check_schedule(schedule)
-    check_memory(memory)
+    options = {"variant": variant, "schedule": schedule, "reverse": reverse, "memory": memory}
+    output, h_n = operators.gru(*records_of(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes=batch_sizes, **options))
+    return output, h_n.squeeze(0)
+
+
+def records_of(
+    input: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    **options: Any,
+) -> Records:
+    """The records of a call of `gru`, checked, and cast, where autocast is on."""
+    weights: Sequence[Tensor] = [w_ih, w_hh]
+    if b_ih is not None:
+        weights = [w_ih, w_hh, b_ih, torch.zeros_like(b_ih) if b_hh is None else b_hh]
+    elif b_hh is not None:
+        weights = [w_ih, w_hh, torch.zeros_like(b_hh), b_hh]
+    if w_hh.dim() != 2:
+        raise RuntimeError(f"w_hh: expected 2 dimensions, got {w_hh.dim()}")
+    layer = layer_of(input.shape[-1], w_hh.shape[1], bias=len(weights) == 4, **options)
+    if h0 is None:
+        batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        h0 = input.new_zeros(batch, layer.hidden_size)
+    call = Call(input, h0.unsqueeze(0), batch_sizes)
     if torch._C._is_any_autocast_enabled():
-        dtype = autocast_dtype(input, h0, w_ih)
-        if dtype is not None:
-            input, h0, w_ih, w_hh = (x.to(dtype) for x in (input, h0, w_ih, w_hh))
-            b_ih, b_hh = (None if b is None else b.to(dtype) for b in (b_ih, b_hh))
-    _check(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes)
-    weights = (w_ih, w_hh, b_ih, b_hh)
-    return operators.gru(
-        input, h0, weights, batch_sizes, variant=variant, schedule=schedule, reverse=reverse, memory=memory
-    )
+        weights, call = cast(weights, call)
+    check(layer, weights, call)
+    return Records(layer, weights, call)
 
 
 def gru_cell(
@@ -129,69 +154,3 @@ def _reset_first_cell(
     r, z = torch.addmm(gates_rz, h, w_rz.t()).sigmoid().chunk(2, 1)
     n = torch.addmm(gate_n, r * h, w_n.t()).tanh()
     return h + z * (n - h) if variant == "chung" else n + z * (h - n)
-
-
-def autocast_dtype(input: Tensor, h0: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The dtype that all tensors of a layer are cast to, as nn.GRU's results are; None without a cast.
-
-    Autocast on a CPU is a matter of products in nn.GRU, and its state keeps the wider of its own and autocast's dtype.
-    Everywhere else the whole layer runs in autocast's dtype. float64 is never cast."""
-    device = input.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return None
-    if any(x.dtype == torch.float64 or not x.is_floating_point() for x in (input, h0, weight)):
-        return None
-    dtype = torch.get_autocast_dtype(device)
-    return torch.promote_types(h0.dtype, dtype) if device == "cpu" else dtype
-
-
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise RuntimeError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-
-
-def _check(
-    input: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-) -> None:
-    """Raise what nn.GRU raises where something does not fit, naming it, what was expected and what came."""
-    dims = 3 if batch_sizes is None else 2
-    shape, dtype, device = input.shape, input.dtype, input.device  # each makes an object
-    if len(shape) != dims:
-        raise RuntimeError(f"input: expected {dims} dimensions, got {len(shape)}")
-    if shape[0] == 0:
-        raise RuntimeError("input: expected a sequence length larger than 0")
-    if w_hh.dim() != 2:
-        raise RuntimeError(f"w_hh: expected 2 dimensions, got {w_hh.dim()}")
-    hidden_size = w_hh.shape[1]
-    gates = 3 * hidden_size
-    _expect("w_hh", w_hh, (gates, hidden_size))
-    _expect("w_ih", w_ih, (gates, shape[-1]))
-    if b_ih is not None:
-        _expect("b_ih", b_ih, (gates,))
-    if b_hh is not None:
-        _expect("b_hh", b_hh, (gates,))
-    if batch_sizes is None:
-        _expect("h0", h0, (shape[1], hidden_size))
-    elif h0.dim() != 2 or h0.shape[1] != hidden_size:
-        raise RuntimeError(f"h0: expected shape (batch, {hidden_size}), got {tuple(h0.shape)}")
-    if dtype != w_ih.dtype:
-        raise ValueError(f"input: expected the weights' dtype {w_ih.dtype}, got {dtype}")
-    for name, tensor in (("h0", h0), ("w_hh", w_hh), ("b_ih", b_ih), ("b_hh", b_hh)):
-        if tensor is None:
-            continue
-        if tensor.dtype != dtype:
-            raise RuntimeError(f"{name}: expected dtype {dtype} as input, got {tensor.dtype}")
-        if tensor.device != device:
-            raise RuntimeError(f"{name}: expected device {device} as input, got {tensor.device}")
-    if w_ih.device != device:
-        raise RuntimeError(f"w_ih: expected device {device} as input, got {w_ih.device}")
-    if batch_sizes is not None and not batch_sizes.is_cpu:
-        raise RuntimeError(f"batch_sizes: expected a tensor on the CPU, got one on {batch_sizes.device}")
-    if not dtype.is_floating_point:
-        raise RuntimeError(f"input: expected a floating dtype, got {dtype}")

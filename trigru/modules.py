@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .functional import gru, gru_cell
+from . import operators
+from .autocast import cast
+from .checks import check, layer_of
+from .functional import gru_cell
+from .layer import Call, Records
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
@@ -56,6 +61,7 @@ class GRU(nn.RNNBase):
     """
 
     memory = "keep"  # of modules that were swapped in
+    _reverse = False  # a single direction from the last step to the first
 
     def __init__(
         self,
@@ -110,40 +116,70 @@ class GRU(nn.RNNBase):
         """See the class."""
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
+            output, h_n = operators.gru(*self._records(data, hx, batch_sizes, sorted_indices))
+            return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
+                h_n, unsorted_indices
+            )
+        if input.dim() == 2:
+            output, h_n = operators.gru(*self._records(input, hx))
+            return output.squeeze(1), h_n.squeeze(1)
+        return operators.gru(*self._records(input, hx))
+
+    def _records(
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        batch_sizes: Tensor | None = None,
+        sorted_indices: Tensor | None = None,
+    ) -> Records:
+        """What a call of the module is: the records, checked, as nn.GRU checks, and cast, where autocast is on."""
+        batched = True
+        if batch_sizes is not None:
             if sorted_indices is not None:
                 batch = sorted_indices.shape[0]
             elif hx is not None and torch.compiler.is_compiling():
                 batch = hx.shape[1]  # what batch_sizes holds is unknown there; the operator checks
             else:
                 batch = int(batch_sizes[0])
-            self._check(data, hx, 2, batch)
+            self._check(input, hx, 2, batch)
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
-            output, h_n = self._run(data, hx, batch, batch_sizes)
-            return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
-                h_n, unsorted_indices
-            )
-
-        dims = input.dim()
-        if dims not in (2, 3):
-            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {dims}D instead")
-        batched = dims == 3
-        if hx is not None:
-            if hx.dim() != dims:
-                kind = "batched 3-D" if batched else "unbatched 2-D"
-                raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
+        else:
+            dims = input.dim()
+            if dims not in (2, 3):
+                raise ValueError(f"GRU: Expected input to be 2D or 3D, got {dims}D instead")
+            batched = dims == 3
+            if hx is not None:
+                if hx.dim() != dims:
+                    kind = "batched 3-D" if batched else "unbatched 2-D"
+                    raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
+                if not batched:
+                    hx = hx.unsqueeze(1)
             if not batched:
-                hx = hx.unsqueeze(1)
-        if not batched:
-            input = input.unsqueeze(1)
-        elif self.batch_first:
-            input = input.transpose(0, 1)
-        batch = input.shape[1]
-        self._check(input, hx, 3, batch)
-        output, h_n = self._run(input, hx, batch, None)
-        if not batched:
-            return output.squeeze(1), h_n.squeeze(1)
-        return (output.transpose(0, 1) if self.batch_first else output), h_n
+                input = input.unsqueeze(1)
+            batch = input.shape[0 if batched and self.batch_first else 1]
+            self._check(input, hx, 3, batch)
+        layer = layer_of(
+            self.input_size,
+            self.hidden_size,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            batch_first=batched and self.batch_first,
+            dropout=float(self.dropout) if self.training and self.num_layers > 1 else 0.0,
+            bidirectional=self.bidirectional,
+            reverse=self._reverse,
+            variant=self.variant,
+            schedule=self.schedule,
+            memory=self.memory,
+        )
+        weights: Sequence[Tensor] = self._weights()
+        if hx is None:
+            hx = input.new_zeros(layer.parts, batch, self.hidden_size)
+        call = Call(input, hx, batch_sizes)
+        if torch._C._is_any_autocast_enabled():
+            weights, call = cast(weights, call)
+        check(layer, weights, call)
+        return Records(layer, weights, call)
 
     def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int) -> None:
         """Raise what nn.GRU raises where input or hx does not fit; the weights are checked by `gru`."""
@@ -177,40 +213,10 @@ class GRU(nn.RNNBase):
         if hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
             raise RuntimeError(f"hx: expected dtype {input.dtype} as input, got {hx.dtype}")
 
-    def _run(self, input: Tensor, hx: Tensor | None, batch: int, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """All layers and directions, time-major."""
-        directions = 2 if self.bidirectional else 1
-        state = input.new_zeros(batch, self.hidden_size) if hx is None else None
-        finals: list[Tensor] = []
-        for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(directions):
-                index = len(finals)
-                output, h_n = gru(
-                    input,
-                    state if hx is None else hx[index],  # type: ignore[arg-type]
-                    *self._weights(index),
-                    variant=self.variant,
-                    schedule=self.schedule,
-                    memory=self.memory,
-                    reverse=direction == 1,
-                    batch_sizes=batch_sizes,
-                )
-                outputs.append(output)
-                finals.append(h_n)
-            input = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-            if layer + 1 < self.num_layers and self.training and self.dropout:
-                input = F.dropout(input, self.dropout)
-        if directions == 1 and input.requires_grad and input.device.type == "cpu":
-            # Backward needs the states; nn.GRU on a CPU (not so on CUDA) lets its output be modified in place.
-            input = input.clone()
-        return input, finals[0].unsqueeze(0) if len(finals) == 1 else torch.stack(finals)
-
-    def _weights(self, index: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """w_ih, w_hh, b_ih, b_hh of a layer and direction, looked up by name so that parametrizations are seen."""
-        w_ih, w_hh, *biases = [self._weight(name) for name in self._all_weights[index]]
-        b_ih, b_hh = biases or (None, None)
-        return w_ih, w_hh, b_ih, b_hh
+    def _weights(self) -> list[Tensor]:
+        """w_ih, w_hh and the biases of each layer and direction, looked up by name so that parametrizations are
+        seen."""
+        return [self._weight(name) for names in self._all_weights for name in names]
 
     def _weight(self, name: str) -> Tensor:
         parameters = self._parameters  # where attributes of this kind are found last, and most weights are

@@ -13,8 +13,12 @@ differentiable by autograd to any order. Gates are stacked in the order r, z, n,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from .layer import Weights
 
 VARIANTS = ("torch", "cho", "chung")
 
@@ -147,3 +151,60 @@ def gru_packed(
         outputs[t] = gru_cell(rows[t], h[:alive], w_ih, w_hh, b_ih, b_hh, variant=variant)
         h = torch.cat([outputs[t], h[alive:]])
     return torch.cat(outputs), h
+
+
+def layer(
+    input: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    *,
+    variant: str,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`gru`, or `gru_packed` where there are batch_sizes."""
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    if batch_sizes is None:
+        return gru(input, h0, *weights, variant=variant, reverse=reverse)
+    return gru_packed(input, batch_sizes, h0, *weights, variant=variant, reverse=reverse)
+
+
+def stack(
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Weights],
+    *,
+    variant: str,
+    bidirectional: bool = False,
+    reverse: bool = False,
+    batch_sizes: Tensor | None = None,
+    masks: Sequence[Tensor | None] = (),
+) -> tuple[Tensor, Tensor]:
+    """Several layers, in one or both directions: as `gru`, or `gru_packed` with batch_sizes.
+
+    Args:
+        hx: (num_layers * directions, batch, hidden_size), the directions of a layer beside each other.
+        weights: w_ih, w_hh, b_ih, b_hh of each layer and direction, in the order of hx.
+        reverse: a single direction runs from the last step to the first.
+        masks: what the output of each layer but the last is multiplied with on its way to the next; None for nothing.
+
+    Returns:
+        output: of the last layer, its directions beside each other in the last dimension. h_n: as hx.
+    """
+    directions = 2 if bidirectional else 1
+    finals: list[Tensor] = []
+    for index in range(len(weights) // directions):
+        if index > 0 and masks and (mask := masks[index - 1]) is not None:
+            input = input * mask
+        outputs = []
+        for direction in range(directions):
+            part = index * directions + direction
+            back = reverse or direction == 1
+            output, h_n = layer(input, hx[part], *weights[part], batch_sizes, variant=variant, reverse=back)
+            outputs.append(output)
+            finals.append(h_n)
+        input = torch.cat(outputs, -1)
+    return input, torch.stack(finals)

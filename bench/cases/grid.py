@@ -64,8 +64,9 @@ def _cpu(choice: Choice) -> Iterator[Case]:
         "short": ((32, 128, 512), (1, 8, 64), (2, 8, 16, 64)),
     }[choice.size]
     numbers = choice.dtypes or ("fp32",)
+    variants = choice.variants or (VARIANTS[:1] if choice.size == "quick" else VARIANTS)
     for seq_len, batch, hidden_size in _sized(choice, hidden_sizes, batches, seq_lens):
-        for variant, dtype in product(choice.variants or VARIANTS, numbers):  # a run that ends early has all of them
+        for variant, dtype in product(variants, numbers):  # a run that ends early has all of them
             yield Case("cpu", choice.device, dtype, variant, hidden_size, batch, seq_len)
 
 

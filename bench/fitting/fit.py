@@ -1,10 +1,10 @@
 """Fit the planner's constants (`trigru.planning.devices.Device`) to measured rows, and say how well they then predict.
 
 A row's forward step is, by the model of `trigru.planning.cost`, a sum of counts times constants, but for the largest of
-three kinds of work that a multiprocessor does at once. So the fit is linear once it is known which kind that is: it starts
-from the published constants, solves, looks again which kind is the largest, and ends when that stays the same. Rows
-count by their relative error. Two more terms take up what a measured call has beside its steps, the input projection
-and a time a call; the planner needs neither.
+three kinds of work that a multiprocessor does at once. So the fit is linear once it is known which kind that is: it
+starts from the published constants, solves, looks again which kind is the largest, and ends when that stays the same.
+Rows count by their relative error. Two more terms take up what a measured call has beside its steps, the input
+projection and a time a call; the planner needs neither.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigru.command.options import Refused
 from trigru.command.tables import markdown
 from trigru.planning import cost
 from trigru.planning.cost import GATES
@@ -232,8 +233,7 @@ def run(path: Path, *, write: bool) -> int:
         device = device_of(rows)
         result = fit(samples(rows, device), device)
     except (OSError, ValueError) as error:
-        print(f"--fit {path}: {error}")
-        return 2
+        raise Refused(f"--fit {path}: {error}") from None
     print(report(result, device))
     if write:
         print(f"stored: {store(result, rows, device.name)}")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from trigru.planning.triton_state import why_unusable
+
 from ..cases.case import DIRECTIONS, Case, Inputs, random_inputs, source_of_weights
 from ..peers import Peer
 from ..schedules import schedule_of, why_not
@@ -118,7 +120,7 @@ def _make(side: Side, direction: str) -> Make:
 
 def _raise_if_a_wait_expired() -> None:
     """Raise KernelTimeout for a kernel that gave up waiting: what it computed is not a result."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and why_unusable() is None:
         from trigru.kernels.watch import check as expired
 
         torch.cuda.synchronize()

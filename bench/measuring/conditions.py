@@ -7,45 +7,22 @@ import datetime
 import platform
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import trigru
+from trigru.command.machine import commit, cpu_model
+from trigru.planning.precision import multiplied_in_tf32
 
 PACKAGES = ("triton", "flashrnn", "gru-qat", "torchrl", "haste_pytorch")
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def device_name(device: str) -> str:
     """The name of the GPU in use, or of the processor."""
     return torch.cuda.get_device_name() if device == "cuda" else cpu_model()
-
-
-def commit() -> str | None:
-    """The checkout's commit, with "+" where files differ from it; None for an installed package."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = [*git, "status", "--porcelain", "--untracked-files=no"]
-        changed = subprocess.run(changes, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")
 
 
 def versions() -> dict[str, str]:
@@ -81,12 +58,6 @@ def folder(shared: dict[str, Any]) -> str:
     return f"{device}/{shared['date'][:10]}-{(shared['commit'] or 'installed')[:7]}"
 
 
-@contextlib.contextmanager
-def multiplied_in(precision: str) -> Iterator[None]:
+def multiplied_in(precision: str) -> contextlib.AbstractContextManager[None]:
     """Within the block float32 is multiplied in TF32 ("tf32") or not ("ieee"), by cuDNN, cuBLAS and trigru alike."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    return multiplied_in_tf32(rnn=precision == "tf32", products=precision == "tf32")

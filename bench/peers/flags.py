@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trigru.kernels.persistent import exchanging_by
-
 from ..cases.case import Case, Inputs
 from ..measuring.side import Grads, Side, ours
 from ..measuring.timers import Call
@@ -19,6 +17,8 @@ class _ByFlags(Side):
 
     def timed(self, direction: str) -> Call:
         """See Side."""
+        from trigru.kernels.persistent import exchanging_by
+
         with exchanging_by("flags"):
             call = super().timed(direction)
 
@@ -30,6 +30,8 @@ class _ByFlags(Side):
 
     def results(self) -> tuple[Tensor, Grads]:
         """See Side."""
+        from trigru.kernels.persistent import exchanging_by
+
         with exchanging_by("flags"):
             return super().results()
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trigru.command.tables import markdown
+from trigru.command.tables import fitted, markdown, wrapped
 
 from ..measuring.stats import geometric_mean
 from .outcome import Outcome
 
 BY_SCHEDULE = ("overhead", "work")  # suites that measure each schedule by its name
-WIDTH = 160  # of a table that goes to a file
 KIND = ("suite", "dtype", "precision", "variant", "packed", "memory", "mode", "direction", "peer")
-HEADINGS = ("suite", "numbers", "variant", "what", "against", "rows", "ratio, geometric mean", "lowest", "at")
+HEADINGS = ("suite", "numbers", "variant", "what", "against", "rows", "trigru, on average", "at worst", "at")
+HEADLINE = ("layer", "cpu")  # suites whose first line says it all
+WORDS = {"memory": ("less", "more"), "work": ("fewer", "more")}  # of bytes; the others measure times
 
 
 def timed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
                 named["suite"],
                 numbers,
                 named["variant"] or "",
-                ", ".join(word for word in what if word and word != "keep"),
+                " ".join(word for word in what if word and word != "keep"),
                 named["peer"],
                 len(own),
                 geometric_mean([row["ratio"] for row in own]),
@@ -61,27 +62,55 @@ def place(row: dict[str, Any]) -> str:
     return ", ".join(f"{short} {row[name]}" for short, name in named.items() if row.get(name) is not None)
 
 
+def better(ratio: float, suite: str) -> str:
+    """What a ratio (the other's time or bytes by ours) says of trigru, in words."""
+    good, bad = WORDS.get(suite, ("faster", "slower"))
+    times = f"{max(ratio, 1 / ratio):.2f}x"
+    if times == "1.00x":
+        return "the same"
+    return f"{times} {good if ratio > 1 else bad}"
+
+
+def worded(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
+    """The lines with words in place of ratios."""
+    return [
+        [*line[:-3], *(better(float(str(ratio)), str(line[0])) for ratio in line[-3:-1]), line[-1]]
+        for line in lines(rows)
+    ]
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The lines as a Markdown table."""
-    return markdown(HEADINGS, lines(rows))
+    return markdown(HEADINGS, worded(rows))
+
+
+def headline(rows: Sequence[dict[str, Any]]) -> str | None:
+    """What a run came for, in a sentence: training a layer, against nn.GRU."""
+    own = [
+        row
+        for row in timed(rows)
+        if row["suite"] in HEADLINE and row["peer"] == "nn.GRU" and row["variant"] == "torch" and not row["packed"]
+    ]
+    own = [row for row in own if row["direction"] == "forward+backward"]
+    kinds = {(row["suite"], row["dtype"], row["precision"], row["mode"], row["memory"]) for row in own}
+    if len(kinds) != 1:
+        return None
+    ratios = [row["ratio"] for row in own]
+    sizes = f"{len(own)} sizes" if len(own) > 1 else place(own[0])
+    said = f"Training a layer: trigru is {better(geometric_mean(ratios), 'layer')} than nn.GRU".replace(
+        " same than", " same as"
+    )
+    return f"{said} ({sizes}; from {better(min(ratios), 'layer')} to {better(max(ratios), 'layer')})"
 
 
 def show(outcome: Outcome) -> None:
-    """Print the table, then what has no time and why."""
-    try:
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        print(table(outcome.rows))
-    else:
-        shown = Table(*HEADINGS, box=SIMPLE_HEAD)
-        for line in lines(outcome.rows):
-            shown.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line))
-        console = Console()
-        (console if console.is_terminal else Console(width=WIDTH)).print(shown)
+    """Print the headline, the table, then what has no time and why."""
+    if (said := headline(outcome.rows)) is not None:
+        print(f"{wrapped(said)}\n")
+    if found := worded(outcome.rows):
+        print(fitted(HEADINGS, found))
     for note in notes(outcome):
-        print(note)
+        print(wrapped(note, indent="    ", first=""))
 
 
 def notes(outcome: Outcome) -> list[str]:

@@ -15,7 +15,8 @@ from .outcome import Outcome
 from .report import notes, place, table
 
 Row = dict[str, Any]
-# The lines of the README's table of speeds: numbers, variant, hidden_size, batch, seq_len, packed.
+# The lines of the table of speeds, for the README once they are measured: numbers, variant, hidden_size, batch,
+# seq_len, packed.
 HEADLINES = (
     ("bf16", "torch", 128, 64, 256, False),
     ("bf16", "torch", 512, 64, 1024, False),
@@ -36,7 +37,7 @@ def numbers(row: Row) -> str:
 
 
 def speeds(rows: Sequence[Row]) -> str:
-    """The README's table: inside a CUDA graph, us a step, and nn.GRU's time by ours; what has no row is so named."""
+    """The table of speeds: inside a CUDA graph, us a step, and nn.GRU's time by ours; what has no row is so named."""
     timed = [row for row in rows if _counts(row)]
     lines = []
     for dtype, variant, hidden_size, batch, seq_len, packed in HEADLINES:
@@ -85,11 +86,21 @@ def bounded(rows: Sequence[Row]) -> str:
 def outcomes(folder: Path) -> Iterator[tuple[str, dict[str, Any], Outcome]]:
     """Name, shared fields and outcome of every run below the folder."""
     for file in sorted(folder.glob("*/run.json")):
-        run = json.loads(file.read_text())
-        lines = [line for rows in sorted(file.parent.glob("*.jsonl")) for line in rows.read_text().splitlines()]
-        skipped = {(entry["peer"], entry["reason"]): entry["cases"] for entry in run["skipped"]}
-        found = Outcome([json.loads(line) for line in lines], run["left_out"], skipped, run["failed"], run["latencies"])
+        run, found = outcome_in(file.parent)
         yield file.parent.name, run, found
+
+
+def outcome_in(folder: Path) -> tuple[dict[str, Any], Outcome]:
+    """Shared fields and outcome of the run that wrote the folder.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    run = json.loads((folder / "run.json").read_text())
+    lines = [line for rows in sorted(folder.glob("*.jsonl")) for line in rows.read_text().splitlines()]
+    skipped = {(entry["peer"], entry["reason"]): entry["cases"] for entry in run["skipped"]}
+    rows = [json.loads(line) for line in lines]
+    return run, Outcome(rows, run["left_out"], skipped, run["failed"], run["latencies"])
 
 
 def parts(folder: Path) -> list[list[str]]:
@@ -113,7 +124,7 @@ def summary(folder: Path) -> str:
     latencies = {name: seconds for _, _, outcome in runs for name, seconds in outcome.latencies.items()}
     if latencies:
         said.append("Latencies: " + ", ".join(f"{name[:-2]} {s * 1e6:.2f} us" for name, s in latencies.items()) + ".")
-    said += ["## Every comparison", "Ratio: the other's time or bytes by ours.", table(rows)]
+    said += ["## Every comparison", "Geometric means.", table(rows)]
     if any(row.get("bound_ratio") for row in rows):
         said += ["## What the hardware allows", bounded(rows)]
     said.append("## Without a time")

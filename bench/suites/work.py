@@ -20,13 +20,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trigru.command.inspect import DTYPES
 from trigru.command.tables import markdown
 from trigru.kernels import launch, stepwise
 from trigru.kernels.config import cdiv, persistent_config, stepwise_config
-from trigru.kernels.steps import Steps
+from trigru.kernels.recurrence import Recurrence
 from trigru.reference import VARIANTS
 
 from . import work_persistent
@@ -144,20 +142,9 @@ def measure_stepwise(arch: int, variant: str, dtype: str, hidden_size: int, batc
     """Run a forward and a backward on random numbers, and count."""
     launcher = _executor().ptx_launcher(arch, checks=False, races=False)  # checked in the tests; quicker without
     number, precision = DTYPES[dtype]
-    config = stepwise_config(number, batch, hidden_size)
-    steps = Steps.padded(SEQ_LEN, batch)
-    options: dict[str, Any] = {"variant": variant, "reverse": False, "precision": precision, "config": config}
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape).to(number)
-
-    h0, w_hh = random(batch, hidden_size), random(3 * hidden_size, hidden_size) / hidden_size**0.5
+    run = Recurrence(variant, False, precision, stepwise_config(number, batch, hidden_size))
     with launch.using(launcher):
-        bias = random(hidden_size) if variant == "torch" else None
-        gates_in = random(SEQ_LEN * batch, 3 * hidden_size)
-        output, reserve = stepwise.forward(gates_in, h0, w_hh, bias, steps, save=True, **options)
-        assert reserve is not None
-        stepwise.backward(torch.randn_like(output), torch.randn_like(h0), h0, w_hh, steps, output, reserve, **options)
+        work_persistent.both_ways(stepwise, run, SEQ_LEN, number, hidden_size, batch)
     return of_launches(launcher.launches, SEQ_LEN, variant, dtype, hidden_size, batch)
 
 

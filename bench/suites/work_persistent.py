@@ -9,6 +9,7 @@ import torch
 
 from trigru.kernels import launch, persistent
 from trigru.kernels.config import persistent_config
+from trigru.kernels.recurrence import Gradients, Operands, Recurrence
 from trigru.kernels.steps import Steps
 
 LENGTHS = (2, 3)
@@ -51,6 +52,24 @@ def difference(fewer: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, i
     return step
 
 
+def both_ways(schedule: Any, run: Recurrence, seq_len: int, dtype: torch.dtype, hidden_size: int, batch: int) -> None:
+    """Forward and backward of a schedule's module on random numbers."""
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape).to(dtype)
+
+    rows = seq_len * batch
+    operands = Operands(
+        gates_in=random(rows, 3 * hidden_size),
+        h0=random(batch, hidden_size),
+        w_hh=random(3 * hidden_size, hidden_size) / hidden_size**0.5,
+        b_hn=random(hidden_size) if run.variant == "torch" else None,
+        steps=Steps.padded(seq_len, batch),
+    )
+    kept = schedule.forward(run, operands, True)
+    schedule.backward(run, operands, kept, Gradients(random(rows, hidden_size), random(batch, hidden_size)))
+
+
 def measure(
     launcher: Callable[..., Any],
     arch: int,
@@ -61,21 +80,12 @@ def measure(
     batch: int,
 ) -> list[dict[str, Any]]:
     """Forward and backward on random numbers: for each kernel its name, launch options and counts of one step."""
-    config = persistent_config(dtype, batch, hidden_size)
-    options: dict[str, Any] = {"variant": variant, "reverse": False, "precision": precision, "config": config}
+    run = Recurrence(variant, False, precision, persistent_config(dtype, batch, hidden_size))
     runs = []
     for seq_len in LENGTHS:
-        steps = Steps.padded(seq_len, batch)
-        h0 = torch.randn(batch, hidden_size).to(dtype)
-        w_hh = (torch.randn(3 * hidden_size, hidden_size) / hidden_size**0.5).to(dtype)
-        bias = torch.randn(hidden_size).to(dtype) if variant == "torch" else None
-        gates_in = torch.randn(seq_len * batch, 3 * hidden_size).to(dtype)
         twice = Twice(launcher, arch)
         with launch.using(twice):
-            output, reserve = persistent.forward(gates_in, h0, w_hh, bias, steps, save=True, **options)
-            assert reserve is not None
-            grads = torch.randn_like(output), torch.randn_like(h0)
-            persistent.backward(*grads, h0, w_hh, steps, output, reserve, **options)
+            both_ways(persistent, run, seq_len, dtype, hidden_size, batch)
         runs.append(twice.second.launches)
     kept = ("kernel", "programs", "num_warps")
     return [{name: more[name] for name in kept} | difference(fewer, more) for fewer, more in zip(*runs, strict=True)]

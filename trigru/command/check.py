@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import functools
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,11 +21,14 @@ from torch import Tensor
 
 from ..functional import gru
 from ..planning.plan import DIRECTIONS, SCHEDULES, choose
+from ..planning.precision import multiplied_in_tf32
+from ..planning.triton_state import interpreted, why_unusable
 from ..reference import VARIANTS
 from . import check_cases
 from .check_cases import NUMBERS, Case, Numbers, Problem
 from .check_report import KERNEL_SCHEDULES, Refusal, Result, json_report, report
-from .info import devices
+from .machine import devices, devices_named
+from .options import Refused, Unable
 from .threads import one_thread
 
 PTX_FOLDER = Path(__file__).resolve().parents[2] / "tests" / "ptx"
@@ -71,11 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print. Returns 1 if an error is above its tolerance, or if nothing could be checked."""
-    try:
-        places = [ptx_place(args.ptx)] if args.ptx else list(find_places(args.device))
-    except (ImportError, RuntimeError) as error:
-        print(f"trigru check: {error}", file=sys.stderr)
-        return 1
+    if args.ptx and args.device:
+        raise Refused(f"--ptx: executes kernels on the CPU, without --device, got --device {args.device}")
+    places = [ptx_place(args.ptx)] if args.ptx else list(find_places(args.device))
     names = tuple(n for n in args.dtype if not args.quick or n in ("fp32", "tf32", _half(places)))
     found: list[Result | Refusal] = []
     with one_thread():
@@ -100,15 +100,9 @@ def find_places(device: str | None) -> Iterator[Place]:
     """Where schedules are checked: on the devices here, or on the one that is named; on a GPU in a CUDA graph too.
 
     Raises:
-        RuntimeError: `device` is no device's name, or is not here.
+        Refused: `device` is no device's name, or is not here.
     """
-    present = devices()
-    if device is not None:
-        wanted = torch.device(device)
-        present = [here for here in present if here == wanted or (here.type == wanted.type and wanted.index is None)]
-        if not present:
-            raise RuntimeError(f"--device: expected one of {', '.join(map(str, devices()))}, got {device}")
-    for here in present:
+    for here in devices() if device is None else devices_named(device):
         yield Place(str(here), here)
         if here.type == "cuda":
             yield Place(f"{here}, CUDA graph", here, KERNEL_SCHEDULES, graph=True)
@@ -118,20 +112,22 @@ def ptx_place(target: str) -> Place:
     """The CPU, executing what Triton compiles for `target`, with every access to memory checked.
 
     Raises:
-        ImportError: not in a checkout, or a package that executing needs is missing.
-        RuntimeError: Triton's interpreter is in force.
+        Unable: not in a checkout, a package that executing needs is missing, or Triton's interpreter is in force.
     """
     if not PTX_FOLDER.is_dir():
-        raise ImportError(f"--ptx: expected a checkout of the repository, with {PTX_FOLDER.name} in its tests")
+        raise Unable(f"--ptx: expected a checkout of the repository, with {PTX_FOLDER.name} in its tests")
+    if (reason := why_unusable()) is not None:
+        raise Unable(f"--ptx: {reason}")
+    if interpreted():
+        raise Unable("--ptx: TRITON_INTERPRET=1 is set, under which Triton compiles nothing")
     sys.path.insert(0, str(PTX_FOLDER.parent))
     try:
         ptx = importlib.import_module(PTX_FOLDER.name)
+    except ImportError as error:
+        raise Unable(f'--ptx: {error}; executing needs the extra: pip install -e ".[test]"') from None
     finally:
         sys.path.remove(str(PTX_FOLDER.parent))
-    from ..kernels.launch import interpreted, using
-
-    if interpreted():
-        raise RuntimeError("--ptx: TRITON_INTERPRET=1 is set, under which Triton compiles nothing")
+    from ..kernels.launch import using
 
     def kernels() -> contextlib.AbstractContextManager[None]:
         return using(ptx.ptx_launcher(arch=int(target.removeprefix("sm_")), seed=0))
@@ -155,7 +151,7 @@ def check(
     }[executed, quick]
     refused: dict[str, None] = {}  # ordered
     ran: list[tuple[float, str]] = []
-    with place.kernels(), _multiplying(numbers):
+    with place.kernels(), multiplied_in_tf32(rnn=numbers.tf32, products=False):
         for case in cases:
             reason = _obstacle(place, schedule, variant, numbers, case)
             if reason is None:
@@ -199,24 +195,9 @@ def _obstacle(place: Place, schedule: str, variant: str, numbers: Numbers, case:
             return f"{numbers.name} needs a GPU of compute capability 8.0 or newer"
     elif numbers.tf32 and place.device.type == "cuda":
         return "AMD GPUs have no TF32"
-    if schedule == "persistent" and place.executes:
-        from ..kernels.launch import interpreted
-
-        if interpreted():
-            return "Triton's interpreter runs programs one after another: they cannot wait for each other"
+    if schedule == "persistent" and place.executes and interpreted():
+        return "Triton's interpreter runs programs one after another: they cannot wait for each other"
     return None
-
-
-@contextlib.contextmanager
-def _multiplying(numbers: Numbers) -> Iterator[None]:
-    """Within the block float32 is multiplied in TF32 by kernels if `numbers` say so, and by torch never."""
-    rnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = rnn.allow_tf32, products.allow_tf32
-    rnn.allow_tf32, products.allow_tf32 = numbers.tf32, False
-    try:
-        yield
-    finally:
-        rnn.allow_tf32, products.allow_tf32 = before
 
 
 def _compare(place: Place, schedule: str, variant: str, numbers: Numbers, case: Case) -> tuple[float, str]:
@@ -253,7 +234,7 @@ def _results(place: Place, schedule: str, layer: Problem, dtype: torch.dtype) ->
     with torch.cuda.device(place.device):
         results = _replayed(compute) if place.graph else compute()
         torch.cuda.synchronize()
-    if importlib.util.find_spec("triton") is not None:
+    if why_unusable() is None:
         from ..kernels import watch
 
         watch.check()

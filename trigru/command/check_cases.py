@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..operators import run_reference
+from ..reference import layer as run_reference
 
 ARGUMENTS = ("input", "h0", "w_ih", "w_hh", "b_ih", "b_hh")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .tables import markdown
+from .tables import fitted, wrapped
 
 KERNEL_SCHEDULES = ("stepwise", "resident", "persistent")
 """Those of Triton kernels."""
@@ -68,26 +68,33 @@ def report(results: list[Result], refusals: list[Refusal], *, checkout: bool) ->
     """The lines that `trigru check` prints; checkout: whether --ptx can be offered here."""
     lines = [", ".join(f"{name} {version}" for name, version in versions().items())]
     if results:
-        headings = ["where", "schedule", "variant", "dtype", "layers", "relative error", "allowed", ""]
+        headings = ["where", "schedule", "variant", "dtype", "layers", "relative error", "allowed", "result"]
         rows = [
             [r.where, r.schedule, r.variant, r.numbers, r.cases, r.error, r.tolerance, "ok" if r.passed else "WRONG"]
             for r in results
         ]
-        lines += ["Largest ||error|| / ||reference|| of outputs and gradients; the reference is in float64.", ""]
-        lines += [markdown(headings, rows)]
+        lines += [
+            wrapped("Largest ||error|| / ||reference|| of outputs and gradients; the reference is in float64."),
+            "",
+        ]
+        lines += [fitted(headings, rows)]
     wrong = [r for r in results if not r.passed]
     lines += [""] if wrong else []
-    lines += [f"WRONG: {r.schedule}, {r.variant}, {r.numbers} on {r.where}: {r.worst}" for r in wrong]
+    lines += [_item(f"WRONG: {r.schedule}, {r.variant}, {r.numbers} on {r.where}: {r.worst}", "") for r in wrong]
     if refusals:
         lines += ["", "Not checked, because it cannot run:"]
-        lines += [f"  {who}: {why}" for who, why in _grouped(refusals)]
+        lines += [_item(f"{who}: {why}") for who, why in _grouped(refusals)]
     if not any(r.schedule in KERNEL_SCHEDULES for r in results):
         why = "" if torch.cuda.is_available() else ": there is no GPU that torch can use"
         where = "" if checkout else "in a checkout of the repository, "
-        lines += ["", f"No Triton kernel was executed{why}. To compile them and execute the result on the CPU:"]
-        lines += [f"  {where}trigru check --ptx (some minutes; with --quick, less than one)"]
+        said = f"No Triton kernel was executed{why}. To compile them and execute the result on the CPU:"
+        lines += ["", wrapped(said), _item(f"{where}trigru check --ptx (some minutes; with --quick, less than one)")]
     lines += ["", _verdict(len(wrong), len(results))]
     return lines
+
+
+def _item(text: str, lead: str = "  ") -> str:
+    return wrapped(text, indent="    ", first=lead)
 
 
 def _grouped(refusals: list[Refusal]) -> list[tuple[str, str]]:

@@ -1,54 +1,131 @@
-"""`trigru explain`: the schedules for a layer on a GPU that need not be there, with what each would cost."""
+"""Say which schedule "auto" takes for a layer on a device that need not be there, and what each would cost."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from ..planning.cost import Layer
-from ..planning.devices import PRESETS, preset
-from ..planning.plan import DIRECTIONS, candidates
+from ..planning.devices import PRESETS, Device, preset
+from ..planning.plan import DIRECTIONS, MICRO, Plan, candidates, choose, planned, torch_serves
+from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
-from .tables import markdown
+from .options import Refused, at_least
+from .tables import fitted, wrapped
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `trigru explain`."""
-    parser.add_argument("--device", default="h100", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
-    parser.add_argument("--hidden", type=int, default=512, metavar="SIZE", help="hidden_size (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="sequences (default: %(default)s)")
+    names = ", ".join([*PRESETS, "cpu"])
+    size = at_least(1)
+    parser.add_argument("--device", default="h100", help=f"one of {names} (default: %(default)s)")
+    parser.add_argument("--hidden", type=size, default=512, metavar="SIZE", help="hidden_size (default: %(default)s)")
+    parser.add_argument("--batch", type=size, default=64, metavar="SIZE", help="sequences (default: %(default)s)")
+    parser.add_argument("--seq-len", type=size, default=256, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--layers", type=size, default=1, help="layers of the same size (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: %(default)s)")
     parser.add_argument("--variant", choices=VARIANTS, default="torch", help="(default: %(default)s)")
     parser.add_argument("--direction", choices=DIRECTIONS, default="forward", help="(default: %(default)s)")
     parser.add_argument("--tf32", action="store_true", help="multiply fp32 in TF32, as torch's RNNs may")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the candidates for a layer on a device that need not be there, the chosen one first."""
-    device = preset(args.device)
+    """Print what "auto" takes, and the schedules for the layer, those that can run first."""
+    if args.tf32 and args.dtype != "fp32":
+        raise Refused(f"--tf32: is for --dtype fp32, got {args.dtype}")
+    on_cpu = args.device.lower() == "cpu"
+    device = None if on_cpu else _preset(args.device)
+    plan, rows = (_on_cpu(args), []) if device is None else _on_gpu(args, device)
+    asked = {
+        "device": "cpu" if device is None else device.name,
+        **{name: getattr(args, name) for name in ("variant", "dtype", "tf32", "direction", "layers")},
+        **{"hidden_size": args.hidden, "batch": args.batch, "seq_len": args.seq_len},
+    }
+    if args.json:
+        origin = None if device is None else device.origin
+        print(json.dumps({**asked, "auto": plan.schedule, "reason": plan.reason, "rates": origin, "schedules": rows}))
+        return 0
+    numbers = "fp32 multiplied in TF32" if args.tf32 else args.dtype
+    sizes = f"hidden_size {args.hidden}, batch {args.batch}, {args.seq_len} steps"
+    layers = f", {args.layers} layers" if args.layers > 1 else ""
+    print(wrapped(f"variant {args.variant!r}, {numbers}, {sizes}{layers} on {asked['device']}"))
+    print(wrapped(f'schedule="auto" takes {plan.schedule!r}: {plan.reason}'))
+    if device is not None:
+        _print_schedules(args, device, rows)
+    return 0
+
+
+def _preset(name: str) -> Device:
+    try:
+        return preset(name)
+    except ValueError:
+        amd = "; of AMD GPUs no rates are known: run trigru info on the machine" if _is_amd(name) else ""
+        raise Refused(f"--device: expected one of {', '.join(PRESETS)}, cpu, got {name!r}{amd}") from None
+
+
+def _is_amd(name: str) -> bool:
+    return name.lower().startswith(("mi", "gfx", "rx", "radeon", "amd"))
+
+
+def _on_cpu(args: argparse.Namespace) -> Plan:
+    """What a layer in training takes, as a call would."""
+    dtype, device = DTYPES[args.dtype], torch.device("cpu")
+    sizes = (args.seq_len, args.batch, args.hidden)
+    if torch_serves(*sizes, device=device, dtype=dtype, variant=args.variant, schedule="auto", training=True):
+        return Plan("torch", "on a CPU torch's own is faster for so short a sequence")
+    return choose("auto", device, dtype, args.batch, args.hidden, variant=args.variant, direction=args.direction)
+
+
+def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Plan, list[dict[str, Any]]]:
     precision = "tf32" if args.tf32 else "ieee"
     layer = Layer(args.variant, DTYPES[args.dtype], args.batch, args.hidden, precision=precision)
-    headings = ["schedule", "tiles", "programs", "turns", "launches", "exchanges", "L2 bytes", "us a step", "why not"]
-    rows = [
-        [
-            found.schedule,
-            ", ".join(f"{name} {value}" for name, value in asdict(found.config).items()),
-            found.step.programs,
-            found.turns,
-            found.step.launches,
-            found.step.exchanges,
-            found.step.total_l2_bytes,
-            found.seconds * 1e6,
-            found.obstacle or "",
-        ]
-        for found in candidates(device, layer, args.direction)
-    ]
-    print(f"variant {args.variant!r}, {args.dtype}, hidden_size {args.hidden}, batch {args.batch} on {device.name}")
-    print(f"Predictions from counts and {device.origin} rates, not measurements.")
-    print(f"Counts are of one {args.direction} step.\n")
-    print(markdown(headings, rows))
-    return 0
+    rows = []
+    for found in candidates(device, layer, args.direction):
+        step = found.seconds * MICRO if found.obstacle is None else None
+        rows.append(
+            {
+                "schedule": found.schedule,
+                "us_a_step": step,
+                "us_for_all": None if step is None else step * args.seq_len * args.layers,
+                "why_not": found.obstacle,
+                "programs": found.step.programs,
+                "turns": found.turns,
+                "launches": found.step.launches,
+                "exchanges": found.step.exchanges,
+                "l2_bytes": found.step.total_l2_bytes,
+                "tiles": asdict(found.config),
+            }
+        )
+    return planned("auto", device, layer, args.direction), rows
+
+
+def _print_schedules(args: argparse.Namespace, device: Device, rows: list[dict[str, Any]]) -> None:
+    print()
+    print(
+        wrapped(
+            f"Predictions from counts and {device.origin} rates, not measurements: they rank schedules. What nn.GRU "
+            f"takes is not predicted; trigru bench compares on a machine with a GPU. Counts are of one "
+            f"{args.direction} step; the time of all steps is without the product of the inputs."
+        )
+    )
+    if (reason := why_unusable()) is not None:
+        print(wrapped(f"Here no kernel can be compiled: {reason}."))
+    headings = ["schedule", "us a step", "us for all", "programs", "turns", "launches", "exchanges", "L2 bytes"]
+    able = [row for row in rows if row["why_not"] is None]
+    if able:
+        names = ("programs", "turns", "launches", "exchanges", "l2_bytes")
+        table = [[x["schedule"], x["us_a_step"], x["us_for_all"], *(x[name] for name in names)] for x in able]
+        print(f"\n{fitted(headings, table)}\n")
+        for row in able:
+            tiles = ", ".join(f"{name} {value}" for name, value in row["tiles"].items())
+            print(wrapped(f"{row['schedule']}: tiles {tiles}", indent="    ", first=""))
+    for row in rows:
+        if row["why_not"] is not None:
+            print(wrapped(f"{row['schedule']} cannot run: {row['why_not']}", indent="    ", first=""))

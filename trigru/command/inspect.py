@@ -24,8 +24,10 @@ from ..kernels.config import (
     resident_config,
     stepwise_config,
 )
+from ..planning.triton_state import interpreted, why_unusable
 from ..reference import VARIANTS
-from .tables import markdown
+from .options import Refused, Unable, at_least
+from .tables import fitted
 
 # How numbers are stored and multiplied. "tf32": float32 tensors, multiplied in TF32.
 DTYPES = {
@@ -36,6 +38,8 @@ DTYPES = {
 }
 DIRECTIONS = ("forward", "inference", "backward")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+ALIKE = ("sm_75", "sm_86", "sm_87", "sm_89", "sm_103", "sm_120", "gfx908", "gfx90a", "gfx950")
+"""More that kernels were compiled for. No others are taken: LLVM ends the process at a name that it does not know."""
 # The sizes of `--all`: some that 16 divides, which Triton specialises on, some that it does not.
 ALL_HIDDEN_SIZES = (
     32,
@@ -141,6 +145,7 @@ def recorded(case: Case, config: Any = None) -> list:
     Nothing is allocated: its tensors have shapes only."""
     from ..kernels.launch import using
     from ..kernels.offline import Recorder
+    from ..kernels.recurrence import Gradients, Operands, Recurrence
     from ..kernels.steps import Steps
 
     schedule = SCHEDULES[case.schedule]
@@ -151,24 +156,18 @@ def recorded(case: Case, config: Any = None) -> list:
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    h0, w_hh = meta(batch, hidden_size), meta(3 * hidden_size, hidden_size)
-    steps = Steps.padded(SEQ_LEN, batch)
-    options = {
-        "variant": case.variant,
-        "reverse": False,
-        "precision": precision,
-        "config": schedule.config(dtype, batch, hidden_size, on_units(case)) if config is None else config,
-    }
+    if config is None:
+        config = schedule.config(dtype, batch, hidden_size, on_units(case))
+    run = Recurrence(case.variant, False, precision, config)
+    bias = meta(hidden_size) if case.variant == "torch" else None
+    gates_in, h0, w_hh = meta(rows, 3 * hidden_size), meta(batch, hidden_size), meta(3 * hidden_size, hidden_size)
+    operands = Operands(gates_in, h0, w_hh, bias, Steps.padded(SEQ_LEN, batch))
     recorder = Recorder()
     with using(recorder):
-        bias = meta(hidden_size) if case.variant == "torch" else None
-        gates_in, save = meta(rows, 3 * hidden_size), case.direction != "inference"
-        output, reserve = module.forward(gates_in, h0, w_hh, bias, steps, save=save, **options)
+        kept = module.forward(run, operands, case.direction != "inference")
         if case.direction == "backward":
             recorder.launches.clear()
-            module.backward(
-                meta(rows, hidden_size), meta(batch, hidden_size), h0, w_hh, steps, output, reserve, **options
-            )
+            module.backward(run, operands, kept, Gradients(meta(rows, hidden_size), meta(batch, hidden_size)))
     return recorder.launches
 
 
@@ -230,9 +229,13 @@ def _row(at: tuple[Case, int]) -> Row:
 
 
 def can_compile(case: Case) -> bool:
-    """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs, and
-    schedules have a largest size."""
-    has_dtype = case.target.startswith("sm_") or (case.dtype != "tf32" and case.schedule != "persistent")
+    """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs from
+    compute capability 8.0 on, and schedules have a largest size."""
+    has_dtype = True
+    if case.target == "sm_75" or not case.target.startswith("sm_"):
+        has_dtype = case.dtype != "tf32" and case.schedule != "persistent"
+    if case.target == "sm_75" and case.dtype == "bf16":
+        has_dtype = False
     largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], on_units(case))
     return has_dtype and case.hidden_size <= largest
 
@@ -263,8 +266,8 @@ COLUMNS: dict[str, Callable[[Row], object]] = {
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
-    return markdown(list(COLUMNS), [[value(row) for value in COLUMNS.values()] for row in rows])
+    """The rows as a table, as wide as the terminal."""
+    return fitted(list(COLUMNS), [[value(row) for value in COLUMNS.values()] for row in rows])
 
 
 def as_json(rows: Sequence[Row]) -> str:
@@ -279,25 +282,37 @@ def _range(numbers: Sequence[int]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `trigru inspect`. What is not given is the example, or with --all everything."""
-    parser.add_argument("--target", nargs="+", default=["sm_90"], help=f"as {', '.join(TARGETS)} (default: sm_90)")
+    size = at_least(1)
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        choices=(*TARGETS, *ALIKE),
+        default=["sm_90"],
+        metavar="TARGET",
+        help=f"of {', '.join((*TARGETS, *ALIKE))} (default: sm_90)",
+    )
     parser.add_argument("--schedule", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--direction", nargs="+", choices=DIRECTIONS)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="tf32: float32 tensors, multiplied in TF32")
-    parser.add_argument("--hidden", nargs="+", type=int, metavar="H", help="hidden sizes (default: 512)")
-    parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="batch sizes (default: 64)")
+    parser.add_argument("--hidden", nargs="+", type=size, metavar="H", help="hidden sizes (default: 512)")
+    parser.add_argument("--batch", nargs="+", type=size, metavar="B", help="batch sizes (default: 64)")
     parser.add_argument(
         "--all",
         action="store_true",
         help=f"every dtype and direction, H {ALL_HIDDEN_SIZES[0]} to {ALL_HIDDEN_SIZES[-1]} and B {ALL_BATCHES[0]} to "
         f"{ALL_BATCHES[-1]}, where not given; each distinct kernel once",
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that compile")
+    parser.add_argument("--jobs", type=size, default=1, metavar="N", help="processes that compile")
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compile and print. The exit code is 1 where a kernel spills registers, 2 where there is none."""
+    """Compile and print. The exit code is 1 where a kernel spills registers."""
+    if (reason := why_unusable()) is not None:
+        raise Unable(f"{reason}, so nothing can be compiled")
+    if interpreted():
+        raise Unable("TRITON_INTERPRET=1 is set, under which Triton compiles nothing")
     rows = rows_of(
         cases(
             args.target,
@@ -312,8 +327,7 @@ def run(args: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     if not rows:
-        print("nothing to compile: no schedule asked for takes such a layer on such a target", file=sys.stderr)
-        return 2
+        raise Refused("nothing to compile: no schedule asked for takes such a layer on such a target")
     print(as_json(rows) if args.json else table(rows))
     return int(any(row.spill_bytes for row in rows))
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from ..functional import gru
 from ..modules import GRU
 
 
@@ -27,22 +24,11 @@ class ReverseGRU(GRU):
         >>> torch.testing.assert_close(backwards(x)[0], forwards(x.flip(0))[0].flip(0))
     """
 
+    _reverse = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.num_layers != 1:
             raise ValueError(f"num_layers: expected 1 in a reverse GRU, got {self.num_layers}")
         if self.bidirectional:
             raise ValueError("bidirectional: expected False in a reverse GRU, got True")
-
-    def _run(self, input: Tensor, hx: Tensor | None, batch: int, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        output, h_n = gru(
-            input,
-            input.new_zeros(batch, self.hidden_size) if hx is None else hx[0],
-            *self._weights(0),
-            variant=self.variant,
-            schedule=self.schedule,
-            memory=self.memory,
-            reverse=True,
-            batch_sizes=batch_sizes,
-        )
-        return output, h_n.unsqueeze(0)

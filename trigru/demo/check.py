@@ -8,13 +8,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import reference
 from ..modules import GRU
+from ..planning.precision import rnn_in_tf32
 
 
 def tolerance(device: torch.device) -> float:
     """The largest relative error that float32 explains over some dozens of steps on the device.
 
     With TF32, which torch allows its RNNs on a GPU by default, products keep 10 bits instead of 23."""
-    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    tf32 = device.type == "cuda" and rnn_in_tf32()
     return 1e-2 if tf32 else 1e-5
 
 

@@ -7,9 +7,9 @@ adds what the machine at hand can run.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -22,8 +22,11 @@ from ..kernels.config import (
     stepwise_config,
     waits_by_thread,
 )
+from ..layer import Layer
 from . import cost
 from .devices import KIB, PRESETS, Device, present
+from .precision import rnn_in_tf32
+from .triton_state import why_unusable
 
 SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -140,35 +143,61 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
     return "persistent", config, cost.persistent(run, config.block_h, config.block_b, direction), obstacle
 
 
-def torch_serves(
-    seq_len: int,
-    batch: int,
-    hidden_size: int,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    variant: str,
-    schedule: str,
-    training: bool,
-) -> bool:
+class Site(NamedTuple):
+    """Where and how a layer is called: what a plan depends on beside the layer."""
+
+    device: torch.device
+    dtype: torch.dtype
+    seq_len: int
+    batch: int
+    packed: bool
+    recording: bool  # gradients can be asked for
+    plain: bool  # nothing but eager execution looks on: no compiler, tracer, transform, mode, subclass, autocast
+
+
+def plan(layer: Layer, site: Site, direction: str = "forward") -> tuple[Plan, ...]:
+    """What runs each layer of a call, both of its directions alike: the one decision, for `trigru.explain` too.
+
+    "torch" stands for torch's own GRU, which runs all layers or none.
+
+    Raises:
+        RuntimeError: the schedule asked for by name cannot run here.
+    """
+    if torch_serves(layer, site):
+        return (_BY_TORCH,) * layer.num_layers
+    chosen = choose(
+        layer.schedule,
+        site.device,
+        site.dtype,
+        site.batch,
+        layer.hidden_size,
+        variant=layer.variant,
+        direction=direction,
+    )
+    return (chosen,) * layer.num_layers
+
+
+def torch_serves(layer: Layer, site: Site) -> bool:
     """Whether torch's own GRU is the faster one for a padded call on a CPU, so that "auto" leaves it to that.
 
     The eager schedule has to be set up (some 100 us), which a short sequence does not repay; without gradients there is
     less to win. Bounds from `python -m trigru.bench.suites.cpu --short`, float32, 2 threads of an AMD EPYC, torch 2.13:
     beyond them eager was never slower than 0.95 times nn.GRU."""
-    if device.type != "cpu" or dtype != torch.float32 or (variant, schedule) != ("torch", "auto"):
+    if not site.plain or site.packed or site.dtype != torch.float32 or site.device.type != "cpu":
         return False
-    if training or seq_len <= 8:
-        return seq_len <= 8
-    return seq_len < 128 and seq_len * batch * hidden_size < 65536
+    if (layer.variant, layer.schedule, layer.memory) != ("torch", "auto", "keep"):
+        return False
+    if site.recording or site.seq_len <= 8:
+        return site.seq_len <= 8
+    return site.seq_len < 128 and site.seq_len * site.batch * layer.hidden_size < 65536
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton kernels cannot run on tensors of this device and dtype, or None where they can."""
     if dtype not in DTYPES:
         return f"Triton kernels compute in float32, float16 and bfloat16, the tensors are {dtype}"
-    if not _has_triton():
-        return "the package triton is not installed"
+    if (reason := why_unusable()) is not None:
+        return reason
     if device.type == "cuda":
         if dtype == torch.bfloat16 and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
             return "bfloat16 needs a GPU of compute capability 8.0 or newer"
@@ -178,14 +207,9 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"Triton kernels need tensors on an NVIDIA or AMD GPU, these are on {device.type}"
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _kernels_on_cpu() -> bool:
     """Whether kernels run on CPU tensors: in Triton's interpreter, or by another launcher."""
-    if not _has_triton():
+    if why_unusable() is not None:
         return False
     launch = _launch()
     return launch.replaced() or launch.interpreted()
@@ -200,11 +224,11 @@ def _launch() -> ModuleType:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch.backends.cudnn allows it and the
-    GPU has it, which AMD's do not."""
+    """How float32 is multiplied: as torch's own RNNs do, in TF32 exactly where torch allows it and the GPU has
+    it, which AMD's do not."""
     if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if rnn_in_tf32() else "ieee"
 
 
 def choose(
@@ -237,6 +261,7 @@ def choose(
 
 
 _BY_NAME = Plan("eager", "asked for by name")
+_BY_TORCH = Plan("torch", "on a CPU torch's own is faster for so short a sequence")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -263,10 +288,10 @@ def _chosen(
     # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
     described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
-    return _planned(schedule, described, layer, direction)
+    return planned(schedule, described, layer, direction)
 
 
-def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
+def planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
     """The plan among Triton's schedules."""
     ranked = candidates(device, layer, direction)
     if schedule == "auto":

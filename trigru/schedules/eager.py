@@ -11,20 +11,23 @@ hidden_size columns a gate:
                     input's projection the last three, so each is one product and nothing is concatenated
     "cho", "chung"  forward [r z n], backward [dr dz dn]
 
-The weights are used with scaled rows, which removes operations from the step. "chung" is "cho" with the rows of z
-negated, since 1 - sigmoid(x) = sigmoid(-x). Where sigmoid is the faster operation, the rows of n are doubled, since
-tanh(x) = 2 sigmoid(2 x) - 1.
+In 16 bits the arithmetic is in float32, and the reserve keeps of r, z and n what eager_kept.py says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ..layer import Weights
+from .eager_kept import candidate, keep_, sides
 from .eager_layout import Layout
 from .eager_products import add_outer, affine, fast_linear, product
+from .eager_tanh import tanh_, tanh_in_steps
+from .part import Gradients, Part, Run, Upstream
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -41,17 +44,34 @@ def _resize(x: Tensor, count: int, joining: Tensor, leaving: Tensor) -> Tensor:
     return x[:count]
 
 
+def _to_infinite(start: Tensor, end: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    """torch.lerp where `end` may be infinite."""
+    return torch.addcmul(start, weight, torch.sub(end, start, out=out), out=out)
+
+
+def _from_infinite(start: Tensor, end: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    """torch.lerp where `start` may be infinite."""
+    return torch.mul(start, 1 - weight, out=out).addcmul_(end, weight)
+
+
+def _blend(h0: Tensor, variant: str) -> Callable[..., Tensor]:
+    """torch.lerp, or where states may be infinite what gives no NaN that the formula has not: lerp takes away from an
+    infinite number what it adds. Only a CPU can be asked whether h0 is finite without waiting for it."""
+    if h0.device.type == "cpu" and math.isfinite(h0.sum().item()):
+        return torch.lerp
+    return _from_infinite if variant == "chung" else _to_infinite
+
+
 class _Forward:
     """The forward steps, with their buffers."""
 
-    def __init__(self, layout: Layout, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> None:
+    def __init__(self, layout: Layout, weights: Weights) -> None:
         self.layout = layout
-        self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
-        self.bias, self.b_hn = self._biases(b_ih, b_hh)
-        self.buffers: tuple[Tensor, Tensor] | None = None
+        self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
+        self.bias, self.b_hn = self._biases(weights.bias_ih, weights.bias_hh)
+        self.buffers: tuple[Tensor, ...] = ()
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
-        self.minus_one = w_ih.new_full((), -1, dtype=layout.dtype)
 
     def _biases(self, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """What is added to the input's projection, and to W_hn h where that stands apart."""
@@ -59,8 +79,10 @@ class _Forward:
         bias = None if b_ih is None else layout.stack(b_ih)
         if b_hh is None:
             return bias, None
-        r, z, n = layout.scaled(b_hh)
-        folded = torch.cat([r, z, torch.zeros_like(n) if layout.reset_after else n])
+        folded = b_hh.to(layout.dtype)
+        n = folded[2 * layout.hidden_size :]
+        if layout.reset_after:
+            folded = torch.cat([folded[: 2 * layout.hidden_size], torch.zeros_like(n)])
         return folded if bias is None else bias + folded, n
 
     def chunk(self, x: Tensor, sizes: tuple[int, ...], reserve: Tensor | None, states: Tensor) -> tuple:
@@ -69,15 +91,16 @@ class _Forward:
         width = layout.planes * layout.hidden_size
         if not layout.reuse:
             gates = x.new_empty(rows, width) if reserve is None else reserve
-            self.views = self._views(gates, states, sizes)
+            self.views = self._views(gates, gates, states, sizes)
         else:
-            if self.buffers is None:
-                self.buffers = x.new_empty(rows, width), x.new_empty(rows, layout.hidden_size)
-            elif self.buffers[0].shape[0] < rows:
-                self.buffers, self.sizes = (x.new_empty(rows, width), x.new_empty(rows, layout.hidden_size)), ()
-            gates, states = self.buffers[0][:rows], self.buffers[1][:rows]
+            if not self.buffers or self.buffers[0].shape[0] < rows:
+                widths = (width, layout.hidden_size, 3 * layout.hidden_size if layout.narrow else 0)
+                self.buffers, self.sizes = tuple(x.new_empty(rows, w) for w in widths), ()
+            gates, states, apart = (buffer[:rows] for buffer in self.buffers)
             if sizes != self.sizes:
-                self.views, self.sizes = self._views(gates, states, sizes), sizes
+                # What is kept in 16 bits is made of the pre-activations, so these stay in `gates`.
+                self.views = self._views(gates, apart if layout.narrow else gates, states, sizes)
+                self.sizes = sizes
         self._project(x, gates)
         return gates, states
 
@@ -89,148 +112,132 @@ class _Forward:
             own.zero_() if self.b_hn is None else own.copy_(self.b_hn)
         affine(x, self.w_ih, self.bias, out=gates[:, (layout.planes - 3) * layout.hidden_size :])
 
-    def again(self, x: Tensor, before: Tensor) -> Tensor:
+    def again(self, x: Tensor | None, before: Tensor) -> Tensor:
         """The gates of rows whose states before are all known: what forward would have kept, without its loop."""
+        assert x is not None
         layout, size = self.layout, self.layout.hidden_size
         gates = x.new_empty(x.shape[0], layout.planes * size)
         self._project(x, gates)
-        *an, r, _, n = gates.split(size, 1)
+        own, rz, n = gates[:, : 3 * size], gates[:, layout.rz], gates[:, -size:]
+        if not layout.reset_after:
+            own = rz
+        own.addmm_(before, self.w_hh[: own.shape[1]].t())
+        r = rz[:, :size].sigmoid()
         if layout.reset_after:
-            gates[:, : 3 * size].addmm_(before, self.w_hh.t())
-            gates[:, size : 3 * size].sigmoid_()
-            n.addcmul_(r, an[0])
+            n.addcmul_(r, gates[:, :size])
         else:
-            gates[:, : 2 * size].addmm_(before, self.w_hh[: 2 * size].t()).sigmoid_()
             n.addmm_(r * before, self.w_hh[2 * size :].t())
-        if layout.by_sigmoid:
-            torch.add(self.minus_one, n.sigmoid_(), alpha=2, out=n)
+        if layout.narrow:
+            keep_(rz, n)
         else:
-            n.tanh_()
+            rz.sigmoid_()
+            tanh_(n)
         return gates
 
-    def _views(self, gates: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
-        size = self.layout.hidden_size
-        columns: tuple[tuple[int, int], ...]
-        if self.layout.reset_after:
-            columns = ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3), (3, 4))  # an r z, r z, an, r, z, n
-        else:
-            columns = ((0, 2), (0, 1), (1, 2), (2, 3))  # r z, r, z, n
-        parts = [gates[:, a * size : b * size].split_with_sizes(sizes) for a, b in columns]
-        views = list(zip(sizes, *parts, states.split_with_sizes(sizes), strict=True))
+    def _views(self, gates: Tensor, to: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
+        """Views of each step: pre-activations have their place in `gates`, and r, z, n in the last columns of `to`."""
+        layout, size = self.layout, self.layout.hidden_size
+
+        def steps(x: Tensor, first: int, planes: int = 1) -> tuple[Tensor, ...]:
+            return x[:, first * size : (first + planes) * size].split_with_sizes(sizes)
+
+        start = layout.planes - 3
+        before_rz, before_n = steps(gates, start, 2), steps(gates, start + 2)
+        rz, n, source = before_rz, before_n, gates[:, -size:]
+        target = source
+        if to is not gates:
+            rz, n, start, target = steps(to, 0, 2), steps(to, 2), 0, to[:, -size:]
+        self.tanh, operands = tanh_in_steps(source, target, sizes)
+        own = (steps(gates, 0, 3), steps(gates, 0)) if layout.reset_after else ()  # [an r z], an
+        parts = before_rz, rz, steps(to, start), steps(to, start + 1), before_n, n, states.split_with_sizes(sizes)
+        views = list(zip(sizes, *own, *parts, operands, strict=True))
         return views[::-1] if self.layout.reverse else views
 
-    def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor) -> Tensor:
+    def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
         w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
-        by_sigmoid, minus_one, alive = self.layout.by_sigmoid, self.minus_one, h.shape[0]
-        for count, own, rz, an, r, z, n, state in self.views:
+        tanh, apart, alive = self.tanh, self.layout.narrow, h.shape[0]
+        for count, own, an, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
             if linear is None:
                 own.addmm_(h, w)
             else:
                 own.add_(linear(h, self.w_hh))
-            rz.sigmoid_()
-            n.addcmul_(r, an)
-            if by_sigmoid:
-                n.sigmoid_()
-                torch.add(minus_one, n, alpha=2, out=n)
-            else:
-                n.tanh_()
-            h = torch.lerp(n, h, z, out=state)
+            torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
+            before_n.addcmul_(r, an)
+            tanh(source, out=target)
+            h = blend(n, h, z, out=state)
         return h
 
-    def steps_reset_before(self, h: Tensor, h0: Tensor, h_n: Tensor) -> Tensor:
+    def steps_reset_before(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variants "cho" and "chung" over the current chunk; returns the last state."""
         size = self.layout.hidden_size
         rows_rz, rows_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
         w_rz, w_n = rows_rz.t(), rows_n.t()
         linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
-        by_sigmoid, minus_one, alive = self.layout.by_sigmoid, self.minus_one, h.shape[0]
+        tanh, apart, alive, chung = self.tanh, self.layout.narrow, h.shape[0], self.layout.variant == "chung"
         reset = torch.empty_like(h)
-        for count, rz, r, z, n, state in self.views:
+        for count, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
                 reset = torch.empty_like(h)
             if linear_rz is None:
-                rz.addmm_(h, w_rz)
+                before_rz.addmm_(h, w_rz)
             else:
-                rz.add_(linear_rz(h, rows_rz))
-            rz.sigmoid_()
+                before_rz.add_(linear_rz(h, rows_rz))
+            torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
             torch.mul(r, h, out=reset)
             if linear_n is None:
-                n.addmm_(reset, w_n)
+                before_n.addmm_(reset, w_n)
             else:
-                n.add_(linear_n(reset, rows_n))
-            if by_sigmoid:
-                n.sigmoid_()
-                torch.add(minus_one, n, alpha=2, out=n)
-            else:
-                n.tanh_()
-            h = torch.lerp(n, h, z, out=state)
+                before_n.add_(linear_n(reset, rows_n))
+            tanh(source, out=target)
+            h = blend(h, n, z, out=state) if chung else blend(n, h, z, out=state)
         return h
 
 
-def forward(
-    input: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    *,
-    variant: str,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer in one direction.
-
-    Args:
-        input: (seq_len, batch, input_size), or (rows, input_size) with `batch_sizes` as in a PackedSequence.
-        h0: (batch, hidden_size).
-        w_ih, w_hh, b_ih, b_hh, variant, reverse: as in reference.gru.
-        batch_sizes: (seq_len,) on the CPU, or None.
-        save: keep what `backward` needs.
+def forward(part: Part, weights: Weights, run: Run) -> Tensor | None:
+    """One layer in one direction; the results go where `run` says.
 
     Returns:
-        output: the state after each step, shaped as `input` but for its last dimension.
-        h_n: (batch, hidden_size).
-        reserve: the gates of every row, flat; empty unless `save`.
-    """
-    layout = Layout(input, h0, batch_sizes, variant, reverse)
-    output = input.new_empty((*input.shape[:-1], layout.hidden_size))
-    rows = output.view(layout.offsets[-1], layout.hidden_size)
-    reserve = input.new_empty((rows.shape[0] if save else 0, layout.planes * layout.hidden_size))
-    h0 = h0.to(layout.dtype).contiguous()
-    h_n = h0.clone()
-    if rows.numel() == 0:
-        return output, h_n.to(input.dtype), reserve.view(-1)
-    run = _Forward(layout, w_ih, w_hh, b_ih, b_hh)
-    steps = run.steps_reset_after if layout.reset_after else run.steps_reset_before
-    chunks = layout.chunks()
-    h = h0[: layout.sizes[-1 if reverse else 0]]
-    for chunk in reversed(chunks) if reverse else chunks:
-        kept = reserve[chunk.start : chunk.stop] if save else None
-        place = rows[chunk.start : chunk.stop]
-        gates, states = run.chunk(layout.rows(input, chunk), chunk.sizes, kept, place)
-        h = steps(h, h0, h_n)
-        if layout.reuse:
-            place.copy_(states)
-            h = h.clone()
-            if kept is not None:
-                kept.copy_(gates)
-    h_n[: h.shape[0]] = h
-    return output, h_n.to(input.dtype), reserve.view(-1)
+        The gates of every row, flat, if part.keep."""
+    layout = Layout(part, run)
+    rows, h_n = run.output, run.h_n
+    assert h_n is not None
+    gates_kept = rows.new_empty((rows.shape[0], layout.planes * layout.hidden_size)) if part.keep else None
+    h0 = run.h0.to(layout.dtype).contiguous()
+    ends = h_n.copy_(h0) if h_n.dtype == layout.dtype else h0.clone()
+    if rows.numel():
+        forward = _Forward(layout, weights)
+        steps = forward.steps_reset_after if layout.reset_after else forward.steps_reset_before
+        chunks, blend = layout.chunks(), _blend(h0, part.variant)
+        h = h0[: layout.sizes[-1 if part.reverse else 0]]
+        for chunk in reversed(chunks) if part.reverse else chunks:
+            kept = None if gates_kept is None else gates_kept[chunk.start : chunk.stop]
+            place = rows[chunk.start : chunk.stop]
+            gates, states = forward.chunk(layout.rows(run.input, chunk), chunk.sizes, kept, place)
+            h = steps(h, h0, ends, blend)
+            if layout.reuse:
+                place.copy_(states)
+                h = h.clone()
+                if kept is not None:
+                    if layout.narrow:
+                        keep_(gates[:, layout.rz], gates[:, -layout.hidden_size :])
+                    kept.copy_(gates)
+        ends[: h.shape[0]] = h
+    if ends is not h_n:
+        h_n.copy_(ends)
+    return None if gates_kept is None else gates_kept.view(-1)
 
 
 class _Backward:
     """The backward steps, with their buffers and the derivatives of the weights, summed over the chunks."""
 
-    def __init__(self, layout: Layout, w_ih: Tensor, w_hh: Tensor, needs: Sequence[bool]) -> None:
+    def __init__(self, layout: Layout, weights: Weights, needs: Sequence[bool]) -> None:
         self.layout, self.needs = layout, needs
-        self.w_ih, self.w_hh = layout.stack(w_ih), layout.recurrent(w_hh)
+        self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
         size = layout.hidden_size
         self.d_w_ih = torch.zeros_like(self.w_ih) if needs[2] else None
         self.d_w_hh = torch.zeros_like(self.w_hh) if needs[3] else None
@@ -238,7 +245,7 @@ class _Backward:
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
         self.buffers: tuple[Tensor, ...] = ()
-        self.blend = w_ih.new_full((), 0.5 if layout.by_sigmoid else 1.0, dtype=layout.dtype)
+        self.one = weights.ih.new_ones((), dtype=layout.dtype)
 
     def chunk(self, gates: Tensor, before: Tensor, grad: Tensor | None, sizes: tuple[int, ...]) -> None:
         """Fill the buffers: in `factors` what a step's derivative is multiplied with, in `d_states` what the loss gives
@@ -252,18 +259,26 @@ class _Backward:
             self.views, self.sizes = self._views(sizes), sizes
         self.before = before
         self.d_states.zero_() if grad is None else self.d_states.copy_(grad)
-        *an, r, z, n = gates.split(size, 1)
+        rz, n, chung = gates[:, layout.rz], gates[:, -size:], layout.variant == "chung"
         *f_an, f_r, f_z, f_n = self.factors.split(size, 1)
-        self.keep.copy_(z)
-        half = float(self.blend)
-        _tanh_backward(torch.sub(self.blend, z, alpha=half, out=self.scratch), n, grad_input=f_n)
-        _sigmoid_backward(torch.sub(before, n, out=self.scratch), z, grad_input=f_z)
+        # derivatives of gates from either side of them, y or 1 - y
+        if layout.narrow:
+            (side_r, side_z), (r, z), (_, rest) = (x.split(size, 1) for x in sides(rz))
+            n, slope = candidate(n)
+            torch.mul(z if chung else rest, slope, out=f_n)
+        else:
+            side_r, side_z = r, z = rz.split(size, 1)
+            rest = torch.sub(self.one, z, out=self.scratch)
+            _tanh_backward(z if chung else rest, n, grad_input=f_n)
+        self.keep.copy_(rest if chung else z)
+        torch.sub(n, before, out=self.scratch) if chung else torch.sub(before, n, out=self.scratch)
+        _sigmoid_backward(self.scratch, side_z, grad_input=f_z)
         if layout.reset_after:
-            _sigmoid_backward(torch.mul(f_n, an[0], out=self.scratch), r, grad_input=f_r)
+            _sigmoid_backward(torch.mul(f_n, gates[:, :size], out=self.scratch), side_r, grad_input=f_r)
             torch.mul(f_n, r, out=f_an[0])
         else:
             self.reset.copy_(r)
-            _sigmoid_backward(before, r, grad_input=f_r)
+            _sigmoid_backward(before, side_r, grad_input=f_r)
 
     def _views(self, sizes: tuple[int, ...]) -> list[tuple]:
         size, planes = self.layout.hidden_size, self.layout.planes
@@ -332,7 +347,7 @@ class _Backward:
             d_last, keep_last, rz_last, r_last = d, keep, rz, r
         return (d_last * keep_last).addcmul_(d_reset, r_last).addmm_(rz_last, w_rz)
 
-    def products(self, x: Tensor, d_input: Tensor | None) -> None:
+    def products(self, x: Tensor | None, d_input: Tensor | None) -> None:
         """The chunk's share of what has no recurrence, from the derivatives that the steps have left in `factors`."""
         size = self.layout.hidden_size
         outer = self.factors[:, (self.layout.planes - 3) * size :]
@@ -341,6 +356,7 @@ class _Backward:
         if self.d_bias is not None:
             self.d_bias.add_(self.factors.sum(0))
         if self.d_w_ih is not None:
+            assert x is not None
             add_outer(self.d_w_ih, outer, x)
         if self.d_w_hh is not None:
             own = self.factors[:, : 3 * size]
@@ -364,55 +380,36 @@ class _Backward:
             if layout.reset_after:
                 d_b_hh[2 * size :] = self.d_bias[:size]
         found = (self.d_w_ih, d_w_hh, d_b_ih, d_b_hh)
-        return tuple(
-            layout.unscale_(d) if need and d is not None else None
-            for d, need in zip(found, self.needs[2:], strict=True)
-        )
+        return tuple(d if need else None for d, need in zip(found, self.needs[2:], strict=True))
 
 
-def backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    output: Tensor,
-    reserve: Tensor,
-    *,
-    variant: str,
-    reverse: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Derivatives by input, h0, w_ih, w_hh, b_ih and b_hh; None for those that `needs`, so ordered, does not ask for.
+def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Upstream) -> Gradients:
+    """Back-propagation through time of `forward`.
 
-    `output` and `reserve` are what `forward` returned; where it kept nothing, the gates of a chunk are computed again
-    before its steps. Either of `grad_output` and `grad_h_n` may be None."""
-    layout = Layout(input, h0, batch_sizes, variant, reverse)
-    run = _Backward(layout, w_ih, w_hh, needs)
-    rows = output.reshape(layout.offsets[-1], layout.hidden_size)
-    again = None if reserve.numel() else _Forward(layout, w_ih, w_hh, b_ih, b_hh)
-    gates = reserve.view(-1, layout.planes * layout.hidden_size)
-    d_input = torch.empty_like(input, memory_format=torch.contiguous_format) if needs[0] else None
-    d_h0 = h0.new_zeros(h0.shape, dtype=layout.dtype)
-    grad_h_n = d_h0.clone() if grad_h_n is None else grad_h_n.to(layout.dtype).contiguous()
-    carry = grad_h_n[: layout.sizes[0 if reverse else -1]]
-    steps = run.steps_reset_after if layout.reset_after else run.steps_reset_before
+    gates: what forward returned; where it is empty, the gates of a chunk are computed again before its steps."""
+    layout = Layout(part, run)
+    backward = _Backward(layout, weights, upstream.needs)
+    rows = run.output
+    again = None if gates.numel() else _Forward(layout, weights)
+    gates = gates.view(-1, layout.planes * layout.hidden_size)
+    d_input = torch.empty_like(run.input, memory_format=torch.contiguous_format) if upstream.needs[0] else None
+    d_h0 = run.h0.new_zeros(run.h0.shape, dtype=layout.dtype)
+    grad_h_n = d_h0.clone() if upstream.h_n is None else upstream.h_n.to(layout.dtype).contiguous()
+    carry = grad_h_n[: layout.sizes[0 if part.reverse else -1]]
+    steps = backward.steps_reset_after if layout.reset_after else backward.steps_reset_before
     chunks = layout.chunks() if rows.numel() else []
-    for chunk in chunks if reverse else reversed(chunks):
-        grad = None if grad_output is None else layout.rows(grad_output, chunk)
-        x, before = layout.rows(input, chunk), layout.before(rows, h0, chunk)
+    for chunk in chunks if part.reverse else reversed(chunks):
+        grad = None if upstream.output is None else layout.rows(upstream.output, chunk)
+        before = layout.before(rows, run.h0, chunk)
+        x = layout.rows(run.input, chunk) if upstream.needs[2] or again is not None else None
         kept = gates[chunk.start : chunk.stop].to(layout.dtype) if again is None else again.again(x, before)
-        run.chunk(kept, before, grad, chunk.sizes)
+        backward.chunk(kept, before, grad, chunk.sizes)
         carry = steps(carry, grad_h_n, d_h0)
         place = None
         if d_input is not None:
             first, last = (chunk.start, chunk.stop) if layout.packed else (chunk.first, chunk.first + len(chunk.sizes))
             place = d_input[first:last]
-        run.products(x, place)
+        backward.products(x, place)
     d_h0[: carry.shape[0]] = carry
-    found = (d_input, d_h0 if needs[1] else None, *run.weights())
-    return tuple(None if d is None else d.to(input.dtype) for d in found)  # type: ignore[return-value]
+    found = (d_input, d_h0 if upstream.needs[1] else None, *backward.weights())
+    return Gradients(*(None if d is None else d.to(rows.dtype) for d in found))

@@ -1,12 +1,13 @@
-"""What the eager schedule's forward and backward agree on: rows, chunks, dtype, order and scale of the gates."""
+"""What the eager schedule's forward and backward agree on: rows, chunks, dtype, order of the gates."""
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .part import Part, Run
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements of one plane of a chunk, at most (but one step at least)."""
@@ -17,9 +18,6 @@ CHUNK_STEPS = 64
 REUSE_ELEMENTS = 1 << 13
 """Elements of a step up to which gates are computed in such reused buffers and then copied to the reserve; above, the
 copies cost more than the views."""
-
-SIGMOID_ELEMENTS = 512
-"""Elements of a step from which sigmoid is faster than tanh (float32 on an AMD CPU: 8 times at 32768)."""
 
 
 class Chunk(NamedTuple):
@@ -32,20 +30,20 @@ class Chunk(NamedTuple):
 
 
 class Layout:
-    """What forward and backward must agree on: rows, chunks, dtype of the arithmetic, order and scale of the gates."""
+    """What forward and backward must agree on: rows, chunks, dtype of the arithmetic, order of the gates."""
 
-    def __init__(self, input: Tensor, h0: Tensor, batch_sizes: Tensor | None, variant: str, reverse: bool) -> None:
-        batch, self.hidden_size = h0.shape
-        self.variant, self.reverse, self.packed = variant, reverse, batch_sizes is not None
-        self.sizes = [batch] * input.shape[0] if batch_sizes is None else batch_sizes.tolist()
-        self.offsets = [0, *accumulate(self.sizes)]
+    def __init__(self, part: Part, run: Run) -> None:
+        input, steps = run.input, run.steps
+        batch, self.hidden_size = run.h0.shape
+        self.variant, self.reverse, self.packed = part.variant, part.reverse, steps.packed
+        self.sizes, self.offsets = steps.counts, steps.offsets
         self.dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
-        self.reset_after = variant == "torch"
+        self.reset_after = part.variant == "torch"
         self.planes = 4 if self.reset_after else 3
         elements = batch * self.hidden_size
-        self.by_sigmoid = input.device.type == "cpu" and elements >= SIGMOID_ELEMENTS
-        self.reuse = self.dtype != input.dtype or elements <= REUSE_ELEMENTS
-        self.scale = (1, -1 if variant == "chung" else 1, 2 if self.by_sigmoid else 1)
+        self.rz = slice((self.planes - 3) * self.hidden_size, (self.planes - 1) * self.hidden_size)
+        self.narrow = self.dtype != input.dtype
+        self.reuse = self.narrow or elements <= REUSE_ELEMENTS
 
     def chunks(self) -> list[Chunk]:
         """All chunks, from the first step to the last."""
@@ -81,26 +79,13 @@ class Layout:
                 pieces.append(h0[held:size])
         return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(self.dtype)
 
-    def scaled(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gates' parts of a weight or bias, as they are used."""
-        return tuple(  # type: ignore[return-value]
-            part if s == 1 else part * s for s, part in zip(self.scale, w.to(self.dtype).chunk(3), strict=True)
-        )
-
     def stack(self, w: Tensor) -> Tensor:
         """A weight or bias as it is used, gates in the order r, z, n."""
-        return w.to(self.dtype).contiguous() if self.scale == (1, 1, 1) else torch.cat(self.scaled(w))
+        return w.to(self.dtype).contiguous()
 
     def recurrent(self, w_hh: Tensor) -> Tensor:
         """The recurrent weights as they are used: gates in the order of the first planes of a row."""
         if not self.reset_after:
             return self.stack(w_hh)
-        r, z, n = self.scaled(w_hh)
+        r, z, n = w_hh.to(self.dtype).chunk(3)
         return torch.cat([n, r, z])
-
-    def unscale_(self, d: Tensor) -> Tensor:
-        """From a derivative by a scaled weight (gates r, z, n) that by the weight itself, in place."""
-        for s, part in zip(self.scale, d.chunk(3), strict=True):
-            if s != 1:
-                part.mul_(s)
-        return d

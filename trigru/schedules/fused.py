@@ -2,128 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..kernels import persistent, resident, stepwise
-from ..kernels.steps import Steps
-from ..planning.plan import Plan, precision_of
+from ..kernels.recurrence import Gradients as Upstreams
+from ..kernels.recurrence import Kept, Operands, Recurrence
+from ..layer import Weights
+from ..planning.plan import precision_of
+from .part import Gradients, Part, Run, Upstream
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again
 
-Gradients = tuple[Tensor | None, ...]
-
-# Each has a `forward` and a `backward` of the same signature.
+# Each has a `forward` and a `backward` of the same signature (see kernels/recurrence.py).
 SCHEDULES = {"stepwise": stepwise, "resident": resident, "persistent": persistent}
 
 
-def steps_of(input: Tensor, batch_sizes: Tensor | None) -> Steps:
-    """Where the rows of each step lie, for a padded (T, B, I) or packed (N, I) input."""
-    if batch_sizes is None:
-        return Steps.padded(input.shape[0], input.shape[1])
-    return Steps.of_batch_sizes(batch_sizes.tolist())
+def forward(part: Part, weights: Weights, run: Run) -> Tensor | None:
+    """One layer in one direction; the results go where `run` says.
+
+    Returns:
+        The gates of every row, flat, if part.keep."""
+    assert run.h_n is not None
+    gates_in, b_hn = project_input(run.rows, weights, part.variant)
+    operands = Operands(gates_in, run.h0.contiguous(), weights.hh.contiguous(), b_hn, run.steps, run.output)
+    kept = SCHEDULES[part.plan.schedule].forward(_recurrence(part, run), operands, part.keep)
+    if kept.output is not run.output:
+        run.output.copy_(kept.output)
+    final_state(run.output, run.steps, part.reverse, out=run.h_n)
+    return None if kept.reserve is None else kept.reserve.view(-1)
 
 
-def forward(
-    plan: Plan,
-    input: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    *,
-    variant: str,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(output, h_n, reserve); see `trigru.operators` for shapes. No reserve unless `save`."""
-    steps = steps_of(input, batch_sizes)
-    *sizes, features = input.shape
-    rows = input if batch_sizes is not None else input.reshape(-1, features)
-    gates_in, b_hn = project_input(rows, w_ih, b_ih, b_hh, variant)
-    output, reserve = SCHEDULES[plan.schedule].forward(
-        gates_in,
-        h0.contiguous(),
-        w_hh.contiguous(),
-        b_hn,
-        steps,
-        variant=variant,
-        reverse=reverse,
-        save=save,
-        precision=precision_of(input.dtype),
-        config=plan.config,
-    )
-    h_n = final_state(output, steps, reverse)
-    if batch_sizes is None:
-        output = output.view(*sizes, h0.shape[1])
-    return output, h_n, None if reserve is None else reserve.view(-1)
+def _recurrence(part: Part, run: Run) -> Recurrence:
+    return Recurrence(part.variant, part.reverse, precision_of(run.output.dtype), part.plan.config)
 
 
-def backward(
-    plan: Plan,
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    output: Tensor,
-    reserve: Tensor,
-    *,
-    variant: str,
-    reverse: bool,
-    needs: Sequence[bool],
-) -> Gradients:
-    """Derivatives by input, h0, w_ih, w_hh, b_ih, b_hh; None for those that `needs` does not ask for.
+def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Upstream) -> Gradients:
+    """Back-propagation through time of `forward`.
 
-    Where forward kept no gates (an empty reserve), they are computed again, a chunk of steps at a time, before the
-    reverse loop reaches it: with every state known, the recurrent products of a chunk are one GEMM."""
-    steps = steps_of(input, batch_sizes)
-    hidden_size = h0.shape[1]
-    rows = output.reshape(-1, hidden_size)
-    x = input.reshape(-1, input.shape[-1])
-    h0 = h0.contiguous()
-    d_rows = torch.zeros_like(rows) if grad_output is None else grad_output.reshape(-1, hidden_size).contiguous()
-    d_state = (torch.zeros_like(h0) if grad_h_n is None else grad_h_n).to(torch.float32, copy=True)
-    weights = (w_ih, w_hh, b_ih, b_hh)
-    need_input, need_h0, *need_weights = needs
-    d_input = torch.empty_like(x) if need_input else None
+    Where forward kept no gates, they are computed again, a chunk of steps at a time, before the reverse loop reaches
+    it: with every state known, the recurrent products of a chunk are one GEMM."""
+    steps, rows, reverse = run.steps, run.output, part.reverse
+    num_rows, hidden_size = rows.shape
+    h0 = run.h0.contiguous()
+    need_input, need_h0, *need_weights = upstream.needs
+    whole = gates.numel() > 0 or num_rows == 0
+    x = run.rows if need_weights[0] or not whole else None
+    d_rows = torch.zeros_like(rows) if upstream.output is None else upstream.output.reshape(num_rows, -1).contiguous()
+    d_state = h0.new_zeros(h0.shape, dtype=torch.float32)
+    if upstream.h_n is not None:
+        d_state.copy_(upstream.h_n)
+    d_input = rows.new_empty(num_rows, weights.ih.shape[1]) if need_input else None
     d_weights: list[Tensor | None] = [None] * 4
 
-    whole = reserve.numel() > 0 or rows.numel() == 0
     length = steps.seq_len if whole else chunk_length(steps, hidden_size)
     starts = range(0, steps.seq_len, length)
     for first in starts if reverse else reversed(starts):  # against the direction in which forward ran
         last = min(first + length, steps.seq_len)
-        part, here = steps.part(first, last), slice(steps.offsets[first], steps.offsets[last])
+        chunk, here = steps.part(first, last), slice(steps.offsets[first], steps.offsets[last])
         start = state_into(first, last, rows, h0, steps, reverse)
         if whole:
-            kept = reserve.view(rows.shape[0], -1)
+            kept = gates.view(num_rows, -1 if num_rows else hidden_size)
         else:
-            kept = gates_again(x[here], rows[here], start, part, weights, variant, reverse)
-        d_gates, d_an, d_start = SCHEDULES[plan.schedule].backward(
-            d_rows[here],
-            d_state[: part.batch],
-            start,
-            w_hh.contiguous(),
-            part,
-            rows[here],
-            kept,
-            variant=variant,
-            reverse=reverse,
-            precision=precision_of(input.dtype),
-            config=plan.config,
+            assert x is not None
+            kept = gates_again(Run(x[here], start, chunk, rows[here]), weights, part.variant, reverse)
+        d_gates, d_an, d_start = SCHEDULES[part.plan.schedule].backward(
+            _recurrence(part, run),
+            Operands(None, start, weights.hh.contiguous(), None, chunk),
+            Kept(rows[here], kept),
+            Upstreams(d_rows[here], d_state[: chunk.batch]),
         )
-        d_state[: part.batch] = d_start
+        d_state[: chunk.batch] = d_start
         r = kept[:, :hidden_size]
-        found = gradients(d_gates, d_an, r, x[here], start, rows[here], part, reverse=reverse, needs=need_weights)
+        inputs = None if x is None else x[here]
+        found = gradients(d_gates, d_an, r, inputs, start, rows[here], chunk, reverse=reverse, needs=need_weights)
         if whole:
             d_weights = list(found)
         else:  # summed over chunks in float32
@@ -131,7 +83,7 @@ def backward(
                 total = d_weights[i]
                 d_weights[i] = new if new is None else new.float() if total is None else total.add_(new)
         if d_input is not None:
-            torch.mm(d_gates, w_ih, out=d_input[here])
-    d_input = None if d_input is None else d_input.view(input.shape)
-    d_weights = [None if d is None else d.to(input.dtype) for d in d_weights]
-    return d_input, d_state.to(h0.dtype) if need_h0 else None, *d_weights
+            torch.mm(d_gates, weights.ih, out=d_input[here])
+    d_input = None if d_input is None else d_input.view(run.input.shape)
+    d_weights = [None if d is None else d.to(rows.dtype) for d in d_weights]
+    return Gradients(d_input, d_state.to(h0.dtype) if need_h0 else None, *d_weights)

@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..kernels.steps import Steps
+from ..layer import Weights
 
 
-def project_input(
-    input: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, variant: str
-) -> tuple[Tensor, Tensor | None]:
+def project_input(input: Tensor, weights: Weights, variant: str) -> tuple[Tensor, Tensor | None]:
     """The input's share of every pre-activation, (N, 3H), and the bias b_hn that variant "torch" keeps apart, (H,).
 
     Every other bias is folded into the first result."""
-    b_hn = None
+    b_ih, b_hh, b_hn = weights.bias_ih, weights.bias_hh, None
     if b_hh is None:
         bias = b_ih
     elif variant == "torch":
@@ -32,7 +31,7 @@ def project_input(
         bias[: 2 * hidden_size].add_(b_hrz)
     else:
         bias = b_hh if b_ih is None else b_ih + b_hh
-    return linear(input, w_ih, bias), b_hn
+    return linear(input, weights.ih, bias), b_hn
 
 
 def states_before(output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Tensor:
@@ -58,22 +57,23 @@ def state_into(first: int, last: int, output: Tensor, h0: Tensor, steps: Steps, 
     return before if carried == count else torch.cat([before, h0[carried:count]])
 
 
-def final_state(output: Tensor, steps: Steps, reverse: bool) -> Tensor:
-    """Each sequence's state after the last of its steps that ran, (B, H), in memory of its own."""
+def final_state(output: Tensor, steps: Steps, reverse: bool, out: Tensor) -> None:
+    """Put each sequence's state after the last of its steps that ran into `out`, (B, H)."""
     if reverse or not steps.packed:
-        return output.narrow_copy(0, 0 if reverse else steps.num_rows - steps.batch, steps.batch)
+        out.copy_(output.narrow(0, 0 if reverse else steps.num_rows - steps.batch, steps.batch))
+        return
     pieces = []
     for t in range(steps.seq_len - 1, -1, -1):  # the longest sequences, which come first, end last
         ends = steps.counts[t + 1] if t + 1 < steps.seq_len else 0
         pieces.append(output[steps.offsets[t] + ends : steps.offsets[t] + steps.counts[t]])
-    return torch.cat(pieces)
+    torch.cat(pieces, out=out)
 
 
 def gradients(
     d_gates: Tensor,
     d_an: Tensor | None,
     r: Tensor,
-    input: Tensor,
+    input: Tensor | None,
     h0: Tensor,
     output: Tensor,
     steps: Steps,
@@ -86,7 +86,7 @@ def gradients(
     `r` (N, H): the reset gate, used for "cho" and "chung", where W_hn multiplies r * h."""
     hidden_size = h0.shape[1]
     need_w_ih, need_w_hh, need_b_ih, need_b_hh = needs
-    d_w_ih = d_gates.T @ input if need_w_ih else None
+    d_w_ih = d_gates.T @ input if need_w_ih and input is not None else None
     d_w_hh = None
     if need_w_hh:
         before = states_before(output, h0, steps, reverse)

@@ -1,0 +1,146 @@
+"""What the persistent kernels of both directions of time have in common: which tile is a program's own, the weights
+that it keeps, where a step's values lie, and the waits for them.
+
+Tiles are (BLOCK_B, BLOCK_H), hidden units fastest, as in memory. Offsets within a step are counted in 32 bits.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .exchange import await_three, await_tile, first_flag
+from .fragments import load_weights
+
+
+class Shape(NamedTuple):
+    """What a kernel is compiled for, but for what only it has."""
+
+    H: tl.constexpr
+    PACKED: tl.constexpr
+    EVEN_B: tl.constexpr  # all sequences of all tiles exist at every step
+    EVEN_H: tl.constexpr  # all hidden units of all tiles exist
+    EVEN_K: tl.constexpr  # all columns of all warps' parts exist
+    PROTOCOL: tl.constexpr
+    SPINS: tl.constexpr
+    SPLIT: tl.constexpr
+    DEPTH: tl.constexpr
+    BLOCK_H: tl.constexpr
+    BLOCK_B: tl.constexpr
+
+
+class Own(NamedTuple):
+    """What a program has for itself."""
+
+    tile: tl.tensor  # number of its batch tile
+    j: tl.tensor  # its hidden units, (BLOCK_H,)
+    b: tl.tensor  # its sequences, (BLOCK_B,)
+    status_ptr: tl.tensor  # see exchange.py
+
+
+@triton.jit
+def own_tile(first_tile, status_ptr, S: tl.constexpr):
+    """What this program owns. first_tile: number of the launch's first batch tile."""
+    tile = tl.program_id(1) + first_tile
+    j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
+    b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
+    return Own(tile, j, b, status_ptr)
+
+
+@triton.jit
+def flags_of(own, exchange, T, B, S: tl.constexpr):
+    """The counters of an exchange, one for each step as the launch takes them (see exchange.py)."""
+    return first_flag(own.status_ptr, exchange, own.tile, T, B, S.BLOCK_B)
+
+
+@triton.jit
+def there(own, count, S: tl.constexpr):
+    """Which elements of the own tile exist; a constant where all do, which leaves accesses without a mask."""
+    rows = tl.full((S.BLOCK_B, 1), True, tl.int1) if S.EVEN_B else (own.b < count)[:, None]
+    columns = tl.full((1, S.BLOCK_H), True, tl.int1) if S.EVEN_H else (own.j < S.H)[None, :]
+    return rows & columns
+
+
+@triton.jit
+def where_alive(own, step, new, old, S: tl.constexpr):
+    """`new` for sequences that are alive at a step, `old` for the others."""
+    return new if S.EVEN_B else tl.where((own.b < step.count)[:, None], new, old)
+
+
+@triton.jit
+def rows_at(pointer, row, own, VALUES: tl.constexpr, S: tl.constexpr):
+    """Where the rows of the own sequences begin, (BLOCK_B,), in a tensor of so many values of each unit; `row`: first
+    row of the step."""
+    return pointer + row * (VALUES * S.H) + own.b * (VALUES * S.H)
+
+
+@triton.jit
+def tile_at(pointer, row, own, VALUES: tl.constexpr, S: tl.constexpr):
+    """Addresses of the own tile's first values; the second are H further."""
+    return pointer + row * (VALUES * S.H) + (own.b[:, None] * (VALUES * S.H) + own.j[None, :])
+
+
+@triton.jit
+def state_rows(output_ptr, h0_ptr, own, here, before, first, S: tl.constexpr):
+    """Where the rows of the state before a step begin: in the output, or in h0 for sequences that start here."""
+    rows = output_ptr + before.row * S.H
+    if S.PACKED:
+        carried = tl.minimum(here.count, before.count)
+        return tl.where(own.b < carried, rows + own.b * S.H, h0_ptr + own.b * S.H)
+    else:
+        return tl.where(first, h0_ptr, rows) + own.b * S.H
+
+
+@triton.jit
+def _await(rows, own, step, flag, arrivals, S: tl.constexpr):
+    MASKED: tl.constexpr = not (S.EVEN_B and S.EVEN_K)
+    return await_tile(
+        rows, own.b < step.count, own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED,
+        S.SPINS,
+    )  # fmt: skip
+
+
+@triton.jit
+def await_rows(rows, own, step, flag, S: tl.constexpr):
+    """Wait for the H columns of the own sequences' rows, from all programs of the tile: a right operand (see
+    exchange.py)."""
+    return _await(rows, own, step, flag, tl.cdiv(S.H, S.BLOCK_H), S)
+
+
+@triton.jit
+def await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr):
+    """Wait for the state before step number i; at the first it is there."""
+    rows = state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S)
+    arrivals = tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
+    return _await(rows, own, here, flags + tl.maximum(i - 1, 0), arrivals, S)
+
+
+@triton.jit
+def await_three_rows(first, second, third, own, step, flag, S: tl.constexpr):
+    """`await_rows` for three with one look at all of them."""
+    MASKED: tl.constexpr = not (S.EVEN_B and S.EVEN_K)
+    return await_three(
+        first, second, third, own.b < step.count, own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H,
+        S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED, S.SPINS,
+    )  # fmt: skip
+
+
+@triton.jit
+def load_rows(w_hh_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, own, S: tl.constexpr):
+    """The own units' rows of W_hh, so many gates from number FIRST on stacked in one left operand. Beyond n it is n
+    again: a fourth gate makes three a power of two."""
+    line = tl.arange(0, GATES * S.BLOCK_H)
+    unit = tl.program_id(0) * S.BLOCK_H + line % S.BLOCK_H
+    rows = w_hh_ptr + (tl.minimum(FIRST + line // S.BLOCK_H, 2) * S.H + unit) * S.H
+    MASKED: tl.constexpr = not (S.EVEN_H and S.EVEN_K)
+    return load_weights(
+        rows, own.status_ptr, unit < S.H, S.H, 1, S.SPLIT, S.DEPTH, GATES * S.BLOCK_H, MASKED
+    )  # fmt: skip
+
+
+@triton.jit
+def load_columns(w_hh_ptr, gate, own, S: tl.constexpr):
+    """The own units' columns of a gate's W_hh: a left operand."""
+    columns = w_hh_ptr + gate * S.H * S.H + own.j
+    MASKED: tl.constexpr = not (S.EVEN_H and S.EVEN_K)
+    return load_weights(columns, own.status_ptr, own.j < S.H, S.H, S.H, S.SPLIT, S.DEPTH, S.BLOCK_H, MASKED)

@@ -1,0 +1,105 @@
+"""What a schedule's host functions take and give, in records: a layer in one direction, its input already multiplied.
+
+A schedule is a module with two functions:
+
+    forward(run, operands, save) -> Kept
+    backward(run, operands, kept, gradients) -> Derivatives
+
+Sizes: B batch, H hidden_size, N rows of all steps together (see steps.py). Tensors are contiguous and of one dtype,
+but for float32 where it says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from .config import kept_values
+from .steps import Steps
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence(Generic[C]):
+    """What of a run does not change from call to call. variant, reverse: as in trigru/reference.py. precision: "tf32"
+    or "ieee", how float32 is multiplied. config: the schedule's tile sizes."""
+
+    variant: str
+    reverse: bool
+    precision: str
+    config: C
+
+
+class Operands(NamedTuple):
+    """What a run reads, and where forward's output goes. backward needs no more than h0, w_hh and steps."""
+
+    gates_in: Tensor | None  # (N, 3H) input's share of the pre-activations, with every bias that can be folded in
+    h0: Tensor  # (B, H)
+    w_hh: Tensor  # (3H, H)
+    b_hn: Tensor | None  # (H,), variant "torch" only
+    steps: Steps
+    output: Tensor | None = None  # (N, H); None: memory of its own
+
+
+class Kept(NamedTuple):
+    """What forward gives, and backward takes."""
+
+    output: Tensor  # (N, H)
+    reserve: Tensor | None  # (N, 4H) "torch": r, z, n, W_hn h + b_hn; (N, 3H) otherwise: r, z, n; None: not saved
+
+    @classmethod
+    def empty(cls, run: Recurrence, operands: Operands, save: bool) -> Kept:
+        """Memory for it; no reserve unless `save`."""
+        h0, rows = operands.h0, operands.steps.num_rows
+        hidden_size = h0.shape[1]
+        reserve = h0.new_empty(rows, kept_values(run.variant) * hidden_size) if save else None
+        output = operands.output
+        return cls(h0.new_empty(rows, hidden_size) if output is None else output, reserve)
+
+    def arguments(self, operands: Operands) -> dict[str, Any]:
+        """The tensors that every forward kernel of every schedule takes, by name."""
+        return {
+            "gates_in_ptr": operands.gates_in,
+            "w_hh_ptr": operands.w_hh,
+            "output_ptr": self.output,
+            "reserve_ptr": self.reserve,
+        }
+
+
+class Gradients(NamedTuple):
+    """Derivatives of the loss by what forward gave."""
+
+    output: Tensor  # (N, H)
+    h_n: Tensor  # (B, H), of any strides, or float32
+
+
+class Derivatives(NamedTuple):
+    """What backward gives."""
+
+    d_gates: Tensor  # (N, 3H), by the pre-activations of r, z, n
+    d_an: Tensor | None  # (N, H), "torch": by W_hn h + b_hn; None otherwise, where it is dn
+    d_state: Tensor  # (B, H) float32, by h0
+
+    @classmethod
+    def empty(cls, run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
+        """Memory for it; d_state holds the derivative by h_n."""
+        h0, rows = operands.h0, operands.steps.num_rows
+        hidden_size = h0.shape[1]
+        d_an = h0.new_empty(rows, hidden_size) if run.variant == "torch" else None
+        d_state = gradients.h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return cls(h0.new_empty(rows, 3 * hidden_size), d_an, d_state)
+
+    def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:
+        """The tensors that every backward kernel of every schedule takes, by name."""
+        return {
+            "h0_ptr": operands.h0,
+            "w_hh_ptr": operands.w_hh,
+            "output_ptr": kept.output,
+            "reserve_ptr": kept.reserve,
+            "d_state_ptr": self.d_state,
+            "d_gates_ptr": self.d_gates,
+        }

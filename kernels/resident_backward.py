@@ -1,0 +1,62 @@
+"""The resident schedule, back-propagation through time: the whole sequence in one launch, each program by itself."""
+
+import triton
+import triton.language as tl
+
+from .gates import blend_grad, reset_after_grad, reset_before_grad
+from .loop import Step, step_at, step_or_none, time_of
+from .products import multiply
+from .resident_forward import own_part
+from .tiles import at, load_state, read, read_gates, there, write, write_gates
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def bptt_kernel(
+    grad_output_ptr,  # (N, H)
+    h0_ptr,  # (B, H)
+    w_hh_ptr,  # (3H, H)
+    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    output_ptr,  # (N, H)
+    reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n
+    d_state_ptr,  # (B, H) float32: in, derivative by h_n; out, by h0
+    d_gates_ptr,  # (N, 3H), out: dr, dz, dn
+    d_an_ptr,  # (N, H), out, "torch" only: derivative by W_hn h + b_hn
+    T,
+    B,
+    H,
+    VARIANT: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """All steps of one batch tile, last to first as forward ran."""
+    j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
+    d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)
+    dh = read(d_state, exists)
+    dtype: tl.constexpr = d_gates_ptr.dtype.element_ty
+    zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
+    for i in range(T):
+        t = time_of(T - 1 - i, T, REVERSE)
+        here = step_at(offsets_ptr, t, B, PACKED)
+        before = step_or_none(offsets_ptr, t + 1 if REVERSE else t - 1, T, B, PACKED)
+        before = Step(before.row, tl.where(i + 1 == T, 0, before.count))
+        row, live = here.row, there(j, b, H, here.count)
+        reserve = at(reserve_ptr, row, b, j, (4 if VARIANT == "torch" else 3) * H)
+        r, z, n = read_gates(reserve, live, H)
+        h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
+        d = dh + read(at(grad_output_ptr, row, b, j, H), live)
+        dn, dz, direct = blend_grad(d, h, z, n, VARIANT)
+        if VARIANT == "torch":
+            dr, d_an = reset_after_grad(dn, read(reserve + 3 * H, live), r)
+            write(at(d_an_ptr, row, b, j, H), d_an, live)
+            d = direct + multiply(w_n, d_an.to(dtype), zero, PRECISION)
+        else:
+            dr, through = reset_before_grad(multiply(w_n, dn.to(dtype), zero, PRECISION), h, r)
+            d = direct + through
+        write_gates(at(d_gates_ptr, row, b, j, 3 * H), (dr, dz, dn), live, H)
+        d = multiply(w_r, dr.to(dtype), d, PRECISION)
+        d = multiply(w_z, dz.to(dtype), d, PRECISION)
+        dh = tl.where((b < here.count)[None, :], d, dh)
+    write(d_state, dh, exists)

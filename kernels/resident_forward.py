@@ -1,0 +1,76 @@
+"""The resident schedule, forward: the whole sequence in one launch, each program by itself.
+
+HIDDEN is H padded to a power of two; tiles are (HIDDEN, BLOCK_B).
+"""
+
+import triton
+import triton.language as tl
+
+from .gates import blend, candidate, sigmoid
+from .loop import step_at, time_of
+from .products import multiply
+from .tiles import at, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
+
+
+@triton.jit
+def own_part(w_hh_ptr, H, TRANSPOSED: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The hidden units and the sequences of this program, and the weights of r, z and n that it keeps."""
+    j = tl.arange(0, HIDDEN)
+    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    if TRANSPOSED:
+        w_r = load_weight_transposed(w_hh_ptr, 0, j, j, H)
+        w_z = load_weight_transposed(w_hh_ptr, 1, j, j, H)
+        w_n = load_weight_transposed(w_hh_ptr, 2, j, j, H)
+    else:
+        w_r = load_weight(w_hh_ptr, 0, j, j, H)
+        w_z = load_weight(w_hh_ptr, 1, j, j, H)
+        w_n = load_weight(w_hh_ptr, 2, j, j, H)
+    return j, b, w_r, w_z, w_n
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def forward_kernel(
+    gates_in_ptr,  # (N, 3H) input's share of the pre-activations
+    h0_ptr,  # (B, H)
+    w_hh_ptr,  # (3H, H)
+    b_hn_ptr,  # (H,), "torch" only, or None
+    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    output_ptr,  # (N, H)
+    reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n; or None
+    T,
+    B,
+    H,
+    VARIANT: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """All steps of one batch tile."""
+    j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, False, HIDDEN, BLOCK_B)
+    b_hn = tl.zeros((HIDDEN, 1), tl.float32)
+    if b_hn_ptr is not None:
+        b_hn += read(b_hn_ptr + j, j < H)[:, None]
+    h = read(at(h0_ptr, 0, b, j, H), there(j, b, H, B))
+    dtype: tl.constexpr = output_ptr.dtype.element_ty
+    zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
+    for i in range(T):
+        row, count = step_at(offsets_ptr, time_of(i, T, REVERSE), B, PACKED)
+        live = there(j, b, H, count)
+        gr, gz, gn = read_gates(at(gates_in_ptr, row, b, j, 3 * H), live, H)
+        x = h.to(dtype)
+        r = sigmoid(gr + multiply(w_r, x, zero, PRECISION))
+        z = sigmoid(gz + multiply(w_z, x, zero, PRECISION))
+        if VARIANT == "torch":
+            an = multiply(w_n, x, zero, PRECISION) + b_hn
+        else:
+            an = multiply(w_n, (r * h).to(dtype), zero, PRECISION)
+        n = candidate(gn, an, r, VARIANT)
+        h = tl.where((b < count)[None, :], blend(h, z, n, VARIANT), h)
+        write(at(output_ptr, row, b, j, H), h, live)
+        if reserve_ptr is not None:
+            if VARIANT == "torch":
+                write_gates(at(reserve_ptr, row, b, j, 4 * H), (r, z, n, an), live, H)
+            else:
+                write_gates(at(reserve_ptr, row, b, j, 3 * H), (r, z, n), live, H)

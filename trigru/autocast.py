@@ -1,0 +1,57 @@
+"""What autocast does to a layer: its tensors are cast to one dtype, the weights once for as long as a graph lives.
+
+Autocast's own cache is within torch's C++ and serves torch's own operators. Here a cast is remembered, weakly, by the
+parameter it was made from: as long as a graph holds it, every further call takes the same one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .layer import Call
+
+_casts = WeakIdKeyDictionary()  # parameter: (its version, weak reference to the cast)
+
+
+def autocast_dtype(input: Tensor, hx: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The dtype that all tensors of a layer are cast to, as nn.GRU's results are; None without a cast.
+
+    Autocast on a CPU is a matter of products in nn.GRU, and its state keeps the wider of its own and autocast's dtype.
+    Everywhere else the whole layer runs in autocast's dtype. float64 is never cast."""
+    device = input.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    if any(x.dtype == torch.float64 or not x.is_floating_point() for x in (input, hx, weight)):
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    return torch.promote_types(hx.dtype, dtype) if device == "cpu" else dtype
+
+
+def cast(weights: Sequence[Tensor], call: Call) -> tuple[Sequence[Tensor], Call]:
+    """The tensors of a call in autocast's dtype, where it is on and wants them cast."""
+    dtype = autocast_dtype(call.input, call.hx, weights[0])
+    if dtype is None:
+        return weights, call
+    call = call._replace(input=call.input.to(dtype), hx=call.hx.to(dtype))
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return [w.to(dtype) for w in weights], call
+    return [_cast(w, dtype) for w in weights], call
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in another dtype: the same tensor as long as a graph holds it and the weight is unchanged."""
+    if weight.dtype == dtype or not (weight.is_leaf and weight.requires_grad and torch.is_grad_enabled()):
+        return weight.to(dtype)
+    version, known = _casts.get(weight, (None, None))
+    if known is not None and version == weight._version:
+        made = known()
+        if made is not None and made.dtype == dtype:
+            return made
+    made = weight.to(dtype)
+    _casts[weight] = (weight._version, weakref.ref(made))
+    return made

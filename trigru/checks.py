@@ -1,0 +1,150 @@
+"""What a kernel would take on trust, checked before anything runs: options, shapes, dtypes, devices, packed steps."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .layer import Call, Layer
+from .planning.plan import check_memory, check_schedule
+from .reference import check_variant
+
+_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh")
+
+
+def layer_of(input_size: int, hidden_size: int, **options: object) -> Layer:
+    """The record of a layer, its options checked; remembered, for every call asks for its own again.
+
+    Raises:
+        ValueError: unknown variant, schedule or memory.
+    """
+    if torch.compiler.is_compiling():  # which has no use for what is remembered, and warns of it
+        return _layer_of.__wrapped__(input_size, hidden_size, **options)
+    try:
+        return _layer_of(input_size, hidden_size, **options)
+    except TypeError:  # an option that is not even hashable
+        return _layer_of.__wrapped__(input_size, hidden_size, **options)
+
+
+@functools.lru_cache(maxsize=1024)
+def _layer_of(input_size: int, hidden_size: int, **options: object) -> Layer:
+    layer = Layer(input_size, hidden_size, **options)  # type: ignore[arg-type]
+    check_variant(layer.variant)
+    check_schedule(layer.schedule)
+    check_memory(layer.memory)
+    return layer
+
+
+def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
+    """Raise where a tensor does not fit the layer, naming it, what was expected and what came.
+
+    Raises:
+        ValueError: input's dtype differs from that of the weights, as in nn.GRU.
+        RuntimeError: anything else.
+    """
+    input, hx, batch_sizes = call
+    dims = 3 if batch_sizes is None else 2
+    shape, dtype, device = input.shape, input.dtype, input.device  # each makes an object
+    if len(shape) != dims:
+        raise RuntimeError(f"input: expected {dims} dimensions, got {len(shape)}")
+    if shape[-1] != layer.input_size:
+        raise RuntimeError(f"input: expected {layer.input_size} features, got {shape[-1]}")
+    if shape[1 if batch_sizes is None and layer.batch_first else 0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN (input)")
+    if not dtype.is_floating_point:
+        raise RuntimeError(f"input: expected a floating dtype, got {dtype}")
+    check_weights(layer, weights)
+    _check_state(layer, call)
+    if dtype != weights[0].dtype:
+        raise ValueError(f"input: expected the weights' dtype {weights[0].dtype}, got {dtype}")
+    if hx.dtype != dtype:
+        raise RuntimeError(f"{_state(layer)}: expected dtype {dtype} as input, got {hx.dtype}")
+    if hx.device != device:
+        raise RuntimeError(f"{_state(layer)}: expected device {device} as input, got {hx.device}")
+    for index, weight in enumerate(weights):
+        if weight.dtype != dtype:
+            raise RuntimeError(f"{_name(layer, index)}: expected dtype {dtype} as input, got {weight.dtype}")
+        if weight.device != device:
+            raise RuntimeError(f"{_name(layer, index)}: expected device {device} as input, got {weight.device}")
+    if batch_sizes is not None and not batch_sizes.is_cpu:
+        raise RuntimeError(f"batch_sizes: expected a tensor on the CPU, got one on {batch_sizes.device}")
+
+
+def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:
+    """Raise RuntimeError where the weights are not as many as the layer has, or one is of another shape."""
+    width = 4 if layer.bias else 2
+    if len(weights) != width * layer.parts:
+        raise RuntimeError(f"weights: expected {width * layer.parts} tensors, got {len(weights)}")
+    gates = 3 * layer.hidden_size
+    above = (gates, layer.hidden_size * layer.directions)
+    shapes = ((gates, layer.input_size), (gates, layer.hidden_size), (gates,), (gates,))
+    for first in range(0, len(weights), width):
+        for kind in (1, 0, 2, 3)[:width]:
+            expected = above if kind == 0 and first >= width * layer.directions else shapes[kind]
+            shape = weights[first + kind].shape
+            if shape != expected:
+                raise RuntimeError(f"{_name(layer, first + kind)}: expected shape {expected}, got {tuple(shape)}")
+
+
+def _check_state(layer: Layer, call: Call) -> None:
+    hx, parts = call.hx, layer.parts
+    batch = hx.shape[1] if hx.dim() == 3 else -1
+    if call.batch_sizes is None:
+        batch = call.input.shape[0 if layer.batch_first else 1]
+    if hx.shape != (parts, batch, layer.hidden_size):
+        expected = (batch if batch >= 0 else "batch", layer.hidden_size)
+        if parts == 1 and hx.dim() >= 1:
+            raise RuntimeError(f"h0: expected shape {_shape(expected)}, got {_shape(hx.shape[1:])}")
+        raise RuntimeError(f"hx: expected shape {_shape((parts, *expected))}, got {_shape(hx.shape)}")
+
+
+def _shape(sizes: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, sizes))}{',' if len(sizes) == 1 else ''})"
+
+
+def _state(layer: Layer) -> str:
+    return "h0" if layer.parts == 1 else "hx"
+
+
+def _name(layer: Layer, index: int) -> str:
+    """What the weight of this number is called: as in `trigru.gru` for a single layer, else as in nn.GRU."""
+    part, kind = divmod(index, 4 if layer.bias else 2)
+    if layer.parts == 1:
+        return _NAMES[kind]
+    number, direction = divmod(part, layer.directions)
+    name = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[kind]
+    return f"{name}_l{number}{'_reverse' if direction else ''}"
+
+
+def batch_sizes_of(call: Call) -> list[int]:
+    """The batch sizes of a packed call, once they are known to fit its rows and its state. Their cost does not grow
+    with the rows.
+
+    Raises:
+        RuntimeError: not one dimension of int64; a size that is not positive or larger than the one before; their sum
+            is not the number of rows, or the first not the batch of the state.
+    """
+    sizes = call.batch_sizes
+    assert sizes is not None
+    if sizes.dim() != 1 or sizes.dtype != torch.int64:
+        raise RuntimeError(f"batch_sizes: expected (seq_len,) int64, got {tuple(sizes.shape)} {sizes.dtype}")
+    counts: list[int] = sizes.tolist()
+    if not counts:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN (batch_sizes)")
+    if counts[-1] < 1 or any(later > earlier for earlier, later in itertools.pairwise(counts)):
+        raise RuntimeError(f"batch_sizes: expected positive sizes that never grow, got {_shortened(counts)}")
+    if sum(counts) != call.input.shape[0]:
+        raise RuntimeError(
+            f"batch_sizes: expected a sum of {call.input.shape[0]}, the rows of input, got {sum(counts)}"
+        )
+    if counts[0] != call.hx.shape[1]:
+        raise RuntimeError(f"h0: expected a batch of {counts[0]} as in batch_sizes, got {call.hx.shape[1]}")
+    return counts
+
+
+def _shortened(counts: list[int]) -> str:
+    return str(counts) if len(counts) <= 12 else f"[{', '.join(map(str, counts[:12]))}, ...]"

@@ -1,0 +1,85 @@
+"""What a layer is, and what travels with it: one family of records. Imports nothing of the package.
+
+A new option is a field of `Layer` (what is static) or of `Call` (what a call brings), its lines in the reference and in
+the schedules that have it, and its tests.
+
+Sizes: T seq_len, B batch, N rows of all steps (T * B, or those of a packed sequence), I input_size, H hidden_size,
+L num_layers, D directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Variant = Literal["torch", "cho", "chung"]
+ScheduleName = Literal["auto", "eager", "stepwise", "resident", "persistent"]
+Memory = Literal["keep", "recompute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What is static of a GRU of several layers and directions; hashable, so that plans are remembered by it.
+
+    dropout: as it applies to the call, 0 in evaluation. reverse: a single direction that runs from the last step to the
+    first. bias: whether each layer and direction has both biases. The other fields: as the arguments of `trigru.GRU`.
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    reverse: bool = False
+    variant: str = "torch"
+    schedule: str = "auto"
+    memory: str = "keep"
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def parts(self) -> int:
+        """Layers times directions: as many as there are rows in hx."""
+        return self.num_layers * self.directions
+
+    def runs_backwards(self, direction: int) -> bool:
+        """Whether this direction, 0 or 1, goes from the last step to the first."""
+        return self.reverse or direction == 1
+
+    def weights_of(self, weights: Sequence[Tensor], part: int) -> Weights:
+        """Those of one layer and direction, out of the flat sequence: as nn.GRU's `_flat_weights`."""
+        if self.bias:
+            return Weights._make(weights[4 * part : 4 * part + 4])
+        return Weights(weights[2 * part], weights[2 * part + 1], None, None)
+
+
+class Weights(NamedTuple):
+    """Of one layer in one direction, gates stacked in the order r, z, n."""
+
+    ih: Tensor  # (3H, I), above the first layer (3H, D * H)
+    hh: Tensor  # (3H, H)
+    bias_ih: Tensor | None  # (3H,)
+    bias_hh: Tensor | None  # (3H,)
+
+
+class Call(NamedTuple):
+    """What a call brings."""
+
+    input: Tensor  # (T, B, I), (B, T, I) with batch_first, or (N, I) packed
+    hx: Tensor  # (L * D, B, H)
+    batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, as in PackedSequence; None: not packed
+
+
+class Records(NamedTuple):
+    """All that travels to the operators."""
+
+    layer: Layer
+    weights: Sequence[Tensor]  # w_ih, w_hh and, if layer.bias, b_ih, b_hh of each layer and direction
+    call: Call

@@ -1,0 +1,184 @@
+"""The operators `torch.ops.trigru.gru` and `gru_backward`: all layers and directions of a call; see `schema`.
+
+Backward is an operator of its own, so that a compiler sees it whole; its own derivative goes through the reference
+implementation. What torch asks of an operator has a file each: `schema`, `derivative`, `batching`; `compute` is what
+runs. No module and no user's argument is known here.
+
+`gru` below, which everything else calls, has four ways: the operator; where nothing but plain eager execution looks on,
+the same schedules without the dispatcher's Python layers, or torch's own GRU; and the reference, for derivatives that
+the operators do not have (forward mode, torch.func).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..checks import check
+from ..layer import Call, Layer
+from ..planning.plan import Site, torch_serves
+from ..schedules.stack import empty_reserve, new_output, time_major
+from . import batching, compute, derivative
+from .plain import has_tangent, is_batched, is_plain, is_transformed
+from .schema import Recorded, flat, new_library, recorded, recorded_backward
+
+_LIBRARY = new_library()
+
+
+def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
+    """Inside an operator tangents would be dropped without a word: raise instead."""
+    if has_tangent(tensors):
+        raise NotImplementedError(f"torch.ops.trigru.{name} has no forward-mode derivative; trigru.gru has")
+
+
+def _forward(*arguments):  # type: ignore[no-untyped-def]
+    """`torch.ops.trigru.gru`."""
+    call = recorded(*arguments)
+    _refuse_tangents("gru", (call.call.input, call.call.hx, *call.weights))
+    check(call.layer, call.weights, call.call)
+    return tuple(compute.forward(call))
+
+
+def _backward(*arguments):  # type: ignore[no-untyped-def]
+    """`torch.ops.trigru.gru_backward`."""
+    call = recorded_backward(*arguments)
+    _, weights, given, _ = call.forward
+    _refuse_tangents("gru_backward", (call.grad_output, call.grad_h_n, given.input, given.hx, *weights))
+    found = compute.backward(call)
+    d_input, d_hx, *d_weights = [given.hx.new_empty(0) if d is None else d for d in found]
+    return d_input, d_hx, d_weights
+
+
+def _forward_fake(*arguments):  # type: ignore[no-untyped-def]
+    layer, _, call, first_kept = recorded(*arguments)
+    output = new_output(layer, call, layer.hidden_size * layer.directions)
+    return output, call.hx.new_empty(call.hx.shape), empty_reserve(layer, call, first_kept)
+
+
+def _backward_fake(*arguments):  # type: ignore[no-untyped-def]
+    call = recorded_backward(*arguments)
+    layer, weights, given, _ = call.forward
+    need_input, need_hx, *need_weights = call.needs
+    nothing = given.hx.new_empty(0)
+    return (
+        new_output(layer, given, given.input.shape[-1]) if need_input else nothing,
+        given.hx.new_empty(given.hx.shape) if need_hx else nothing.clone(),
+        [w.new_empty(w.shape) if need else nothing.clone() for w, need in zip(weights, need_weights, strict=True)],
+    )
+
+
+def _without_autocast(operator: Callable, key: str) -> Callable:
+    """The operator with autocast off inside: its arguments have been cast by `trigru.autocast`."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def call(*args):  # type: ignore[no-untyped-def]
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operator(*args)
+
+    return call
+
+
+def _register() -> None:
+    operators = {
+        "gru": (_forward, _forward_fake, derivative.backward_of_forward, derivative.setup_forward, batching.forward),
+        "gru_backward": (
+            _backward,
+            _backward_fake,
+            derivative.backward_of_backward,
+            derivative.setup_backward,
+            batching.backward,
+        ),
+    }
+    for name, (compute_, fake, backward, setup, batched) in operators.items():
+        _LIBRARY.impl(name, compute_, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"trigru::{name}", fake, lib=_LIBRARY)
+        torch.library.register_autograd(f"trigru::{name}", backward, setup_context=setup, lib=_LIBRARY)
+        torch.library.register_vmap(f"trigru::{name}", batched, lib=_LIBRARY)
+        for key in ("AutocastCPU", "AutocastCUDA"):
+            _LIBRARY.impl(name, _without_autocast(getattr(torch.ops.trigru, name).default, key), key)
+
+
+_register()
+
+
+class _GRU(torch.autograd.Function):
+    """The operator `gru` and its derivative without the dispatcher, whose Python layers cost some 100 us a call."""
+
+    @staticmethod
+    def forward(ctx, forward: Recorded, batch_sizes, input, hx, *weights):  # type: ignore[no-untyped-def]
+        result = compute.forward(forward)
+        derivative.save(ctx, forward, result, ctx.needs_input_grad[4:])
+        return result.output, result.h_n
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
+        return None, None, *derivative.differentiate(ctx, grad_output, grad_h_n, ctx.needs_input_grad[2:])
+
+
+# What a profiler shows.
+_GRU.__name__ = "trigru::gru"
+_GRU._backward_cls.__name__ = "trigru::gruBackward"  # type: ignore[attr-defined]
+
+
+def site_of(layer: Layer, weights: Sequence[Tensor], call: Call) -> Site:
+    """Where and how a call runs, which the plan goes by."""
+    tensors = (call.input, call.hx, *weights)
+    recording = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return compute.site_of(layer, call, recording=recording, plain=is_plain(tensors))
+
+
+def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
+    """The lowest layer that takes part in a gradient."""
+    if call.input.requires_grad or call.hx.requires_grad:
+        return 0
+    for index, weight in enumerate(weights):
+        if weight.requires_grad:
+            return index * layer.num_layers // len(weights)
+    return layer.num_layers
+
+
+def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Tensor]:
+    """(output, h_n) of all layers and directions; gate values are kept only where a gradient can be asked for.
+
+    The caller has checked that everything fits: `trigru.checks`."""
+    if is_transformed() or (not torch.compiler.is_compiling() and has_tangent((call.input, call.hx, *weights))):
+        return compute.by_reference(layer, weights, call, _drawn(layer, call))
+    if layer.dropout and is_batched():
+        return _layer_by_layer(layer, weights, call)
+    site = site_of(layer, weights, call)
+    first_kept = _first_kept(layer, weights, call) if site.recording else layer.num_layers
+    forward = Recorded(layer, weights, call, first_kept)
+    if not site.plain:
+        return torch.ops.trigru.gru(*flat(forward))[:2]
+    if torch_serves(layer, site):
+        return compute.by_torch(layer, weights, call)
+    if site.recording:
+        return _GRU.apply(forward, call.batch_sizes, call.input, call.hx, *weights)
+    return compute.forward(forward)[:2]
+
+
+def _drawn(layer: Layer, call: Call) -> list[Tensor | None]:
+    """Dropout's factors between layers, for the reference."""
+    if not layer.dropout:
+        return []
+    *sizes, _ = time_major(layer, call, call.input).shape
+    ones = call.input.new_ones(*sizes, layer.hidden_size * layer.directions)
+    return [F.dropout(ones, layer.dropout) for _ in range(1, layer.num_layers)]
+
+
+def _layer_by_layer(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Tensor]:
+    """A stack as a call for each layer, so that vmap sees the dropout between them and its randomness."""
+    finals, x, size = [], call.input, layer.directions
+    width = len(weights) // layer.num_layers
+    for index in range(layer.num_layers):
+        if index:
+            x = F.dropout(x, layer.dropout)
+        one = replace(layer, input_size=x.shape[-1], num_layers=1, dropout=0.0)
+        part = Call(x, call.hx[index * size : (index + 1) * size], call.batch_sizes)
+        x, h_n = gru(one, weights[index * width : (index + 1) * width], part)
+        finals.append(h_n)
+    return x, torch.cat(finals)

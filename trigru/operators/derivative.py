@@ -1,0 +1,129 @@
+"""First and second derivatives of the operators, for autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..layer import Call
+from ..schedules.stack import Result, masks_of, shares_output, time_major
+from . import batching, compute, plain
+from .schema import Backward, Recorded, flat_backward, recorded, recorded_backward
+
+
+def save(ctx, forward: Recorded, result: Result, need_weights: Sequence[bool]) -> None:  # type: ignore[no-untyped-def]
+    """Keep what the derivative needs, and nothing else: the input only where an input weight of the first layer needs a
+    gradient, or where gates are computed again."""
+    layer, weights, call, first_kept = forward
+    of_input = need_weights[: len(weights) // layer.num_layers : 4 if layer.bias else 2]
+    has_input = first_kept == 0 and (layer.memory == "recompute" or any(of_input))
+    input = call.input if has_input else call.input.new_empty(()).expand(call.input.shape)
+    states = [result.output] if shares_output(layer, call.input.device) else []
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input, call.hx, call.batch_sizes, *weights, *result.reserve, *states)
+    ctx.recorded = (layer, len(weights), first_kept, has_input)
+
+
+def differentiate(  # type: ignore[no-untyped-def]
+    ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """Derivatives by input, hx and each of the weights; None for those that `needs` does not ask for."""
+    if grad_output is None and grad_h_n is None:
+        return [None] * len(needs)
+    layer, count, first_kept, has_input = ctx.recorded
+    input, hx, batch_sizes, *others = ctx.saved_tensors
+    forward = Recorded(layer, others[:count], Call(input, hx, batch_sizes), first_kept)
+    backward = Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs)
+    # With grad mode on this derivative may be differentiated again: only the operator can.
+    if not torch.is_grad_enabled() and plain.is_plain((grad_output, grad_h_n)):
+        return compute.backward(backward)
+    if any(grad is not None and plain.is_legacy_batched(grad) for grad in (grad_output, grad_h_n)):
+        found = batching.backward_of_each(backward)
+    else:
+        d_input, d_hx, d_weights = torch.ops.trigru.gru_backward(*flat_backward(backward))
+        found = [d_input, d_hx, *d_weights]
+    return [d if need else None for d, need in zip(found, needs, strict=True)]
+
+
+def setup_forward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    """For autograd on the operator `gru`."""
+    forward = recorded(*inputs)
+    save(ctx, forward, Result(*output), ctx.needs_input_grad[2 : 2 + len(forward.weights)])
+
+
+def backward_of_forward(ctx, grad_output, grad_h_n, _grads_of_reserve=None):  # type: ignore[no-untyped-def]
+    """For autograd on the operator `gru`."""
+    need_input, need_hx, need_weights, *others = ctx.needs_input_grad
+    needs = [need_input, need_hx, *need_weights]
+    d_input, d_hx, *d_weights = differentiate(ctx, grad_output, grad_h_n, needs)
+    return (d_input, d_hx, d_weights, *(None for _ in others))
+
+
+def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    """For autograd on the operator `gru_backward`: what the derivatives of derivatives are taken from."""
+    backward = recorded_backward(*inputs)
+    layer, weights, call, first_kept = backward.forward
+    masks = masks_of(layer, backward.reserve, first_kept, call.input.dtype)
+    input = backward.reserve[0] if first_kept else call.input
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *weights, *masks)
+    ctx.recorded = (layer, len(weights), first_kept, backward.has_input or first_kept > 0, list(backward.needs))
+
+
+def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type: ignore[no-untyped-def]
+    """The first derivatives, taken through the reference, are differentiated again."""
+    layer, count, first_kept, has_input, needs = ctx.recorded
+    if not has_input:
+        raise RuntimeError(
+            "input: was not kept, because no weight of the first layer needs a gradient, and its second derivative is "
+            "asked for; memory='recompute' keeps it"
+        )
+    grad_output, grad_h_n, input, hx, batch_sizes, *others = ctx.saved_tensors
+    weights, masks = others[:count], others[count + first_kept :]
+    higher, skipped = torch.is_grad_enabled(), first_kept * layer.directions
+    upper = replace(layer, num_layers=layer.num_layers - first_kept, input_size=input.shape[-1])
+    if first_kept:  # nothing below takes a gradient; what goes into the layer above is laid out by steps
+        upper = replace(upper, batch_first=False)
+    with torch.enable_grad():
+        # An alias each: one tensor in two places (tied weights) has two derivatives here.
+        primals = [
+            None if x is None else x.view_as(x) if higher and x.requires_grad else x.detach().requires_grad_()
+            for x in (grad_output, grad_h_n, input, hx, *weights)
+        ]
+        grad_output, grad_h_n, input, hx, *weights = primals
+        call = Call(input, hx[skipped:], batch_sizes)
+        output, h_n = compute.by_reference(upper, weights[-count // layer.num_layers * upper.num_layers :], call, masks)
+        if upper.batch_first != layer.batch_first:
+            output = time_major(layer, call, output)
+        upstream = (grad_output, None if grad_h_n is None else grad_h_n[skipped:])
+        used = [(out, grad) for out, grad in zip((output, h_n), upstream, strict=True) if grad is not None]
+        asked = [(x, i) for i, (x, need) in enumerate(zip(primals[2:], needs, strict=True)) if need]
+        first = torch.autograd.grad(
+            [out for out, _ in used],
+            [x for x, _ in asked],
+            [grad for _, grad in used],
+            create_graph=True,
+            materialize_grads=True,
+        )
+    given = (grad_d_input, grad_d_hx, *grads_d_weights)
+    pairs = [(d, given[i]) for d, (_, i) in zip(first, asked, strict=True) if given[i] is not None and d.requires_grad]
+    asked_of = ctx.needs_input_grad
+    needed = [*asked_of[:4], *asked_of[4]]
+    if first_kept:
+        needed[2] = False  # `input` is that of an upper layer
+    results: list[Tensor | None] = [None] * len(primals)
+    wanted = [i for i, x in enumerate(primals) if x is not None and needed[i]]
+    if pairs and wanted:
+        second = torch.autograd.grad(
+            [d for d, _ in pairs],
+            [primals[i] for i in wanted],
+            [grad for _, grad in pairs],
+            create_graph=higher,
+            allow_unused=True,
+        )
+        for i, result in zip(wanted, second, strict=True):
+            results[i] = result
+    return (*results[:4], results[4:], None, [None] * len(asked_of[6]), *(None for _ in asked_of[7:]))

@@ -1,0 +1,130 @@
+"""The schemas of `torch.ops.trigru.gru` and `gru_backward`: the one place where a layer's records lie flat.
+
+    gru(input, hx, weights, batch_sizes, <options>, first_kept) -> (output, h_n, reserve)
+
+weights: w_ih, w_hh and, unless the layer has none, b_ih, b_hh of each layer and direction. reserve: what backward needs
+of the layers from `first_kept` on, laid out as `trigru.schedules.stack` says. gru_backward takes the reserve with the
+last layer's states at its end. has_input: whether `input` holds the input or, where backward needs no more, stands for
+its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..layer import Call, Layer
+
+_OPTIONS = (
+    "int num_layers, bool batch_first, float dropout, bool bidirectional, bool reverse, str variant, str schedule, "
+    "str memory, int first_kept"
+)
+_TENSORS = "Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes"
+SCHEMAS = {
+    "gru": f"({_TENSORS}, {_OPTIONS}) -> (Tensor output, Tensor h_n, Tensor[] reserve)",
+    "gru_backward": f"(Tensor? grad_output, Tensor? grad_h_n, {_TENSORS}, Tensor[] reserve, {_OPTIONS}, "
+    "bool has_input, bool[] needs) -> (Tensor d_input, Tensor d_hx, Tensor[] d_weights)",
+}
+
+
+def new_library() -> torch.library.Library:
+    """The library that owns the operators. One that an earlier import of the package in this process has left behind
+    (its modules taken out of sys.modules) gives way."""
+    kept = torch.library.__dict__.setdefault("_trigru_libraries", [])  # outlives the modules; never collected
+    if kept:
+        kept[-1]._destroy()
+    library = torch.library.Library("trigru", "DEF")
+    kept.append(library)
+    for name, schema in SCHEMAS.items():
+        seeded = (torch.Tag.nondeterministic_seeded,) if name == "gru" else ()
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *seeded))
+    return library
+
+
+class Recorded(NamedTuple):
+    """A call of the operator: what its flat arguments say."""
+
+    layer: Layer
+    weights: Sequence[Tensor]
+    call: Call
+    first_kept: int
+
+
+def flat(recorded: Recorded) -> tuple:
+    """The arguments of `gru`, in the schema's order."""
+    layer, weights, call, first_kept = recorded
+    return (
+        call.input,
+        call.hx,
+        list(weights),
+        call.batch_sizes,
+        layer.num_layers,
+        layer.batch_first,
+        layer.dropout,
+        layer.bidirectional,
+        layer.reverse,
+        layer.variant,
+        layer.schedule,
+        layer.memory,
+        first_kept,
+    )
+
+
+def recorded(
+    input: Tensor,
+    hx: Tensor,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    batch_first: bool,
+    dropout: float,
+    bidirectional: bool,
+    reverse: bool,
+    variant: str,
+    schedule: str,
+    memory: str,
+    first_kept: int,
+) -> Recorded:
+    """The inverse of `flat`."""
+    layer = Layer(
+        input_size=input.shape[-1],
+        hidden_size=hx.shape[-1],
+        num_layers=num_layers,
+        bias=len(weights) == 4 * num_layers * (2 if bidirectional else 1),
+        batch_first=batch_first,
+        dropout=dropout,
+        bidirectional=bidirectional,
+        reverse=reverse,
+        variant=variant,
+        schedule=schedule,
+        memory=memory,
+    )
+    return Recorded(layer, weights, Call(input, hx, batch_sizes), first_kept)
+
+
+class Backward(NamedTuple):
+    """A call of `gru_backward`."""
+
+    forward: Recorded
+    grad_output: Tensor | None
+    grad_h_n: Tensor | None
+    reserve: Sequence[Tensor]
+    has_input: bool
+    needs: Sequence[bool]
+
+
+def flat_backward(backward: Backward) -> tuple:
+    """The arguments of `gru_backward`, in the schema's order."""
+    input, hx, weights, batch_sizes, *options = flat(backward.forward)
+    tensors = (input, hx, weights, batch_sizes, list(backward.reserve))
+    return (backward.grad_output, backward.grad_h_n, *tensors, *options, backward.has_input, list(backward.needs))
+
+
+def recorded_backward(*arguments) -> Backward:  # type: ignore[no-untyped-def]
+    """The inverse of `flat_backward`."""
+    grad_output, grad_h_n, input, hx, weights, batch_sizes, reserve, *options, has_input, needs = arguments
+    forward = recorded(input, hx, weights, batch_sizes, *options)
+    return Backward(forward, grad_output, grad_h_n, reserve, has_input, needs)
