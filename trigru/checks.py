@@ -70,8 +70,8 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
             raise RuntimeError(f"{_name(layer, index)}: expected dtype {dtype} as input, got {weight.dtype}")
         if weight.device != device:
             raise RuntimeError(f"{_name(layer, index)}: expected device {device} as input, got {weight.device}")
-    if batch_sizes is not None and not batch_sizes.is_cpu:
-        raise RuntimeError(f"batch_sizes: expected a tensor on the CPU, got one on {batch_sizes.device}")
+    if batch_sizes is not None:
+        _check_sizes(batch_sizes)
 
 
 def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:
@@ -130,11 +130,8 @@ def batch_sizes_of(call: Call) -> list[int]:
     """
     sizes = call.batch_sizes
     assert sizes is not None
-    if sizes.dim() != 1 or sizes.dtype != torch.int64:
-        raise RuntimeError(f"batch_sizes: expected (seq_len,) int64, got {tuple(sizes.shape)} {sizes.dtype}")
+    _check_sizes(sizes)
     counts: list[int] = sizes.tolist()
-    if not counts:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN (batch_sizes)")
     if counts[-1] < 1 or any(later > earlier for earlier, later in itertools.pairwise(counts)):
         raise RuntimeError(f"batch_sizes: expected positive sizes that never grow, got {_shortened(counts)}")
     if sum(counts) != call.input.shape[0]:
@@ -144,6 +141,21 @@ def batch_sizes_of(call: Call) -> list[int]:
     if counts[0] != call.hx.shape[1]:
         raise RuntimeError(f"h0: expected a batch of {counts[0]} as in batch_sizes, got {call.hx.shape[1]}")
     return counts
+
+
+def first_of(batch_sizes: Tensor) -> int:
+    """The batch of a packed call. Raises RuntimeError for what cannot be batch sizes."""
+    _check_sizes(batch_sizes)
+    return int(batch_sizes[0])
+
+
+def _check_sizes(sizes: Tensor) -> None:
+    if sizes.dim() != 1 or sizes.dtype != torch.int64:
+        raise RuntimeError(f"batch_sizes: expected (seq_len,) int64, got {tuple(sizes.shape)} {sizes.dtype}")
+    if not sizes.is_cpu:
+        raise RuntimeError(f"batch_sizes: expected a tensor on the CPU, got one on {sizes.device}")
+    if sizes.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN (batch_sizes)")
 
 
 def _shortened(counts: list[int]) -> str:

@@ -11,8 +11,8 @@ from torch.nn.functional import linear
 
 from . import operators
 from .autocast import cast
-from .checks import check, layer_of
-from .layer import Call, Records
+from .checks import check, first_of, layer_of
+from .layer import Call, Memory, Records, ScheduleName, Variant
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 
@@ -25,11 +25,11 @@ def gru(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
-    variant: str = "torch",
-    schedule: str = "auto",
+    variant: Variant = "torch",
+    schedule: ScheduleName = "auto",
     reverse: bool = False,
     batch_sizes: Tensor | None = None,
-    memory: str = "keep",
+    memory: Memory = "keep",
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer in one direction, time-major. The equations are those of `trigru.reference`.
 
@@ -100,7 +100,7 @@ def records_of(
         raise RuntimeError(f"w_hh: expected 2 dimensions, got {w_hh.dim()}")
     layer = layer_of(input.shape[-1], w_hh.shape[1], bias=len(weights) == 4, **options)
     if h0 is None:
-        batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        batch = input.shape[1] if batch_sizes is None else first_of(batch_sizes)
         h0 = input.new_zeros(batch, layer.hidden_size)
     call = Call(input, h0.unsqueeze(0), batch_sizes)
     if torch._C._is_any_autocast_enabled():
@@ -117,7 +117,7 @@ def gru_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
-    variant: str = "torch",
+    variant: Variant = "torch",
 ) -> Tensor:
     """One step: the state after it, (batch, hidden_size), from input (batch, input_size) and hx (batch, hidden_size).
 

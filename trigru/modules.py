@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import operators
 from .autocast import cast
-from .checks import check, layer_of
+from .checks import check, first_of, layer_of
 from .functional import gru_cell
-from .layer import Call, Records
+from .layer import Call, Memory, Records, ScheduleName, Variant
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
@@ -28,6 +29,7 @@ class GRU(nn.RNNBase):
         variant: "torch" (nn.GRU's equations), "cho" or "chung"; see `trigru.reference`.
         schedule: "auto", or a schedule by name; see `trigru.explain`.
         memory: "keep", or "recompute" to keep less for backward and compute it again; see `trigru.gru`.
+        proj_size: refused, as by `nn.GRU`.
 
     Inputs: input, hx
         - input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first, unbatched (seq_len,
@@ -60,7 +62,7 @@ class GRU(nn.RNNBase):
         GRU(8, 16, variant='cho', memory='recompute')
     """
 
-    memory = "keep"  # of modules that were swapped in
+    memory: Memory = "keep"  # of modules that were swapped in
     _reverse = False  # a single direction from the last step to the first
 
     def __init__(
@@ -75,10 +77,15 @@ class GRU(nn.RNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        variant: str = "torch",
-        schedule: str = "auto",
-        memory: str = "keep",
+        variant: Variant = "torch",
+        schedule: ScheduleName = "auto",
+        memory: Memory = "keep",
+        proj_size: int | None = None,
     ) -> None:
+        if proj_size is not None:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if not isinstance(bidirectional, bool):
+            raise TypeError(f"bidirectional should be of type bool, got: {type(bidirectional).__name__}")
         check_variant(variant)
         check_schedule(schedule)
         check_memory(memory)
@@ -94,8 +101,8 @@ class GRU(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        self.variant = variant
-        self.schedule = schedule
+        self.variant: Variant = variant
+        self.schedule: ScheduleName = schedule
         self.memory = memory
 
     def flatten_parameters(self) -> None:
@@ -112,7 +119,21 @@ class GRU(nn.RNNBase):
             text += f", memory={self.memory!r}"
         return text
 
-    def forward(self, input, hx=None):  # type: ignore[no-untyped-def]
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+
+        @overload
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        @overload
+        def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """See the class."""
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -140,7 +161,7 @@ class GRU(nn.RNNBase):
             elif hx is not None and torch.compiler.is_compiling():
                 batch = hx.shape[1]  # what batch_sizes holds is unknown there; the operator checks
             else:
-                batch = int(batch_sizes[0])
+                batch = first_of(batch_sizes)
             self._check(input, hx, 2, batch)
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
@@ -178,7 +199,8 @@ class GRU(nn.RNNBase):
         call = Call(input, hx, batch_sizes)
         if torch._C._is_any_autocast_enabled():
             weights, call = cast(weights, call)
-        check(layer, weights, call)
+        if torch._C._get_tracing_state() is None:  # else the operator checks, at each run of what was traced
+            check(layer, weights, call)
         return Records(layer, weights, call)
 
     def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int) -> None:
@@ -254,16 +276,20 @@ class GRUCell(nn.RNNCellBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        variant: str = "torch",
+        variant: Variant = "torch",
     ) -> None:
         check_variant(variant)
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-        self.variant = variant
+        self.variant: Variant = variant
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
         text = super().extra_repr()
         return text if self.variant == "torch" else f"{text}, variant={self.variant!r}"
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """See the class."""

@@ -65,7 +65,7 @@ def swap(model: Model, *, variant: str | None = None, schedule: str = "auto") ->
             _set_class(module, _OURS[theirs])
             module.variant = variant  # type: ignore[assignment]
             if isinstance(module, GRU):
-                module.schedule = schedule
+                module.schedule = schedule  # type: ignore[assignment]  # checked when it is called
             _LOG.info("swapped: %s is now %s", _where(name, module), _OURS[theirs])
     return model
 

@@ -26,7 +26,7 @@ def modules(shape: Shape, schedule: str = "auto") -> tuple[nn.Module, nn.Module]
     sizes = shape.input_size, shape.hidden_size, shape.layers
     kind: dict[str, Any] = {"bidirectional": shape.both, "device": "cuda", "dtype": DTYPES[shape.numbers]}
     theirs = nn.GRU(*sizes, **kind)
-    ours = trigru.GRU(*sizes, variant=shape.variant, schedule=schedule, **kind)
+    ours = trigru.GRU(*sizes, variant=shape.variant, schedule=schedule, **kind)  # type: ignore[arg-type]
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
@@ -52,7 +52,7 @@ def error(module: nn.Module, shape: Shape, variant: str) -> float:
         shape.hidden_size,
         shape.layers,
         bidirectional=shape.both,
-        variant=variant,
+        variant=variant,  # type: ignore[arg-type]  # checked when it is called
         schedule="eager",
         dtype=torch.float64,
     )

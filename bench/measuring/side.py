@@ -98,9 +98,9 @@ def ours(case: Case, source: nn.Module, inputs: Inputs) -> Side:
             case.hidden_size,
             case.num_layers,
             bidirectional=case.bidirectional,
-            variant=case.variant,
-            schedule=case.schedule,
-            memory=case.memory,
+            variant=case.variant,  # type: ignore[arg-type]  # checked when it is called
+            schedule=case.schedule,  # type: ignore[arg-type]  # checked when it is called
+            memory=case.memory,  # type: ignore[arg-type]  # checked when it is called
             **places,  # type: ignore[arg-type]
         )
     module.load_state_dict(source.state_dict())

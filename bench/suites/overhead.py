@@ -60,7 +60,7 @@ def _call(schedule: str, direction: str, timer: Timer, budget_s: float) -> dict[
 
     dtype = "bf16" if schedule == "persistent" else "fp32"  # where float32 is not multiplied in TF32 it is not planned
     case = Case("overhead", "cpu", dtype, "torch", SIZE, 1, 1, schedule=schedule)
-    ours = trigru.GRU(SIZE, SIZE, schedule="auto" if schedule == "torch" else schedule, dtype=case.number)
+    ours = trigru.GRU(SIZE, SIZE, schedule="auto" if schedule == "torch" else schedule, dtype=case.number)  # type: ignore[arg-type]
     peer = nn.GRU(SIZE, SIZE, dtype=case.number)
     x = torch.zeros(1, 1, SIZE, dtype=case.number)
 

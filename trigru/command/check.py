@@ -222,11 +222,11 @@ def _results(place: Place, schedule: str, layer: Problem, dtype: torch.dtype) ->
     case = layer.case
     call = functools.partial(
         gru,
-        variant=layer.variant,
-        schedule=schedule,
+        variant=layer.variant,  # type: ignore[arg-type]  # checked when it is called
+        schedule=schedule,  # type: ignore[arg-type]  # checked when it is called
         reverse=case.reverse,
         batch_sizes=layer.batch_sizes,
-        memory=case.memory,
+        memory=case.memory,  # type: ignore[arg-type]  # checked when it is called
     )
     compute = functools.partial(check_cases.outputs_and_gradients, call, leaves, upstream)
     if place.device.type != "cuda":

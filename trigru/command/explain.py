@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from ..checks import layer_of
 from ..planning.cost import Layer
 from ..planning.devices import PRESETS, Device, preset
-from ..planning.plan import DIRECTIONS, MICRO, Plan, candidates, choose, planned, torch_serves
+from ..planning.plan import DIRECTIONS, MICRO, Plan, Site, candidates, plan, planned
 from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
 from .options import Refused, at_least
@@ -77,10 +78,9 @@ def _is_amd(name: str) -> bool:
 def _on_cpu(args: argparse.Namespace) -> Plan:
     """What a layer in training takes, as a call would."""
     dtype, device = DTYPES[args.dtype], torch.device("cpu")
-    sizes = (args.seq_len, args.batch, args.hidden)
-    if torch_serves(*sizes, device=device, dtype=dtype, variant=args.variant, schedule="auto", training=True):
-        return Plan("torch", "on a CPU torch's own is faster for so short a sequence")
-    return choose("auto", device, dtype, args.batch, args.hidden, variant=args.variant, direction=args.direction)
+    layer = layer_of(args.hidden, args.hidden, num_layers=args.layers, variant=args.variant)
+    site = Site(device, dtype, args.seq_len, args.batch, packed=False, recording=True, plain=True)
+    return plan(layer, site, args.direction)[0]
 
 
 def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Plan, list[dict[str, Any]]]:

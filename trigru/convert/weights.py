@@ -163,7 +163,7 @@ def build(
         bidirectional=len(layers[0]) == 2,
         device="meta",
         dtype=first.w_ih.dtype,
-        variant=variant,
+        variant=variant,  # type: ignore[arg-type]  # checked when it is called
         **options,
     ).to_empty(device=first.w_ih.device)
     for names, weights in zip(module._all_weights, [w for layer in layers for w in layer], strict=True):
@@ -174,7 +174,7 @@ def build(
 def build_cell(weights: Weights, variant: str) -> GRUCell:
     """A `trigru.GRUCell` with these weights."""
     bias, dtype = weights.b_ih is not None, weights.w_ih.dtype
-    cell = GRUCell(*weights.sizes, bias, "meta", dtype, variant=variant).to_empty(device=weights.w_ih.device)
+    cell = GRUCell(*weights.sizes, bias, "meta", dtype, variant=variant).to_empty(device=weights.w_ih.device)  # type: ignore[arg-type]
     _fill(cell, _CELL_NAMES, weights)
     return cell
 

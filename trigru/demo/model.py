@@ -15,7 +15,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, hidden_size: int, classes: int, *, variant: str, schedule: str) -> None:
         super().__init__()
-        self.gru = GRU(channels, hidden_size, bidirectional=True, variant=variant, schedule=schedule)
+        self.gru = GRU(channels, hidden_size, bidirectional=True, variant=variant, schedule=schedule)  # type: ignore[arg-type]
         self.linear = nn.Linear(2 * hidden_size, classes)
 
     def forward(self, sequences: PackedSequence) -> Tensor:

@@ -1,8 +1,8 @@
 """The operators `torch.ops.trigru.gru` and `gru_backward`: all layers and directions of a call; see `schema`.
 
 Backward is an operator of its own, so that a compiler sees it whole; its own derivative goes through the reference
-implementation. What torch asks of an operator has a file each: `schema`, `derivative`, `batching`; `compute` is what
-runs. No module and no user's argument is known here.
+implementation. What torch asks of an operator has a file each: `schema`, `derivative`, `batching`, `flops`; `compute`
+is what runs. No module and no user's argument is known here.
 
 `gru` below, which everything else calls, has four ways: the operator; where nothing but plain eager execution looks on,
 the same schedules without the dispatcher's Python layers, or torch's own GRU; and the reference, for derivatives that
@@ -22,7 +22,8 @@ from ..checks import check
 from ..layer import Call, Layer
 from ..planning.plan import Site, torch_serves
 from ..schedules.stack import empty_reserve, new_output, time_major
-from . import batching, compute, derivative
+from . import batching, compute, derivative, flops
+from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
 
@@ -103,6 +104,7 @@ def _register() -> None:
 
 
 _register()
+when_imported("torch.utils.flop_counter", flops.register)
 
 
 class _GRU(torch.autograd.Function):
@@ -150,7 +152,9 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     if layer.dropout and is_batched():
         return _layer_by_layer(layer, weights, call)
     site = site_of(layer, weights, call)
-    first_kept = _first_kept(layer, weights, call) if site.recording else layer.num_layers
+    # What is traced is compared with a trace without gradients, and must not differ from it.
+    recording = site.recording or torch._C._get_tracing_state() is not None
+    first_kept = _first_kept(layer, weights, call) if recording else layer.num_layers
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:
         return torch.ops.trigru.gru(*flat(forward))[:2]
@@ -158,6 +162,9 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
         return compute.by_torch(layer, weights, call)
     if site.recording:
         return _GRU.apply(forward, call.batch_sizes, call.input, call.hx, *weights)
+    if torch.autograd._profiler_enabled():
+        with torch.autograd.profiler.record_function("trigru::gru"):
+            return compute.forward(forward)[:2]
     return compute.forward(forward)[:2]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..checks import batch_sizes_of
 from ..layer import Call, Layer
 from ..planning.plan import Site, plan
 from ..schedules import stack
@@ -39,6 +40,8 @@ def by_reference(
     layer: Layer, weights: Sequence[Tensor], call: Call, masks: Sequence[Tensor | None] = ()
 ) -> tuple[Tensor, Tensor]:
     """(output, h_n) by the reference implementation; `masks` as `reference.stack` takes them."""
+    if call.batch_sizes is not None:
+        batch_sizes_of(call)
     output, h_n = reference.stack(
         stack.time_major(layer, call, call.input),
         call.hx,

@@ -48,7 +48,7 @@ def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Up
     need_input, need_h0, *need_weights = upstream.needs
     whole = gates.numel() > 0 or num_rows == 0
     x = run.rows if need_weights[0] or not whole else None
-    d_rows = torch.zeros_like(rows) if upstream.output is None else upstream.output.reshape(num_rows, -1).contiguous()
+    d_rows = torch.zeros_like(rows) if upstream.output is None else upstream.output.reshape(rows.shape).contiguous()
     d_state = h0.new_zeros(h0.shape, dtype=torch.float32)
     if upstream.h_n is not None:
         d_state.copy_(upstream.h_n)

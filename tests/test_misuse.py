@@ -1,0 +1,152 @@
+"""Calls and constructions that do not fit: refused as nn.GRU refuses them, by the same type of exception."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import trigru
+
+
+def packed(rows, sizes, dtype=torch.int64):
+    return PackedSequence(torch.randn(rows, 4), torch.tensor(sizes, dtype=dtype))
+
+
+def quantised(x):
+    return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+
+def with_weight(module, weight):
+    module.weight_hh_l0 = nn.Parameter(weight)
+    return module
+
+
+def x(*shape):
+    return torch.randn(shape or (12, 2, 4))
+
+
+def h(*shape):
+    return torch.zeros(shape or (1, 2, 6))
+
+
+CALLS = {
+    "sparse input": lambda m: m(x().to_sparse()),
+    "sparse state": lambda m: m(x(), h().to_sparse()),
+    "compressed input": lambda m: m(x(5, 4).to_sparse_csr()),
+    "quantised state": lambda m: m(x(), quantised(h())),
+    "0-d input": lambda m: m(torch.tensor(1.0)),
+    "0-d state": lambda m: m(x(), torch.tensor(0.0)),
+    "1-d input": lambda m: m(x(4)),
+    "4-d input": lambda m: m(x(1, 2, 3, 4)),
+    "integer input": lambda m: m(x().long()),
+    "integer state": lambda m: m(x(), h().long()),
+    "boolean state": lambda m: m(x(), h().bool()),
+    "complex input": lambda m: m(x().to(torch.complex64)),
+    "complex state": lambda m: m(x(), h().to(torch.complex64)),
+    "no input": lambda m: m(None),
+    "list": lambda m: m([1.0]),
+    "array": lambda m: m(x().numpy()),
+    "list of states": lambda m: m(x(), [h()]),
+    "pair of states": lambda m: m(x(), (h(), h())),
+    "float16 input": lambda m: m(x().half()),
+    "float16 state": lambda m: m(x(), h().half()),
+    "float64 state": lambda m: m(x(), h().double()),
+    "float16 weights": lambda m: m.half()(x()),
+    "other features": lambda m: m(x(3, 2, 5)),
+    "no features": lambda m: m(x(3, 2, 0)),
+    "other batch": lambda m: m(x(), h(1, 3, 6)),
+    "other layers": lambda m: m(x(), h(2, 2, 6)),
+    "other hidden size": lambda m: m(x(), h(1, 2, 5)),
+    "unbatched state": lambda m: m(x(), h(2, 6)),
+    "batched state": lambda m: m(x(3, 4), h()),
+    "no steps": lambda m: m(x(0, 2, 4)),
+    "packed rows missing": lambda m: m(packed(5, [3, 2, 1])),
+    "packed sizes grow": lambda m: m(packed(5, [2, 3])),
+    "packed size of 0": lambda m: m(packed(4, [2, 0, 2])),
+    "packed size below 0": lambda m: m(packed(4, [5, -1])),
+    "packed int32": lambda m: m(packed(5, [3, 2], torch.int32)),
+    "packed state": lambda m: m(packed(5, [3, 2]), h()),
+    "packed unbatched state": lambda m: m(packed(5, [3, 2]), h(3, 6)),
+    "meta input": lambda m: m(x().to("meta")),
+    "meta state": lambda m: m(x(), h().to("meta")),
+    "one weight of another dtype": lambda m: with_weight(m, torch.randn(18, 6).double())(x()),
+    "one weight of another shape": lambda m: with_weight(m, torch.randn(18, 5))(x()),
+}
+
+
+def raised(call):
+    with pytest.raises(Exception) as caught:  # noqa: PT011  which type is what is compared
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_call_raises_what_nn_gru_raises(call):
+    ours, theirs = (raised(lambda cls=cls: call(cls(4, 6))) for cls in (trigru.GRU, nn.GRU))
+    assert type(ours) is type(theirs), (ours, theirs)
+
+
+NAMED = {
+    "packed rows left over": (lambda m: m(packed(7, [3, 2, 1])), RuntimeError, "batch_sizes: expected a sum of 7"),
+    "packed floats": (lambda m: m(packed(5, [3, 2], torch.float32)), RuntimeError, "batch_sizes: expected .* int64"),
+    "packed, two dimensions": (lambda m: m(packed(5, [[3, 2]])), RuntimeError, r"batch_sizes: .* got \(1, 2\)"),
+    "packed, empty": (lambda m: m(packed(0, [])), RuntimeError, "sequence length to be larger than 0 in RNN"),
+    "quantised input": (lambda m: m(quantised(x())), ValueError, "does not match weight dtype"),
+    "complex layer": (lambda m: m.to(torch.complex64)(x().to(torch.complex64)), RuntimeError, "expected a floating"),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "words"), NAMED.values(), ids=NAMED)
+def test_where_nn_gru_takes_what_does_not_fit_or_says_nothing_useful(call, kind, words):
+    with pytest.raises(kind, match=words):
+        call(trigru.GRU(4, 6))
+
+
+@pytest.mark.parametrize("sizes", [[3, 2, 1], [2, 3], [2, 0, 3], [6, -1], [4, 1]], ids=str)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_batch_sizes_that_do_not_fit_reach_no_schedule(sizes, compiled):
+    weights = [torch.randn(18, 4), torch.randn(18, 6)]
+
+    def call(data, batch_sizes, h0):
+        return trigru.gru(data, h0, *weights, batch_sizes=batch_sizes)[0]
+
+    run = torch.compile(call, backend="eager", fullgraph=True) if compiled else call
+    with pytest.raises(RuntimeError, match=r"batch_sizes|h0"):
+        run(torch.randn(5, 4), torch.tensor(sizes), torch.zeros(3, 6))
+
+
+CONSTRUCTIONS = [
+    {"input_size": 0},
+    {"hidden_size": 0},
+    {"input_size": -1},
+    {"input_size": 3.0},
+    {"hidden_size": 3.0},
+    {"input_size": "3"},
+    {"num_layers": 0},
+    {"num_layers": 1.5},
+    {"bias": 1},
+    {"batch_first": 0},
+    {"dropout": 2},
+    {"dropout": True},
+    {"dropout": "a"},
+    {"dropout": float("nan")},
+    {"proj_size": 2},
+    {"proj_size": 0},
+    {"device": "nope"},
+    {"dtype": torch.int32},
+    {"foo": 1},
+]
+
+
+@pytest.mark.parametrize("options", CONSTRUCTIONS, ids=str)
+def test_a_construction_raises_what_nn_gru_raises(options):
+    given = {"input_size": 3, "hidden_size": 4, **options}
+    ours, theirs = raised(lambda: trigru.GRU(**given)), raised(lambda: nn.GRU(**given))
+    assert type(ours) is type(theirs), (ours, theirs)
+
+
+def test_flags_are_flags():
+    with pytest.raises(TypeError, match="bidirectional should be of type bool, got: int"):
+        trigru.GRU(3, 4, bidirectional=1)
