@@ -231,7 +231,7 @@ def test_a_learnt_state_of_an_exported_model_is_not_lost():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.gru, self.start = nn.GRU(5, 7), nn.Parameter(torch.ones(1, 1, 7))
+            self.gru, self.start = trigru.GRU(5, 7), nn.Parameter(torch.ones(1, 1, 7))
 
         def forward(self, x):
             return self.gru(x, self.start.expand(1, x.shape[1], 7))[0]

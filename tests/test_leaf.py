@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -126,3 +128,26 @@ def test_tensorboard_draws_the_graph_with_gradients_on(tmp_path):
     with tensorboard.SummaryWriter(tmp_path) as writer:
         writer.add_graph(nn.Sequential(nn.Linear(5, 5), trigru.GRU(5, 7)), torch.randn(4, 2, 5))
     assert list(tmp_path.iterdir())
+
+
+def test_saved_programs_run_in_a_process_that_imports_trigru(tmp_path):
+    """One that does not is told the operator's name, torch.ops.trigru.gru, by torch."""
+    layer, x = trigru.GRU(5, 7, variant="cho").eval(), torch.randn(4, 2, 5)
+    torch.jit.save(torch.jit.trace(layer, (x,)), tmp_path / "traced.pt")
+    torch.export.save(torch.export.export(layer, (x,)), tmp_path / "exported.pt2")
+    torch.save((x, layer(x)[0].detach()), tmp_path / "results.pt")
+    code = f"""
+import torch
+folder = {str(tmp_path)!r}
+try:
+    torch.jit.load(folder + "/traced.pt")
+except RuntimeError as error:
+    assert "trigru::gru" in str(error), error
+else:
+    raise AssertionError("an operator that is not there")
+import trigru
+x, want = torch.load(folder + "/results.pt")
+for program in (torch.jit.load(folder + "/traced.pt"), torch.export.load(folder + "/exported.pt2").module()):
+    torch.testing.assert_close(program(x)[0], want)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
