@@ -58,7 +58,8 @@ class Steps:
             return torch.empty(1, dtype=torch.int64, device=device)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return self.computed_offsets(device)
-        return torch.tensor(self.offsets, dtype=torch.int64, device=device)
+        offsets = torch.tensor(self.offsets, dtype=torch.int64, pin_memory=device.type == "cuda")
+        return offsets.to(device, non_blocking=True)  # a copy from pageable memory would wait for the device
 
     def computed_offsets(self, device: torch.device) -> Tensor:
         """`offsets` on `device`, int64, without a copy from the host, which a capture does not allow: a kernel for each

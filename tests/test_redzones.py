@@ -85,10 +85,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("schedule", "variant", "dtype", "size", "packed", "reverse"), CASES, ids=str)
-def test_no_kernel_leaves_its_tensors(schedule, variant, dtype, size, packed, reverse, record_property):
+def test_no_kernel_leaves_its_tensors(schedule, variant, dtype, size, packed, reverse):
     case = recurrence(*size, variant=variant, dtype=dtype, packed=packed, reverse=reverse)
     launches, error = checked(schedule, CONFIGS[schedule](dtype, *size[1:]), case)
-    record_property("launches", len(launches))
+    print(f"launches: {len(launches)}")
+    assert launches
     assert error <= TOLERANCE[dtype]
 
 
@@ -175,7 +176,7 @@ WHOLE = {
     "resident": (16, ResidentConfig()),
     "persistent": (32, PersistentConfig(num_warps=2)),
 }
-UNUSED = ("offsets_ptr", "status_ptr")  # not read where sequences are padded; nothing expires
+UNUSED = ("offsets_ptr", "status_ptr", "host_ptr")  # not read where sequences are padded; nothing expires
 
 
 def off_by_one(planted, schedule, variant, kernel, pointer):

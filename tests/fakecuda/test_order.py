@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fakecuda
 import trigru
@@ -185,15 +186,17 @@ def test_memory_freed_in_order(how):
 # -- waiting, and leaks: the calls of a training loop ------------------------------------------------------------------
 
 
-def trained(schedule):
+def trained(schedule, packed):
     """A function that does one step of training, which ran a few times already."""
     module = trigru.GRU(8, 48, num_layers=2, bidirectional=True, schedule=schedule, device="cuda", dtype=HALF)
     x = torch.randn(3, 5, 8, device="cuda", dtype=HALF)
-    grad = torch.ones(3, 5, 96, device="cuda", dtype=HALF)
+    x = pack_padded_sequence(x, [3, 3, 2, 1, 1]) if packed else x
+    output = module(x)[0]
+    grad = torch.ones_like(output.data if packed else output)
 
     def step():
         output, _ = module(x)
-        torch.autograd.backward(output, grad)
+        torch.autograd.backward(output.data if packed else output, grad)
 
     for _ in range(3):
         step()
@@ -202,10 +205,11 @@ def trained(schedule):
     return step
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_step_of_training_does_not_wait_and_keeps_nothing(schedule):
+def test_a_step_of_training_does_not_wait_and_keeps_nothing(schedule, packed):
     fakecuda.options["execute"] = False  # only the host's part
-    step = trained(schedule)
+    step = trained(schedule, packed)
     gc.collect()
     before = fakecuda.counts()
     for _ in range(5):
