@@ -189,7 +189,7 @@ def test_type_checkers_see_it(checker, installed, tmp_path, caches):
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
 def test_type_checkers_find_what_is_not_there(checker, installed, tmp_path, caches):
-    """So they do look: an unknown name, and an argument of the wrong type."""
-    for wrong in ("trigru.no_such_name", "trigru.GRU('three', 4)"):
+    """So they do look: an unknown name, and an argument of the wrong type, or none of its values."""
+    for wrong in ("trigru.no_such_name", "trigru.GRU('three', 4)", "trigru.GRU(3, 4, variant='nonsense')"):
         done = checked(checker, installed, f"import trigru\n\n{wrong}\n", tmp_path, caches)
         assert done.returncode == 1, done.stdout + done.stderr
