@@ -80,8 +80,9 @@ def tracked(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
         yield from tqdm(items, total=total, desc=name, unit="case", disable=None)  # None: shown on a terminal alone
 
 
-def execute(request: Request, outcome: Outcome) -> None:
-    """Run all suites, rows into `outcome`. One that fails as a whole is noted, and the next one runs."""
+def execute(request: Request, outcome: Outcome | None = None) -> Outcome:
+    """Run all suites, into `outcome` if it is given. One that fails as a whole is noted, and the next one runs."""
+    outcome = Outcome() if outcome is None else outcome
     deadline = Deadline(request.minutes)
     if request.choice.device == "cuda":
         try:
@@ -105,6 +106,7 @@ def execute(request: Request, outcome: Outcome) -> None:
         except Exception as error:
             outcome.failed[suite] = f"{type(error).__name__}: {error}"
     _write_summary(request, outcome, finished=True)
+    return outcome
 
 
 def _rows(suite: str, request: Request, deadline: Deadline, outcome: Outcome) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ Links to files outside of docs/: the site gets a page (or a copy, of what is no 
 Formulas in $ and $$: MathML, which browsers set themselves; no script is loaded.
 `<!-- README.md: Use -->`: that section of the README.
 `<details>`: its contents are Markdown.
-Names in tables: may be broken behind an underscore.
+Names in tables: may be broken behind an underscore; those of tests are folded.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ PRIME = re.compile(r"<msup>(<mi>[^<]*</mi>)<m[io]>(&#x0*2032;)</m[io]></msup>")
 
 CELL = re.compile(r"<td[ >].*?</td>", re.DOTALL)
 CODE_IN_CELL = re.compile(r"<code>[^<]*</code>")
+TESTS_IN_CELL = re.compile(r":?\s*((?:<code>test_\w+\.py::\w+</code>(?:,\s*)?)+)")
 
 
 def replace_links(text: str, replace: Callable[[str], str]) -> str:
@@ -180,7 +181,17 @@ def on_page_content(html_text: str, page: Any, config: Any, files: Files) -> str
         mathml = PRIME.sub(r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>', mathml)
         return f'<div class="formula">{mathml}</div>' if block else mathml
 
-    return CELL.sub(lambda cell: CODE_IN_CELL.sub(_breakable, cell[0]), FORMULA.sub(formula, html_text))
+    return CELL.sub(_cell, FORMULA.sub(formula, html_text))
+
+
+def _cell(cell: re.Match[str]) -> str:
+    """A cell whose names of tests, a screen of a phone long, are folded, and whose long names can be broken."""
+    return CODE_IN_CELL.sub(_breakable, TESTS_IN_CELL.sub(_folded, cell[0]))
+
+
+def _folded(tests: re.Match[str]) -> str:
+    count = tests[1].count("<code>")
+    return f"<details><summary>{count} {'test' if count == 1 else 'tests'}</summary>{tests[1]}</details>"
 
 
 def _breakable(code: re.Match[str]) -> str:

@@ -16,8 +16,6 @@ from data import CHANNELS, STEPS, load
 from model import Classifier
 from torch.utils.data import DataLoader
 
-import trigru.onnx
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,7 +45,6 @@ def main() -> None:
         input_names=["pixels"],
         output_names=["logits"],
         dynamic_shapes=[{0: torch.export.Dim("batch")}],
-        custom_translation_table=trigru.onnx.translations(),
         dynamo=True,
         external_data=False,
         verbose=False,

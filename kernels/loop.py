@@ -37,7 +37,9 @@ def step_at(offsets_ptr, t, B, PACKED: tl.constexpr):
 
 @triton.jit
 def step_or_none(offsets_ptr, t, T, B, PACKED: tl.constexpr):
-    """Step t; where there is none, one at a row that exists, and in a packed sequence without any sequence alive."""
+    """Step t; where there is none, one at a row that exists, and in a packed sequence without any sequence alive.
+
+    A persistent kernel's loop takes fewer instructions with it than with `step_at`, even where the step exists."""
     step = step_at(offsets_ptr, tl.minimum(tl.maximum(t, 0), T - 1), B, PACKED)
     count = tl.where((t >= 0) & (t < T), step.count, 0) if PACKED else step.count
     return Step(step.row, count)

@@ -50,7 +50,7 @@ def _keep(reserve_ptr, own, here, values, S: tl.constexpr):
     """Store what backward needs of a step."""
     VALUES: tl.constexpr = len(values)
     for g in tl.static_range(VALUES):
-        write(tile_at(reserve_ptr + g * S.H, here.row, own, VALUES, S), values[g], there(own, here.count, S))
+        write(tile_at(reserve_ptr, here.row, own, VALUES, S, g), values[g], there(own, here.count, S))
 
 
 @triton.jit(do_not_specialize=["T", "B", "first_tile"])

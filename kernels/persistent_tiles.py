@@ -75,9 +75,10 @@ def rows_at(pointer, row, own, VALUES: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
-def tile_at(pointer, row, own, VALUES: tl.constexpr, S: tl.constexpr):
-    """Addresses of the own tile's first values; the second are H further."""
-    return pointer + row * (VALUES * S.H) + (own.b[:, None] * (VALUES * S.H) + own.j[None, :])
+def tile_at(pointer, row, own, VALUES: tl.constexpr, S: tl.constexpr, NUMBER: tl.constexpr = 0):
+    """Addresses of the own tile's values of that number. What is one for the tile is summed first: the other way round
+    a step took up to 5 % more instructions."""
+    return pointer + row * (VALUES * S.H) + NUMBER * S.H + (own.b[:, None] * (VALUES * S.H) + own.j[None, :])
 
 
 @triton.jit

@@ -41,7 +41,7 @@ def bptt_kernel(
         t = time_of(T - 1 - i, T, REVERSE)
         here = step_at(offsets_ptr, t, B, PACKED)
         before = step_or_none(offsets_ptr, t + 1 if REVERSE else t - 1, T, B, PACKED)
-        before = Step(before.row, tl.where(i + 1 == T, 0, before.count))
+        before = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
         row, live = here.row, there(j, b, H, here.count)
         reserve = at(reserve_ptr, row, b, j, (4 if VARIANT == "torch" else 3) * H)
         r, z, n = read_gates(reserve, live, H)

@@ -27,7 +27,7 @@ def bptt_step(
     row,
     count,
     row_before,
-    count_before,
+    carried,
     row_after,
     count_after,
     extent,
@@ -63,7 +63,7 @@ def bptt_step(
     d_state = at(d_state_ptr, 0, b, j, H)
     dh += read(d_state, known)
     dh += read(at(grad_output_ptr, row, b, j, H), live)
-    here, before = Step(row, count), Step(row_before, count_before)
+    here, before = Step(row, count), Step(row_before, carried)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
     reserve = at(reserve_ptr, row, b, j, (4 if VARIANT == "torch" else 3) * H)
     z, n = read(reserve + H, live), read(reserve + 2 * H, live)
@@ -90,7 +90,7 @@ def bptt_reset_step(
     row,
     count,
     row_before,
-    count_before,
+    carried,
     H,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -106,7 +106,7 @@ def bptt_reset_step(
         d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
 
     live = there(j, b, H, count)
-    here, before = Step(row, count), Step(row_before, count_before)
+    here, before = Step(row, count), Step(row_before, carried)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
     dr, direct = reset_before_grad(d_rh, h, read(at(reserve_ptr, row, b, j, 3 * H), live))
     write(at(d_gates_ptr, row, b, j, 3 * H), dr, live)

@@ -13,7 +13,7 @@ from .products import multiply
 from .tiles import at, load_state, load_weight, read, read_gates, there, write, write_gates
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
-PER_STEP = ["row", "count", "row_before", "count_before", "row_after", "count_after", "extent"]
+PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after", "extent"]
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def forward_step(
     row,
     count,
     row_before,
-    count_before,
+    carried,
     H,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -62,7 +62,7 @@ def forward_step(
 ):
     """One step of variant "torch"."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    here, before = Step(row, count), Step(row_before, count_before)
+    here, before = Step(row, count), Step(row_before, carried)
     ar, az, an = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, 3, PRECISION, BLOCK_K)
     if b_hn_ptr is not None:
         an += read(b_hn_ptr + j, j < H)[:, None]
@@ -93,7 +93,7 @@ def reset_update_step(
     row,
     count,
     row_before,
-    count_before,
+    carried,
     H,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -102,7 +102,7 @@ def reset_update_step(
 ):
     """First half of a step of "cho" and "chung": both gates, and the state that the reset gate lets through."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    here, before = Step(row, count), Step(row_before, count_before)
+    here, before = Step(row, count), Step(row_before, carried)
     ar, az, _ = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, 2, PRECISION, BLOCK_K)
 
     live = there(j, b, H, count)
@@ -127,7 +127,7 @@ def candidate_step(
     row,
     count,
     row_before,  # of the first half only
-    count_before,
+    carried,
     H,
     VARIANT: tl.constexpr,
     PRECISION: tl.constexpr,

@@ -46,11 +46,10 @@ def write_gates(pointers, values, mask, H):
 
 @triton.jit
 def load_state(output_ptr, h0_ptr, b, k, here, before, H):
-    """A (k, b) tile of the state before the step `here`: output of the step before, or h0 for sequences that start
-    here."""
-    carried = tl.minimum(here.count, before.count)
-    x = tl.load(at(output_ptr, before.row, b, k, H), mask=there(k, b, H, carried), other=0.0)
-    starts = there(k, b, H, here.count) & (b >= carried)[None, :]
+    """A (k, b) tile of the state before the step `here`: output of the step before, of which `before` counts those
+    sequences that are alive here too, or h0 for sequences that start here."""
+    x = tl.load(at(output_ptr, before.row, b, k, H), mask=there(k, b, H, before.count), other=0.0)
+    starts = (k < H)[:, None] & ((b >= before.count) & (b < here.count))[None, :]
     return x + tl.load(at(h0_ptr, 0, b, k, H), mask=starts, other=0.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 import numpy as np
@@ -85,17 +86,147 @@ def test_a_keras_cell_is_read_as_a_layer():
     assert error(trigru.convert.from_keras_layer(cell)(x)[0], run(layer, x)) <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"activation": "relu"}, "activation: expected tanh, got relu"),
-        ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation: expected sigmoid, got hard_sigmoid"),
-        ({"go_backwards": True}, "go_backwards: expected False"),
-    ],
-)
-def test_a_layer_that_computes_something_else_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        trigru.convert.from_keras_layer(layer_of("float32", **options))
+def gru_of(units=7, **options):
+    return keras.layers.GRU(units, **{"return_sequences": True, "bias_initializer": "random_normal", **options})
+
+
+def built(layer):
+    layer.build((3, None, 5))
+    return layer
+
+
+SAME, REFUSED = "the same results", "refused by name"
+# Each argument of keras.layers.GRU with a value that is not its default, and what becomes of it.
+ARGUMENTS = {
+    "units": (9, SAME),
+    "activation": ("relu", REFUSED),
+    "recurrent_activation": ("hard_sigmoid", REFUSED),
+    "use_bias": (False, SAME),
+    "kernel_initializer": ("he_normal", SAME),
+    "recurrent_initializer": ("he_normal", SAME),
+    "bias_initializer": ("ones", SAME),
+    "kernel_regularizer": ("l2", SAME),
+    "recurrent_regularizer": ("l2", SAME),
+    "bias_regularizer": ("l2", SAME),
+    "activity_regularizer": ("l2", SAME),
+    "kernel_constraint": ("non_neg", SAME),
+    "recurrent_constraint": ("non_neg", SAME),
+    "bias_constraint": ("non_neg", SAME),
+    "dropout": (0.5, SAME),
+    "recurrent_dropout": (0.5, SAME),
+    "seed": (3, SAME),
+    "return_sequences": (False, SAME),
+    "return_state": (True, SAME),
+    "go_backwards": (True, REFUSED),
+    "stateful": (True, REFUSED),
+    "unroll": (True, SAME),
+    "reset_after": (False, SAME),
+    "use_cudnn": (False, SAME),
+    # Those of the classes above it:
+    "implementation": (1, SAME),
+    "zero_output_for_mask": (True, SAME),
+    "trainable": (False, SAME),
+    "dtype": ("float64", SAME),
+    "name": ("other", SAME),
+}
+
+
+def test_the_table_has_every_argument_of_keras():
+    given = set(inspect.signature(keras.layers.GRU.__init__).parameters) - {"self", "kwargs"}
+    given |= set(inspect.signature(keras.layers.RNN.__init__).parameters) - {"self", "cell", "kwargs"}
+    assert given <= set(ARGUMENTS), given - set(ARGUMENTS)
+
+
+def outputs(layer, x):
+    """Keras' output over the sequence, or its last, without the states."""
+    got = layer(x.numpy())
+    return torch.from_numpy(keras.ops.convert_to_numpy(got[0] if isinstance(got, (list, tuple)) else got))
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_an_argument_is_honoured_or_refused(argument):
+    value, verdict = ARGUMENTS[argument]
+    layer = built(gru_of(**{argument: value}))
+    if verdict is REFUSED:
+        with pytest.raises(ValueError, match=f"^{argument}: expected .*, got {value}"):
+            trigru.convert.from_keras_layer(layer)
+        return
+    module = trigru.convert.from_keras_layer(layer)
+    x = torch.randn(3, 9, 5, dtype=module.weight_ih_l0.dtype)
+    want = module(x)[0] if layer.return_sequences else module(x)[1][0]
+    assert error(want, outputs(layer, x)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+@pytest.mark.parametrize("side", ["forward", "backward"])
+def test_an_argument_of_one_direction_is_honoured_or_refused(argument, side):
+    value, verdict = ARGUMENTS[argument]
+    both = {argument: value} if argument in ("return_sequences", "return_state", "stateful") else {}
+    other = {"go_backwards": side == "forward", **both}
+    options = {"go_backwards": side == "backward", **both, argument: value}
+    if argument == "go_backwards":  # the other way round, which Keras takes
+        options, other = {"go_backwards": side == "forward"}, {"go_backwards": side == "backward"}
+    forward, backward = (options, other) if side == "forward" else (other, options)
+    layer = keras.layers.Bidirectional(gru_of(**forward), backward_layer=gru_of(**backward))
+    layer = built(layer)
+    if verdict is REFUSED or argument in ("units", "use_bias", "reset_after", "dtype"):
+        # Of two that must be alike, errors name the backward one.
+        named = side if argument in ("activation", "recurrent_activation") else "(forward|backward)"
+        with pytest.raises(ValueError, match=rf"^{named}(_layer\.| kernel: expected ){argument}"):
+            trigru.convert.from_keras_layer(layer)
+        return
+    module = trigru.convert.from_keras_layer(layer)
+    x = torch.randn(3, 9, 5)
+    output, h_n = module(x)
+    want = output if layer.return_sequences else torch.cat([*h_n], -1)
+    assert error(want, outputs(layer, x)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_directions_that_differ_in_reset_after_are_refused(use_bias):
+    """Without biases the arrays of both have the same shapes."""
+    halves = [gru_of(reset_after=i == 0, use_bias=use_bias, go_backwards=i == 1) for i in range(2)]
+    layer = built(keras.layers.Bidirectional(halves[0], backward_layer=halves[1]))
+    with pytest.raises(ValueError, match=r"backward_layer.reset_after: expected True as the forward layer, got False"):
+        trigru.convert.from_keras_layer(layer)
+
+
+def named(name, function):
+    function.__name__ = name
+    return function
+
+
+ACTIVATIONS = {
+    "an alias": (lambda: keras.ops.tanh, SAME),
+    "torch's own": (lambda: torch.tanh, SAME),
+    "a layer": (lambda: keras.layers.Activation("tanh"), SAME),
+    "a lambda": (lambda: lambda x: 2 * keras.ops.sigmoid(2 * x) - 1, SAME),
+    "a liar": (lambda: named("tanh", lambda x: keras.ops.relu(x)), REFUSED),
+    "another": (lambda: keras.activations.softsign, REFUSED),
+    "a clipped one": (lambda: named("tanh", lambda x: keras.ops.tanh(keras.ops.clip(x, -4, 4))), REFUSED),
+    "none": (lambda: None, REFUSED),
+    "one that mixes units": (lambda: named("tanh", lambda x: keras.ops.tanh(x - keras.ops.mean(x))), REFUSED),
+    "one that raises": (lambda: named("tanh", lambda x: x.no_such_thing), REFUSED),
+}
+
+
+@pytest.mark.parametrize("case", ACTIVATIONS)
+def test_activations_are_judged_by_what_they_compute(case):
+    make, verdict = ACTIVATIONS[case]
+    layer = built(gru_of(activation=make()))
+    if verdict is REFUSED:
+        with pytest.raises(ValueError, match=r"^activation: expected tanh, got"):
+            trigru.convert.from_keras_layer(layer)
+    else:
+        x = torch.randn(3, 9, 5)
+        assert error(trigru.convert.from_keras_layer(layer)(x)[0], run(layer, x)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["dropout", "recurrent_dropout"])
+def test_what_acts_in_training_only_is_left_behind_with_a_warning(name):
+    with pytest.warns(UserWarning, match=f"^{name}=0.25 is left behind") as seen:
+        trigru.convert.from_keras_layer(built(gru_of(**{name: 0.25})))
+    assert [w.filename for w in seen if name in str(w.message)] == [__file__]
 
 
 def test_directions_that_keras_adds_up_are_refused():
@@ -103,3 +234,29 @@ def test_directions_that_keras_adds_up_are_refused():
     layer.build((None, None, 5))
     with pytest.raises(ValueError, match="merge_mode: expected 'concat', got 'sum'"):
         trigru.convert.from_keras_layer(layer)
+
+
+class OwnGRU(keras.layers.GRU):
+    def call(self, *args, **kwargs):
+        return -super().call(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OwnGRU(7),
+        lambda: keras.layers.LSTM(7),
+        lambda: keras.layers.RNN(keras.layers.GRUCell(7)),
+        lambda: keras.layers.Bidirectional(keras.layers.LSTM(7)),
+        lambda: keras.layers.TimeDistributed(keras.layers.Dense(7)),
+        lambda: torch.nn.GRU(5, 7),
+    ],
+)
+def test_what_is_no_gru_of_keras_itself_is_refused(make):
+    with pytest.raises(TypeError, match=r"^layer: expected keras.layers.GRU.* itself, got .*\.\w+: where it computes"):
+        trigru.convert.from_keras_layer(make())
+
+
+def test_a_layer_that_is_not_built_is_refused():
+    with pytest.raises(ValueError, match=r"^layer: expected one that is built"):
+        trigru.convert.from_keras_layer(keras.layers.GRU(7))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -151,3 +154,142 @@ def test_a_cell_of_torchrl():
     module = convert.from_torchrl(cell)
     x, h = torch.randn(3, 5), torch.randn(3, 7)
     assert error(module(x[None], h[None])[0][0], cell(x, h)) <= TOLERANCE
+
+
+SAME, REFUSED = "the same results", "refused by name"
+
+
+def arguments_of(function):
+    return set(inspect.signature(function).parameters) - {"self", "parent"}
+
+
+# Each argument of flax.linen.GRUCell with a value that is not its default, and what becomes of it.
+LINEN = {
+    "features": (lambda jax: 9, SAME),
+    "gate_fn": (lambda jax: jax.nn.hard_sigmoid, REFUSED),
+    "activation_fn": (lambda jax: jax.nn.relu, REFUSED),
+    "kernel_init": (lambda jax: jax.nn.initializers.ones, SAME),
+    "recurrent_kernel_init": (lambda jax: jax.nn.initializers.he_normal(), SAME),
+    "bias_init": (lambda jax: jax.nn.initializers.normal(), SAME),
+    "dtype": (lambda jax: jax.numpy.float32, SAME),
+    "param_dtype": (lambda jax: jax.numpy.float16, SAME),
+    "carry_init": (lambda jax: jax.nn.initializers.zeros, SAME),
+    "name": (lambda jax: "other", SAME),
+}
+
+
+@pytest.mark.parametrize("argument", LINEN)
+def test_an_argument_of_linen_is_honoured_or_refused(argument):
+    jax = pytest.importorskip("jax")
+    linen = pytest.importorskip("flax.linen")
+    assert arguments_of(linen.GRUCell) == set(LINEN)
+    make, verdict = LINEN[argument]
+    # The default, orthogonal, is not made in float16.
+    start = {"recurrent_kernel_init": jax.nn.initializers.he_normal()} if argument == "param_dtype" else {}
+    cell = linen.GRUCell(**{"features": 7, **start, argument: make(jax)})
+    model = linen.RNN(cell)
+    x = torch.randn(3, 9, 5)
+    variables = model.init(jax.random.key(0), x.numpy())
+    (params,) = variables["params"].values()
+    checked = {"gate_fn": cell.gate_fn, "activation_fn": cell.activation_fn}
+    if verdict is REFUSED:
+        with pytest.raises(ValueError, match=f"^{argument}: expected"):
+            convert.from_flax_linen(params, **checked)
+        return
+    module = convert.from_flax_linen(params, **checked)
+    want = as_tensor(model.apply(variables, x.numpy())).float()
+    tolerance = 1e-2 if argument == "param_dtype" else TOLERANCE
+    assert error(module.float()(x)[0], want) <= tolerance
+
+
+# Those of flax.nnx.GRUCell.
+NNX = {
+    "in_features": (lambda jax: 5, SAME),
+    "hidden_features": (lambda jax: 9, SAME),
+    **{name: LINEN[name] for name in LINEN if name not in ("features", "name")},
+    "carry_init": (lambda jax: None, SAME),
+    "promote_dtype": (None, SAME),  # to what dtype; see dtype
+    "keep_rngs": (lambda jax: False, SAME),
+    "rngs": (None, SAME),  # the numbers to begin with
+    "kernel_metadata": (lambda jax: {"note": 1}, SAME),
+    "recurrent_kernel_metadata": (lambda jax: {"note": 1}, SAME),
+    "bias_metadata": (lambda jax: {"note": 1}, SAME),
+}
+
+
+@pytest.mark.parametrize("argument", NNX)
+def test_an_argument_of_nnx_is_honoured_or_refused(argument):
+    jax = pytest.importorskip("jax")
+    nnx = pytest.importorskip("flax.nnx")
+    assert arguments_of(nnx.GRUCell.__init__) <= set(NNX)
+    make, verdict = NNX[argument]
+    if argument not in arguments_of(nnx.GRUCell.__init__):
+        pytest.skip("not in this version of Flax")
+    options = {"in_features": 5, "hidden_features": 7, "rngs": nnx.Rngs(1)}
+    options |= {"recurrent_kernel_init": jax.nn.initializers.he_normal()} if argument == "param_dtype" else {}
+    cell = nnx.GRUCell(**{**options, **({argument: make(jax)} if make else {})})
+    checked = {"gate_fn": cell.gate_fn, "activation_fn": cell.activation_fn}
+    if verdict is REFUSED:
+        with pytest.raises(ValueError, match=f"^{argument}: expected"):
+            convert.from_flax_nnx(nnx.state(cell, nnx.Param), **checked)
+        return
+    module = convert.from_flax_nnx(nnx.state(cell, nnx.Param), **checked)
+    x = torch.randn(3, 9, 5)
+    start = jax.numpy.zeros((3, module.hidden_size))
+    want = as_tensor(nnx.RNN(cell)(x.numpy(), initial_carry=start)).float()
+    tolerance = 1e-2 if argument == "param_dtype" else TOLERANCE
+    assert error(module.float()(x)[0], want) <= tolerance
+
+
+def test_every_argument_of_equinox_is_seen_in_its_arrays():
+    """Sizes, dtype and use_bias; the key is for the numbers to begin with. So none can be dropped."""
+    eqx = pytest.importorskip("equinox")
+    assert arguments_of(eqx.nn.GRUCell.__init__) == {"input_size", "hidden_size", "use_bias", "dtype", "key"}
+    assert {field.name for field in dataclasses.fields(eqx.nn.GRUCell)} == {
+        *("weight_ih", "weight_hh", "bias", "bias_n"),
+        *("input_size", "hidden_size", "use_bias"),
+    }
+
+
+# Those of torchrl.modules.GRUModule. It takes batch_first=True alone.
+TORCHRL = {
+    "input_size": 6,
+    "hidden_size": 9,
+    "num_layers": 2,
+    "bias": False,
+    "batch_first": True,
+    "dropout": 0.5,
+    "bidirectional": True,
+    "python_based": True,
+    "recurrent_backend": "auto",
+    "recurrent_compute_dtype": torch.bfloat16,
+    "recurrent_recompute": "none",
+    "recurrent_matmul_precision": "ieee",
+    "in_key": None,
+    "in_keys": None,
+    "out_key": None,
+    "out_keys": None,
+    "device": "cpu",
+    "gru": None,
+    "default_recurrent_mode": True,
+}
+
+
+@pytest.mark.parametrize("argument", [name for name in TORCHRL if TORCHRL[name] is not None])
+@pytest.mark.filterwarnings("ignore:dropout option")
+def test_an_argument_of_torchrl_is_honoured_or_without_effect(argument):
+    rl = pytest.importorskip("torchrl.modules")
+    tensordict = pytest.importorskip("tensordict")
+    assert arguments_of(rl.GRUModule.__init__) <= set(TORCHRL)
+    if argument not in arguments_of(rl.GRUModule.__init__):
+        pytest.skip("not in this version of TorchRL")
+    keys = {"in_keys": ["x", "h", "is_init"], "out_keys": ["y", ("next", "h")]}
+    holder = rl.GRUModule(**{"input_size": 5, "hidden_size": 7, **keys, argument: TORCHRL[argument]}).eval()
+    module = convert.from_torchrl(holder).eval()
+    assert module.dropout == (0.5 if argument == "dropout" else 0)
+    x, states = torch.randn(3, 9, module.input_size), module.num_layers * (1 + module.bidirectional)
+    nothing = torch.zeros(3, 9, 1, dtype=torch.bool)
+    given = {"x": x, "h": torch.zeros(3, 9, states, module.hidden_size), "is_init": nothing}
+    with rl.set_recurrent_mode(True):
+        want = holder(tensordict.TensorDict(given, batch_size=[3, 9]))["y"]
+    assert error(module(x)[0], want) <= TOLERANCE

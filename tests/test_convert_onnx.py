@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,10 @@ def test_weights_that_are_inputs_are_refused():
     [
         ({"clip": 1.0}, "clip: expected none, got 1.0"),
         ({"activations": ["Sigmoid", "Relu"]}, r"activations: expected Sigmoid and Tanh .* got \['Sigmoid', 'Relu'\]"),
+        ({"activations": ["HardSigmoid", "Tanh"]}, r"activations: expected Sigmoid and Tanh .* got \['HardSigmoid'"),
+        ({"activations": ["Sigmoid"]}, r"activations: expected Sigmoid and Tanh .* got \['Sigmoid'\]"),
+        ({"layout": 2}, "layout: expected 0 or 1, got 2"),
+        ({"hidden_size": 8}, r"R: expected shape \(1, 24, 8\), got \(1, 21, 7\)"),
         ({"direction": "both"}, "direction: expected one of 'forward', 'reverse', 'bidirectional', got 'both'"),
     ],
 )
@@ -176,3 +182,100 @@ def test_default_activations_are_accepted_by_name():
 
 def test_layout_is_batch_first():
     assert trigru.convert.from_onnx(**random_arrays(1), layout=1).batch_first
+
+
+def with_input(index, values, shape_of=None):
+    """A model whose node GRU has `values` as an input, from an initialiser; expanded to a batch where shape_of."""
+    model = node_model(random_arrays(1), hidden_size=7)
+    graph = model.graph
+    graph.initializer.append(onnx.numpy_helper.from_array(values, "held"))
+    inputs = [*graph.node[0].input, *[""] * 6][:6]
+    inputs[index] = "held"
+    if shape_of:
+        nodes = [
+            onnx.helper.make_node("Shape", ["X"], ["batch"], start=1, end=2),
+            onnx.helper.make_node("Concat", ["one", "batch", "size"], ["sizes"], axis=0),
+            onnx.helper.make_node("Expand", ["held", "sizes"], ["state"]),
+        ]
+        for name, value in (("one", 1), ("size", 7)):
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+        inputs[index] = "state"
+        for node in reversed(nodes):
+            graph.node.insert(0, node)
+    (gru,) = (node for node in graph.node if node.op_type == "GRU")
+    del gru.input[:]
+    gru.input.extend(inputs)
+    return model
+
+
+@pytest.mark.parametrize("expanded", [False, True], ids=["as it is", "expanded to the batch"])
+def test_a_state_that_the_model_holds_is_refused_unless_it_is_zero(expanded):
+    shape = (1, 1, 7) if expanded else (1, 3, 7)
+    model = with_input(5, np.zeros(shape, np.float32), shape_of=expanded)
+    x = torch.randn(9, 3, 5)
+    got = execute(model, x, *([torch.zeros(1, 3, 7)]))[0]
+    assert error(trigru.convert.from_onnx_model(model)(x)[0], got) <= 1e-5
+    model = with_input(5, np.full(shape, 0.5, np.float32), shape_of=expanded)
+    with pytest.raises(ValueError, match=r"^initial_h: expected an input .*, or zeros, got .* constant 'held'"):
+        trigru.convert.from_onnx_model(model)
+
+
+def test_lengths_that_the_model_holds_are_refused():
+    model = with_input(4, np.array([2, 9, 4], np.int32))
+    with pytest.raises(ValueError, match=r"^sequence_lens: expected an input of the model, got the constant 'held'"):
+        trigru.convert.from_onnx_model(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_learnt_state_of_an_exported_model_is_not_lost():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.start = nn.GRU(5, 7), nn.Parameter(torch.ones(1, 1, 7))
+
+        def forward(self, x):
+            return self.gru(x, self.start.expand(1, x.shape[1], 7))[0]
+
+    batch = torch.export.Dim("batch")
+    exported = torch.onnx.export(
+        Model(), (torch.randn(4, 3, 5),), dynamo=True, verbose=False, dynamic_shapes=[{1: batch}]
+    ).model_proto
+    with pytest.raises(ValueError, match=r"^initial_h: expected an input of the model, or zeros"):
+        trigru.convert.from_onnx_model(exported)
+
+
+def test_bfloat16_weights_keep_their_dtype():
+    values = {name: torch.from_numpy(value).bfloat16() for name, value in random_arrays(1).items()}
+    model = node_model(random_arrays(1), linear_before_reset=1)
+    del model.graph.initializer[:]
+    for name, value in values.items():
+        raw = onnx.TensorProto(name=name, data_type=onnx.TensorProto.BFLOAT16, dims=value.shape)
+        raw.raw_data = value.view(torch.int16).numpy().tobytes()
+        model.graph.initializer.append(raw)
+    module = trigru.convert.from_onnx_model(model)
+    want = trigru.convert.from_onnx(**values, linear_before_reset=1)
+    for name, value in want.state_dict().items():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(module.state_dict()[name], value)
+
+
+def test_a_sparse_initialiser_and_what_is_no_model_are_refused(tmp_path):
+    model = node_model(random_arrays(1))
+    (index,) = (i for i, given in enumerate(model.graph.initializer) if given.name == "W")
+    dense = model.graph.initializer.pop(index)
+    sparse = onnx.SparseTensorProto(dims=dense.dims)
+    sparse.values.name = "W"
+    model.graph.sparse_initializer.append(sparse)
+    with pytest.raises(ValueError, match="W: expected a constant, but 'W' is a sparse initialiser"):
+        trigru.convert.from_onnx_model(model)
+    with pytest.raises(TypeError, match=r"^model: expected an onnx.ModelProto, as onnx.load returns, got str"):
+        trigru.convert.from_onnx_model("model.onnx")
+
+
+def test_every_attribute_of_the_operator_is_honoured_refused_or_without_effect():
+    schema = onnx.defs.get_schema("GRU", onnx.defs.onnx_opset_version())
+    arguments = set(inspect.signature(trigru.convert.from_onnx).parameters)
+    without_effect = {"activation_alpha", "activation_beta"}  # Sigmoid and Tanh, which alone are taken, have none
+    assert set(schema.attributes) - without_effect <= arguments
+    of_a_run = {"X", "sequence_lens", "initial_h"}
+    assert {given.name for given in schema.inputs} - of_a_run <= arguments

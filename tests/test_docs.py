@@ -188,6 +188,16 @@ def test_formulas_become_mathml(hooks):
     assert "<mo>&#x0003C;</mo>" in shown
 
 
+def test_names_of_tests_in_tables_are_folded(hooks):
+    class Page:
+        file = type("File", (), {"src_uri": "page.md"})
+
+    cell = "<td>yes: <code>test_a.py::test_x</code>, <code>test_a.py::test_y</code></td>"
+    shown = hooks.on_page_content(cell, Page, None, None)
+    assert shown.startswith("<td>yes<details><summary>2 tests</summary><code>test_<wbr>a.py::test_<wbr>x</code>, ")
+    assert hooks.on_page_content("<p><code>test_a.py::test_x</code></p>", Page, None, None).count("details") == 0
+
+
 def test_the_citation_has_what_cff_requires():
     citation = parsed("CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)

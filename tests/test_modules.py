@@ -78,12 +78,12 @@ def test_initial_weights_and_repr_are_those_of_nn():
         a = theirs(5, 7)
         torch.manual_seed(3)
         b = ours(5, 7)
-        assert repr(a) == repr(b)
+        assert f"trigru.{a!r}" == repr(b)
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert repr(trigru.GRU(5, 7, 2, variant="cho", schedule="eager")) == (
-        "GRU(5, 7, num_layers=2, variant='cho', schedule='eager')"
+        "trigru.GRU(5, 7, num_layers=2, variant='cho', schedule='eager')"
     )
-    assert repr(trigru.GRUCell(5, 7, variant="chung")) == "GRUCell(5, 7, variant='chung')"
+    assert repr(trigru.GRUCell(5, 7, variant="chung")) == "trigru.GRUCell(5, 7, variant='chung')"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 from conftest import INTERPRETED, generated_code
 
 import trigru
@@ -262,3 +263,20 @@ def test_no_loop():
     code = binary.parse_sass(SASS.replace("@P2 BRA 0x20 ", "NOP ").replace("@!P3 BRA 0xa0 ", "NOP "))
     assert binary.time_loop(code) == []
     assert binary.count(code, [])["instructions"] == 0
+
+
+def test_products_and_sums_are_fused_whatever_tritons_default_is(monkeypatch):
+    """By a launch as by the offline compiler, so that another default changes no bit."""
+    if hasattr(triton.knobs.language, "default_fp_fusion"):
+        monkeypatch.setattr(triton.knobs.language, "default_fp_fusion", False)
+    case = inspect.Case("sm_90", "stepwise", "forward", "torch", "bf16", 32, 16)
+    start = inspect.recorded(case)[0]
+    assert offline.compile_launch(start, offline.target_of("sm_90")).kernel.metadata.enable_fp_fusion is True
+    given = {}
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **options: given.update(options)
+
+    launch(Kernel(), (1,), {"x": torch.empty(1)}, {}, num_warps=1, num_stages=1)
+    assert given["enable_fp_fusion"] is True

@@ -160,3 +160,39 @@ def test_nothing_is_kept_without_gradients():
     assert reserve == []
     with torch.inference_mode():
         assert trigru.gru(*arguments)[0].is_inference()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}], ids=str)
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_second_derivatives_of_a_frozen_layer_which_keeps_no_input(variant, options):
+    module = trigru.GRU(3, 4, variant=variant, **options, dtype=torch.float64).requires_grad_(False)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    batch = 4 if module.batch_first else 2
+    hx = torch.randn(len(module._all_weights), batch, 4, dtype=torch.float64, requires_grad=True)
+    kept = saved_elements(lambda: module(x, hx))
+    module.weight_ih_l0.requires_grad_(True)
+    assert kept + x.numel() - 1 == saved_elements(lambda: module(x, hx))
+    module.requires_grad_(False)
+    assert gradgradcheck(lambda x, hx: module(x, hx), (x, hx))
+
+
+@pytest.mark.parametrize("frozen", [1, 2])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layers_below_the_first_gradient_keep_nothing(frozen, batch_first):
+    module = trigru.GRU(3, 4, 3, batch_first=batch_first, dropout=0.3, dtype=torch.float64)
+    twin = torch.nn.GRU(3, 4, 3, batch_first=batch_first, dropout=0.3, dtype=torch.float64)
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    whole = saved_elements(lambda: module(x))
+    grads = []
+    for each in (module, twin):
+        for layer_number in range(frozen):
+            for name in each._all_weights[layer_number]:
+                getattr(each, name).requires_grad_(False)
+        torch.manual_seed(3)
+        asked = [w for w in each.parameters() if w.requires_grad]
+        first = torch.autograd.grad(each(x)[0].square().sum(), asked, create_graph=True)
+        grads.append([*first, *torch.autograd.grad(sum(d.square().sum() for d in first), asked)])
+    assert saved_elements(lambda: module(x)) < whole - frozen * 10 * 4 * 4
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)

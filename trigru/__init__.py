@@ -23,7 +23,9 @@ the one whose results are not valid. Go back to a checkpoint, and go on by a sch
     ...     train(layer, x, steps=3)
 """
 
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
+from typing import Any as _Any
 
 from .command.started import only_for_help
 
@@ -36,6 +38,22 @@ if TYPE_CHECKING or not only_for_help():
     from .reference import VARIANTS
     from .swap import swap, unswap
 
+if TYPE_CHECKING:
+    from . import convert as convert
+    from . import onnx as onnx
+
 __version__ = "0.1.0"
 
 __all__ = ["GRU", "VARIANTS", "GRUCell", "KernelTimeout", "__version__", "explain", "gru", "swap", "unswap"]
+
+_LAZY = ("convert", "onnx")  # rooms that cost an import of their own at their first use
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LAZY:
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

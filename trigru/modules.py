@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import operators
@@ -14,11 +14,17 @@ from .autocast import cast
 from .checks import check, first_of, layer_of
 from .functional import gru_cell
 from .layer import Call, Memory, Records, ScheduleName, Variant
+from .leaf import Leaf
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
 
-class GRU(nn.RNNBase):
+def shown_name(name: str) -> str:
+    """How a module is printed: so that it is not taken for torch's. Subclasses have names of their own."""
+    return f"trigru.{name}" if name.removeprefix("Parametrized") in ("GRU", "GRUCell") else name
+
+
+class GRU(Leaf, nn.RNNBase):
     """A multi-layer GRU: `nn.GRU` with a choice of equations and of schedule.
 
     Parameters, their names, shapes and initial values, state_dict, results and errors are those of `nn.GRU`, so weights
@@ -59,7 +65,7 @@ class GRU(nn.RNNBase):
         >>> x = torch.randn(2, 5, 8)
         >>> torch.testing.assert_close(layer(x), old(x))
         >>> trigru.GRU(8, 16, variant="cho", memory="recompute")
-        GRU(8, 16, variant='cho', memory='recompute')
+        trigru.GRU(8, 16, variant='cho', memory='recompute')
     """
 
     memory: Memory = "keep"  # of modules that were swapped in
@@ -108,6 +114,9 @@ class GRU(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Accepted as in `nn.GRU`; does nothing, since no kernel here needs the weights in one buffer."""
 
+    def _get_name(self) -> str:
+        return shown_name(super()._get_name())
+
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRU`'s first."""
         text = super().extra_repr()
@@ -135,6 +144,8 @@ class GRU(nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """See the class."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input, hx)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             output, h_n = operators.gru(*self._records(data, hx, batch_sizes, sorted_indices))
@@ -245,7 +256,7 @@ class GRU(nn.RNNBase):
         return parameters[name] if name in parameters else getattr(self, name)  # type: ignore[return-value]
 
 
-class GRUCell(nn.RNNCellBase):
+class GRUCell(Leaf, nn.RNNCellBase):
     """One step of a GRU: `nn.GRUCell` with a choice of equations.
 
     Args:
@@ -282,6 +293,9 @@ class GRUCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
         self.variant: Variant = variant
 
+    def _get_name(self) -> str:
+        return shown_name(super()._get_name())
+
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
         text = super().extra_repr()
@@ -293,6 +307,8 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """See the class."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input, hx)
         for name, tensor in (("input", input), ("hidden", hx)):
             if tensor is not None and tensor.dim() not in (1, 2):
                 raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from . import guests
+from .layer import Memory, ScheduleName, Variant
 from .modules import GRU, GRUCell
-from .planning.plan import check_schedule
+from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
 _LOG = logging.getLogger(__name__)
@@ -19,7 +23,14 @@ _THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def swap(model: Model, *, variant: str | None = None, schedule: str = "auto") -> Model:
+def swap(
+    model: Model,
+    *,
+    variant: Variant | None = None,
+    schedule: ScheduleName = "auto",
+    memory: Memory = "keep",
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+) -> Model:
     """Turn every `nn.GRU` and `nn.GRUCell` in `model`, at any depth, into `trigru.GRU` and `trigru.GRUCell`, in place.
 
     The modules stay the very same objects and only change their class, so parameters, buffers, hooks, names, training
@@ -27,27 +38,34 @@ def swap(model: Model, *, variant: str | None = None, schedule: str = "auto") ->
 
     Left alone, with a warning in the log: subclasses of nn.GRU and nn.GRUCell (their own code would be lost), quantised
     and scripted ones, and modules whose `forward` was replaced on the instance. Parametrised modules
-    (`torch.nn.utils.parametrize`) are swapped. What was swapped is logged at level INFO. Swap before wrapping by
-    `fully_shard`, which makes subclasses.
+    (`torch.nn.utils.parametrize`) are swapped. Swap before wrapping by `fully_shard`, which makes subclasses.
+
+    Each swapped module is logged at level INFO, by name and number, in the logger "trigru.swap"; `print(model)` shows
+    them. A UserWarning says that nothing was swapped, and names parents that go by class and so want nn.GRU itself:
+    TorchRL's GRUModule. Opacus' validator finds a trigru.GRU, and its
+    fixer replaces it, as they do an nn.GRU.
 
     Args:
         model: any module; itself an nn.GRU or nn.GRUCell too.
         variant: equations that the swapped modules compute; None for "torch", those of nn.GRU.
-        schedule: as for `trigru.GRU`.
+        schedule, memory: as for `trigru.GRU`.
+        filter_fn: called with each nn.GRU and nn.GRUCell and its name in `model`, "" for the model itself; those for
+            which it is false stay as they are. None for all.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: unknown variant or schedule.
+        ValueError: unknown variant, schedule or memory.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.GRU(8, 16))
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.GRU(8, 16), nn.GRU(16, 16))
         >>> layer = model[1]
-        >>> trigru.swap(model)
+        >>> trigru.swap(model, filter_fn=lambda module, name: name != "2")
         Sequential(
           (0): Linear(in_features=4, out_features=8, bias=True)
-          (1): GRU(8, 16)
+          (1): trigru.GRU(8, 16)
+          (2): GRU(16, 16)
         )
         >>> model[1] is layer, type(layer)
         (True, <class 'trigru.modules.GRU'>)
@@ -55,18 +73,31 @@ def swap(model: Model, *, variant: str | None = None, schedule: str = "auto") ->
     variant = "torch" if variant is None else variant
     check_variant(variant)
     check_schedule(schedule)
-    for name, module in model.named_modules():
-        theirs = _plain_class(module)
-        if theirs not in _OURS:
-            _report_kin(name, module)
+    check_memory(memory)
+    chosen: list[tuple[str, nn.Module]] = []
+    left: list[str] = []
+    for name, module in list(model.named_modules()):
+        if _plain_class(module) not in _OURS:
+            left += _report_kin(name, module)
+        elif filter_fn is not None and not filter_fn(module, name):
+            left.append(f"{_where(name, module)}, by filter_fn")
         elif "forward" in vars(module):
             _LOG.warning("left alone: %s, whose forward was replaced on the instance", _where(name, module))
+            left.append(_where(name, module))
         else:
-            _set_class(module, _OURS[theirs])
-            module.variant = variant  # type: ignore[assignment]
-            if isinstance(module, GRU):
-                module.schedule = schedule  # type: ignore[assignment]  # checked when it is called
-            _LOG.info("swapped: %s is now %s", _where(name, module), _OURS[theirs])
+            chosen.append((name, module))
+    for number, (name, module) in enumerate(chosen, 1):
+        was, ours = _where(name, module), _OURS[_plain_class(module)]
+        _set_class(module, ours)
+        module.variant = variant  # type: ignore[assignment]
+        if isinstance(module, GRU):
+            module.schedule = schedule
+            module.memory = memory
+        _LOG.info("swapped: %s is now %s, %d of %d", was, ours, number, len(chosen))
+    if chosen:
+        guests.warn_of_parents(model)
+    else:
+        _warn_of_nothing(model, left)
     return model
 
 
@@ -98,7 +129,26 @@ def unswap(model: Model) -> Model:
         for option in ("variant", "schedule", "memory"):
             vars(module).pop(option, None)
         _LOG.info("swapped back: %s is now %s", _where(name, module), theirs)
+    for name, module in model.named_modules():
+        if isinstance(module, (GRU, GRUCell)):
+            _LOG.warning("left alone: %s, a subclass of trigru's", _where(name, module))
     return model
+
+
+def _warn_of_nothing(model: nn.Module, left: list[str]) -> None:
+    """Warn the caller of `swap` that there was nothing to swap, unless it is done already."""
+    modules = dict(model.named_modules())
+    if any(isinstance(module, (GRU, GRUCell)) for module in modules.values()):
+        return
+    message = f"swap: nothing was swapped in {type(model).__name__}"
+    if left:
+        message += f"; left alone: {', '.join(left)}"
+    else:
+        others = [
+            _where(name, module) for name, module in modules.items() if isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+        ]
+        message += ": expected an nn.GRU or nn.GRUCell in it, got " + (", ".join(others) or "no recurrent layer")
+    warnings.warn(message, stacklevel=3)
 
 
 def _plain_class(module: nn.Module) -> type[nn.Module]:
@@ -116,14 +166,18 @@ def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
         module.__class__ = cls
 
 
-def _report_kin(name: str, module: nn.Module) -> None:
-    """Warn about what is a GRU to its user, but none that can be swapped."""
+def _report_kin(name: str, module: nn.Module) -> list[str]:
+    """Warn about what is a GRU to its user, but none that can be swapped; it with the reason, or nothing."""
     if isinstance(module, (nn.GRU, nn.GRUCell)):
-        _LOG.warning("left alone: %s, a subclass of %s", _where(name, module), _parent(module).__name__)
+        reason = f"a subclass of {_parent(module).__name__}"
     elif type(module).__name__ in ("GRU", "GRUCell") and ".ao." in type(module).__module__:
-        _LOG.warning("left alone: %s, which is quantised", _where(name, module))
+        reason = "which is quantised"
     elif getattr(module, "original_name", None) in ("GRU", "GRUCell"):
-        _LOG.warning("left alone: %s, which is scripted", _where(name, module))
+        reason = "which is scripted"
+    else:
+        return []
+    _LOG.warning("left alone: %s, %s", _where(name, module), reason)
+    return [f"{_where(name, module)}, {reason}"]
 
 
 def _parent(module: nn.Module) -> type[nn.Module]:
@@ -133,3 +187,6 @@ def _parent(module: nn.Module) -> type[nn.Module]:
 def _where(name: str, module: nn.Module) -> str:
     cls = type(module)
     return f"{name or 'the model itself'} ({cls.__module__}.{cls.__qualname__})"
+
+
+guests.tell_opacus(unswap)

@@ -37,7 +37,7 @@ def from_equinox(
 
     Example:
         >>> trigru.convert.from_equinox(np.ones((21, 5)), np.ones((21, 7)), np.ones(21), np.ones(7))
-        GRU(5, 7)
+        trigru.GRU(5, 7)
     """
     w_hh = tensor("weight_hh", weight_hh, ("3 * hidden_size", "hidden_size"))
     hidden_size = w_hh.shape[1]

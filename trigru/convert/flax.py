@@ -11,28 +11,43 @@ https://github.com/google/flax/blob/main/flax/nnx/nn/recurrent.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..modules import GRU
-from .weights import Array, Module, Weights, array, build, kernels, one_direction, tensor
+from .weights import Array, Module, Weights, array, build, expect_function, kernels, one_direction, tensor
 
 _GATES = ("r", "z", "n")
+_LINEN = [f"i{gate}.{leaf}" for gate in _GATES for leaf in ("kernel", "bias")]
+_LINEN += [f"h{gate}.kernel" for gate in _GATES] + ["hn.bias"]
+_NNX = ["dense_i.kernel", "dense_i.bias", "dense_h.kernel"]
 
 
-def from_flax_linen(params: Mapping[str, Mapping[str, Array]], *, batch_first: bool = True) -> GRU:
+def from_flax_linen(
+    params: Mapping[str, Mapping[str, Array]],
+    *,
+    batch_first: bool = True,
+    gate_fn: Callable[[Any], Any] | None = None,
+    activation_fn: Callable[[Any], Any] | None = None,
+) -> GRU:
     """A `trigru.GRU`, variant "torch", from a Linen cell's parameters: `cell.init(...)["params"]`.
+
+    The cell's dtype, where it is not that of the parameters, is left behind: it is autocast's part here. So is
+    carry_init: the state to begin with is hx. reverse and keep_order of `flax.linen.RNN` are not the cell's.
 
     Args:
         params: {"ir": {"kernel": (input_size, hidden_size), "bias": (hidden_size,)}, "iz": ..., "in": ...,
             "hr": {"kernel": (hidden_size, hidden_size)}, "hz": ..., "hn": {"kernel": ..., "bias": (hidden_size,)}}.
         batch_first: of the module; True is the layout of `flax.linen.RNN`.
+        gate_fn, activation_fn: the cell's, to be checked, as parameters do not tell: `cell.gate_fn` must compute
+            sigmoid, `cell.activation_fn` tanh. None for Linen's defaults.
 
     Raises:
-        ValueError: an array is missing; its shape, dtype or device is not what it must be.
+        ValueError: an array is missing, or there is one that a GRUCell has not; an array's shape, dtype or device is
+            not what it must be; other activations.
 
     Example:
         >>> dense = {"kernel": np.ones((5, 7)), "bias": np.ones(7)}
@@ -40,8 +55,10 @@ def from_flax_linen(params: Mapping[str, Mapping[str, Array]], *, batch_first: b
         >>> last = {"kernel": np.ones((7, 7)), "bias": np.ones(7)}
         >>> params = {"ir": dense, "iz": dense, "in": dense, "hr": square, "hz": square, "hn": last}
         >>> trigru.convert.from_flax_linen(params)
-        GRU(5, 7, batch_first=True)
+        trigru.GRU(5, 7, batch_first=True)
     """
+    _expect_sigmoid_and_tanh(gate_fn, activation_fn)
+    _expect_no_others(params, _LINEN)
     first = tensor("hr.kernel", _entry(params, "hr", "kernel"), ("hidden_size", "hidden_size"))
     size = first.shape[0]
 
@@ -80,22 +97,34 @@ def to_flax_linen(module: Module) -> dict[str, dict[str, np.ndarray]]:
     return params
 
 
-def from_flax_nnx(state: Mapping[str, Mapping[str, Array]], *, batch_first: bool = True) -> GRU:
+def from_flax_nnx(
+    state: Mapping[str, Mapping[str, Array]],
+    *,
+    batch_first: bool = True,
+    gate_fn: Callable[[Any], Any] | None = None,
+    activation_fn: Callable[[Any], Any] | None = None,
+) -> GRU:
     """A `trigru.GRU`, variant "torch", from an NNX cell's parameters: `nnx.state(cell, nnx.Param)`.
+
+    dtype and promote_dtype, where they are not the parameters' dtype, and carry_init are left behind, as for Linen.
 
     Args:
         state: {"dense_i": {"kernel": (input_size, 3 * hidden_size), "bias": (3 * hidden_size,)},
             "dense_h": {"kernel": (hidden_size, 3 * hidden_size)}}.
         batch_first: of the module; True is the layout of `flax.nnx.RNN`.
+        gate_fn, activation_fn: the cell's, to be checked, as for `from_flax_linen`.
 
     Raises:
-        ValueError: an array is missing; its shape, dtype or device is not what it must be.
+        ValueError: an array is missing, or there is one that a GRUCell has not; an array's shape, dtype or device is
+            not what it must be; other activations.
 
     Example:
         >>> dense_i = {"kernel": np.ones((5, 21)), "bias": np.ones(21)}
         >>> trigru.convert.from_flax_nnx({"dense_i": dense_i, "dense_h": {"kernel": np.ones((7, 21))}})
-        GRU(5, 7, batch_first=True)
+        trigru.GRU(5, 7, batch_first=True)
     """
+    _expect_sigmoid_and_tanh(gate_fn, activation_fn)
+    _expect_no_others(state, _NNX)
     given = _entry(state, "dense_i", "kernel"), _entry(state, "dense_h", "kernel")
     kernel, recurrent = kernels(*given, ("dense_i.kernel", "dense_h.kernel"))
     bias = tensor("dense_i.bias", _entry(state, "dense_i", "bias"), (recurrent.shape[1],), recurrent)
@@ -129,9 +158,34 @@ def to_flax_nnx(module: Module) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
+def _expect_sigmoid_and_tanh(gate_fn: Any, activation_fn: Any) -> None:
+    for name, function, wanted in (("gate_fn", gate_fn, "sigmoid"), ("activation_fn", activation_fn, "tanh")):
+        if function is not None:
+            expect_function(name, function, wanted)
+
+
+def _paths(params: Any) -> list[str]:
+    """Names of the arrays two levels deep, "ir.kernel"; of what lies at another depth, as far as it goes."""
+    if not isinstance(params, Mapping):
+        raise ValueError(f"parameters: expected a mapping of mappings, got {type(params).__name__}")
+    return [
+        path
+        for outer, leaves in params.items()
+        for path in ([f"{outer}.{inner}" for inner in leaves] if isinstance(leaves, Mapping) else [str(outer)])
+    ]
+
+
+def _expect_no_others(params: Any, known: Sequence[str]) -> None:
+    """Raise ValueError for an array that the converter would drop."""
+    others = [path for path in _paths(params) if path not in known]
+    if others:
+        raise ValueError(f"{others[0]}: expected no such array in a GRUCell, whose arrays are {', '.join(known)}")
+
+
 def _entry(params: Mapping[str, Mapping[str, Any]], name: str, leaf: str) -> Any:
     try:
         return params[name][leaf]
     except KeyError:
-        given = [f"{outer}.{inner}" for outer, leaves in params.items() for inner in leaves]
-        raise ValueError(f"{name}.{leaf}: expected in the parameters, got {', '.join(given) or 'none'}") from None
+        raise ValueError(
+            f"{name}.{leaf}: expected in the parameters, got {', '.join(_paths(params)) or 'none'}"
+        ) from None

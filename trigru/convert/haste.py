@@ -17,25 +17,33 @@ from .weights import Array, Module, Weights, array, build, kernels, one_directio
 
 
 def from_haste(
-    kernel: Array, recurrent_kernel: Array, bias: Array, recurrent_bias: Array, *, batch_first: bool = False
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array,
+    recurrent_bias: Array,
+    *,
+    batch_first: bool = False,
+    zoneout: float = 0.0,
 ) -> GRU:
     """A `trigru.GRU`, variant "torch", from `haste_pytorch.GRU(...).state_dict()` as keyword arguments.
 
-    DropConnect (dropout) and zoneout are left behind; zoneout acts in evaluation too, so a module trained with it
-    does not compute the same.
+    dropout, haste's DropConnect, is left behind: it acts in training only.
 
     Args:
         kernel: (input_size, 3 * hidden_size). recurrent_kernel: (hidden_size, 3 * hidden_size).
         bias, recurrent_bias: (3 * hidden_size,).
         batch_first: of the module; False is haste's default.
+        zoneout: the layer's, to be checked, as arrays do not tell: it acts in evaluation too, and must be 0.
 
     Raises:
-        ValueError: an array's shape, dtype or device is not what it must be.
+        ValueError: an array's shape, dtype or device is not what it must be; zoneout other than 0.
 
     Example:
         >>> trigru.convert.from_haste(np.ones((5, 21)), np.ones((7, 21)), np.ones(21), np.ones(21))
-        GRU(5, 7)
+        trigru.GRU(5, 7)
     """
+    if zoneout != 0:
+        raise ValueError(f"zoneout: expected 0, got {zoneout}: it mixes the states in evaluation too")
     w_ih, w_hh = kernels(kernel, recurrent_kernel)
     gates = (w_hh.shape[1],)
     b_ih, b_hh = tensor("bias", bias, gates, w_hh), tensor("recurrent_bias", recurrent_bias, gates, w_hh)

@@ -5,7 +5,8 @@ Gates are stacked z, r, n; kernels stand right of the product. https://keras.io/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,19 @@ import torch
 
 from ..modules import GRU
 from .reverse import ReverseGRU
-from .weights import Array, Module, Weights, array, build, kernels, one_layer, regate, tensor, variant_of
+from .weights import (
+    Array,
+    Module,
+    Weights,
+    array,
+    build,
+    expect_function,
+    kernels,
+    one_layer,
+    regate,
+    tensor,
+    variant_of,
+)
 
 
 def from_keras(weights: Sequence[Array], *, reset_after: bool = True, batch_first: bool = True) -> GRU:
@@ -34,9 +47,9 @@ def from_keras(weights: Sequence[Array], *, reset_after: bool = True, batch_firs
     Example:
         >>> kernel, recurrent_kernel, bias = np.ones((5, 21)), np.ones((7, 21)), np.ones((2, 21))
         >>> trigru.convert.from_keras([kernel, recurrent_kernel, bias])
-        GRU(5, 7, batch_first=True)
+        trigru.GRU(5, 7, batch_first=True)
         >>> trigru.convert.from_keras([kernel, recurrent_kernel], reset_after=False)
-        GRU(5, 7, bias=False, batch_first=True, variant='cho')
+        trigru.GRU(5, 7, bias=False, batch_first=True, variant='cho')
     """
     if len(weights) not in (2, 3, 4, 6):
         raise ValueError(
@@ -46,36 +59,97 @@ def from_keras(weights: Sequence[Array], *, reset_after: bool = True, batch_firs
     names = [""] if len(halves) == 1 else ["forward ", "backward "]
     layer = [_direction(name, half, reset_after) for name, half in zip(names, halves, strict=True)]
     if len(layer) == 2:
-        _expect_same_sizes(layer[1], layer[0])
+        _expect_alike(layer[1], layer[0])
     return build([layer], "torch" if reset_after else "cho", batch_first=batch_first)
 
 
 def from_keras_layer(layer: Any) -> GRU:
     """A `trigru.GRU`, batch_first, from a built Keras layer: GRU, GRUCell, or Bidirectional of a GRU.
 
-    Its dropout and recurrent_dropout, which act in training only, are left behind; so are return_sequences,
-    return_state and stateful, which are up to the caller of a `trigru.GRU`.
+    Of a Bidirectional layer both directions are checked. Activations are judged by their values, not by their names.
+
+    Left behind, as they change no result of inference: dropout and recurrent_dropout (with a UserWarning where they
+    are not 0), regularizers, constraints, initializers, seed and trainable, which act in training; unroll, use_cudnn
+    and implementation, which are ways to the same numbers. Up to the caller of a `trigru.GRU`: return_sequences and
+    return_state (it returns both), initial_state (hx), a mask (a PackedSequence) and what zero_output_for_mask puts
+    there.
 
     Raises:
         ValueError: the layer computes what no `trigru.GRU` does: other activations, go_backwards (whose outputs come
-            in reverse order), a merge_mode other than "concat".
+            in reverse order), stateful, a merge_mode other than "concat", directions that differ in reset_after,
+            use_bias or units; or it is not built.
+        TypeError: another layer, or a subclass, whose own code would be lost.
 
     Example, with Keras:
         layer = keras.layers.GRU(7, return_sequences=True)
         layer.build((None, None, 5))
         trigru.convert.from_keras_layer(layer)
     """
-    merge_mode = getattr(layer, "merge_mode", "concat")
-    if merge_mode != "concat":
-        raise ValueError(f"merge_mode: expected 'concat', got {merge_mode!r}")
-    inner = getattr(layer, "forward_layer", layer)
+    kind = _kind(layer)
+    if kind != "Bidirectional":
+        halves = {"": layer}
+    else:
+        if layer.merge_mode != "concat":
+            raise ValueError(f"merge_mode: expected 'concat', got {layer.merge_mode!r}")
+        halves = {"forward_layer.": layer.forward_layer, "backward_layer.": layer.backward_layer}
+    for prefix, half in halves.items():
+        _expect_plain(prefix, half)
+    first, *others = halves.values()
+    for option in ("units", "use_bias", "reset_after"):
+        for other in others:
+            got, want = getattr(other, option), getattr(first, option)
+            if got != want:
+                raise ValueError(f"backward_layer.{option}: expected {want!r} as the forward layer, got {got!r}")
+    if not layer.get_weights():
+        raise ValueError("layer: expected one that is built, got one without weights: call it, or layer.build(...)")
+    return from_keras(layer.get_weights(), reset_after=first.reset_after)
+
+
+def _kind(layer: Any, expected: Sequence[str] = ("GRU", "GRUCell", "Bidirectional")) -> str:
+    """The name of a class of Keras itself.
+
+    Raises:
+        TypeError: no layer of these, or a subclass.
+    """
+    cls = type(layer)
+    if cls.__name__ not in expected or cls.__module__.partition(".")[0] != "keras":
+        raise TypeError(
+            f"layer: expected keras.layers.{', '.join(expected[:-1]) + ' or ' if expected[1:] else ''}{expected[-1]} "
+            f"itself, got {cls.__module__}.{cls.__qualname__}: where it computes the same, pass layer.get_weights() to "
+            "from_keras"
+        )
+    return cls.__name__
+
+
+def _expect_plain(prefix: str, layer: Any) -> None:
+    """Raise, by name, unless one direction computes what `trigru.GRU` does."""
+    backwards = prefix == "backward_layer."
+    if prefix:
+        _kind(layer, ("GRU",))
     for name, wanted in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
-        got = getattr(getattr(inner, name), "__name__", repr(getattr(inner, name)))
-        if got != wanted:
-            raise ValueError(f"{name}: expected {wanted}, got {got}")
-    if getattr(inner, "go_backwards", False):
-        raise ValueError("go_backwards: expected False, got True: flip the input of a forward GRU in its place")
-    return from_keras(layer.get_weights(), reset_after=inner.reset_after)
+        expect_function(f"{prefix}{name}", getattr(layer, name), wanted, _call)
+    if getattr(layer, "go_backwards", False) != backwards:
+        hint = ": flip the input of a forward GRU in its place" if not prefix else ""
+        raise ValueError(f"{prefix}go_backwards: expected {backwards}, got {not backwards}{hint}")
+    if getattr(layer, "stateful", False):
+        raise ValueError(
+            f"{prefix}stateful: expected False, got True: a trigru.GRU keeps no state between calls, hx is it; "
+            "from_keras(layer.get_weights()) converts the weights"
+        )
+    for name in ("dropout", "recurrent_dropout"):
+        if getattr(layer, name):
+            warnings.warn(
+                f"{prefix}{name}={getattr(layer, name)} is left behind: it acts within the layer in training, where "
+                "trigru.GRU has none",
+                stacklevel=3,
+            )
+
+
+def _call(activation: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
+    """An activation's values on an array of numpy; whoever has a layer of Keras has Keras."""
+    import keras
+
+    return keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(x)))
 
 
 def to_keras(module: Module) -> list[np.ndarray]:
@@ -113,9 +187,13 @@ def _direction(prefix: str, weights: Sequence[Array], reset_after: bool) -> Weig
     return Weights(regate(kernel.T), regate(recurrent.T), b_ih, b_hh)
 
 
-def _expect_same_sizes(backward: Weights, forward: Weights) -> None:
+def _expect_alike(backward: Weights, forward: Weights) -> None:
     if backward.sizes != forward.sizes:
         raise ValueError(
             f"backward kernel: expected input_size and hidden_size {forward.sizes} as the forward layer, "
             f"got {backward.sizes}"
         )
+    for what in ("dtype", "device"):
+        got, want = getattr(backward.w_hh, what), getattr(forward.w_hh, what)
+        if got != want:
+            raise ValueError(f"backward kernel: expected {what} {want} as the forward layer, got {got}")

@@ -40,7 +40,7 @@ def from_concatenated(
     Example:
         >>> W_r, W_z, W_h = torch.randn(3, 7, 7 + 5)
         >>> trigru.convert.from_concatenated(W_r, W_z, W_h)
-        GRU(5, 7, bias=False, variant='chung')
+        trigru.GRU(5, 7, bias=False, variant='chung')
     """
     first = tensor("W_r", W_r, ("hidden_size", "hidden_size + input_size"))
     hidden_size, width = first.shape

@@ -84,11 +84,11 @@ def stack_layers(modules: Sequence[GRU | nn.GRU], *, dropout: float = 0.0) -> GR
     """One `trigru.GRU` of several layers, from modules of one layer or more, the first nearest to the input.
 
     Args:
-        modules: alike but for input_size; batch_first is that of the first.
-        dropout: between the layers, as `nn.GRU`.
+        modules: one or more, alike but for input_size; batch_first, schedule and memory are those of the first.
+        dropout: between the layers, as `nn.GRU`; in place of what the modules have between theirs.
 
     Raises:
-        ValueError: what must be alike is not; a layer's input_size is not what the layer below puts out.
+        ValueError: no modules; what must be alike is not; a layer's input_size is not what the layer below puts out.
         TypeError: a module is no GRU.
 
     Example:
@@ -97,6 +97,8 @@ def stack_layers(modules: Sequence[GRU | nn.GRU], *, dropout: float = 0.0) -> GR
         >>> x = torch.randn(4, 2, 5)
         >>> torch.testing.assert_close(both(x)[0], above(below(x)[0])[0])
     """
+    if not modules:
+        raise ValueError("modules: expected one GRU or more, got none")
     first = modules[0]
     layers = [layer for module in modules for layer in _layers(module)]
     for index, module in enumerate(modules):
@@ -104,9 +106,9 @@ def stack_layers(modules: Sequence[GRU | nn.GRU], *, dropout: float = 0.0) -> GR
         width = first.hidden_size * len(layers[0])
         if index and module.input_size != width:
             raise ValueError(f"modules[{index}].input_size: expected {width}, got {module.input_size}")
-    if isinstance(first, ReverseGRU):
-        raise ValueError("modules[0]: expected a GRU that runs forward or both ways, got ReverseGRU")
-    return build(layers, variant_of(first), batch_first=first.batch_first, dropout=dropout)
+        if isinstance(module, ReverseGRU):
+            raise ValueError(f"modules[{index}]: expected a GRU that runs forward or both ways, got ReverseGRU")
+    return build(layers, variant_of(first), **{**_options(first), "dropout": dropout})
 
 
 def split_layers(module: GRU | nn.GRU) -> list[GRU]:
@@ -130,8 +132,8 @@ def join_directions(forward: GRU | nn.GRU, reverse: GRU | nn.GRU) -> GRU:
     """A bidirectional `trigru.GRU` of one layer, from two modules of one layer and one direction.
 
     Args:
-        forward, reverse: alike; batch_first is that of `forward`. `reverse` holds the weights for the sequence from its
-            end, in a trigru.GRU or a `ReverseGRU`.
+        forward, reverse: alike; batch_first, schedule and memory are those of `forward`. `reverse` holds the weights
+            for the sequence from its end, in a trigru.GRU or a `ReverseGRU`.
 
     Raises:
         ValueError: what must be alike is not; a module has several layers or directions.
@@ -150,10 +152,12 @@ def join_directions(forward: GRU | nn.GRU, reverse: GRU | nn.GRU) -> GRU:
         if len(layers) != 1 or len(layers[0]) != 1:
             raise ValueError(f"{name}: expected one layer and one direction, got {module}")
         directions += layers[0]
+    if isinstance(forward, ReverseGRU):
+        raise ValueError("forward: expected a GRU that runs forward, got ReverseGRU")
     _expect_alike("reverse", reverse, forward)
     if reverse.input_size != forward.input_size:
         raise ValueError(f"reverse.input_size: expected {forward.input_size}, got {reverse.input_size}")
-    return build([directions], variant_of(forward), batch_first=forward.batch_first)
+    return build([directions], variant_of(forward), **{**_options(forward), "dropout": 0.0})
 
 
 def split_directions(module: GRU | nn.GRU) -> tuple[GRU, GRU]:

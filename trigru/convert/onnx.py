@@ -6,6 +6,7 @@ Gates are stacked z, r, h. https://onnx.ai/onnx/operators/onnx__GRU.html
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from .weights import Array, Module, Weights, array, build, one_layer, regate, te
 if TYPE_CHECKING:
     import onnx
 
+_INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h")
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
@@ -45,7 +47,8 @@ def from_onnx(
         activations, clip: None, or those that a `trigru.GRU` has: Sigmoid and Tanh, no clipping.
 
     The node puts directions on an axis of their own, a `trigru.GRU` side by side. sequence_lens and initial_h are
-    inputs of a run: a PackedSequence and hx.
+    inputs of a run: a PackedSequence and hx. activation_alpha and activation_beta are no arguments: Sigmoid and Tanh
+    have none.
 
     Raises:
         ValueError: an array's shape, dtype or device, or an attribute, is not what it must be.
@@ -53,7 +56,7 @@ def from_onnx(
     Example:
         >>> W, R, B = np.ones((2, 21, 5)), np.ones((2, 21, 7)), np.ones((2, 42))
         >>> trigru.convert.from_onnx(W, R, B, direction="bidirectional")
-        GRU(5, 7, bidirectional=True, variant='cho')
+        trigru.GRU(5, 7, bidirectional=True, variant='cho')
         >>> trigru.convert.from_onnx(W[:1], R[:1], linear_before_reset=1, direction="reverse")
         ReverseGRU(5, 7, bias=False)
     """
@@ -66,6 +69,8 @@ def from_onnx(
         raise ValueError(f"activations: expected Sigmoid and Tanh for each direction, got {list(activations)}")
     if clip is not None:
         raise ValueError(f"clip: expected none, got {clip}")
+    if layout not in (0, 1):
+        raise ValueError(f"layout: expected 0 or 1, got {layout}")
     count = _DIRECTIONS[direction]
     r = tensor("R", R, (count, "3 * hidden_size", "hidden_size"))
     size = r.shape[2]
@@ -87,7 +92,7 @@ def to_onnx(module: Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     `onnx.helper.make_node("GRU", ["X", *arrays], ["Y", "Y_h"], **attributes)`; time-major, as layout 0, whatever the
     module's batch_first, since ONNX Runtime has no other layout. "chung" is written as "cho", with z negated. For
-    whole models see `trigru.onnx.translations`.
+    whole models there is `torch.onnx.export`.
 
     Raises:
         ValueError: several layers.
@@ -100,7 +105,7 @@ def to_onnx(module: Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         >>> attributes
         {'direction': 'forward', 'hidden_size': 7, 'linear_before_reset': 1}
         >>> trigru.convert.from_onnx(**arrays, **attributes)
-        GRU(5, 7)
+        trigru.GRU(5, 7)
     """
     layer = one_layer(module, ("torch", "cho"))
     stacked = {"W": [regate(w.w_ih) for w in layer], "R": [regate(w.w_hh) for w in layer]}
@@ -118,14 +123,17 @@ def to_onnx(module: Module) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def from_onnx_model(model: onnx.ModelProto, node: str | None = None) -> GRU:
     """A `trigru.GRU` from a GRU node of an ONNX model (`onnx.load`), as `from_onnx`. Needs the package onnx.
 
-    W, R and B may be initialisers, or computed from initialisers by other nodes.
+    W, R and B may be initialisers, or computed from initialisers by other nodes. sequence_lens and initial_h may be
+    inputs of the model, or depend on them: those of a run.
 
     Args:
         model: nodes of its main graph are found, not those inside a Loop or If.
         node: the node's name; None where there is only one GRU. `stack_layers` makes one module of several.
 
     Raises:
-        ValueError: no such node, or several; its weights depend on an input of the model; as `from_onnx`.
+        ValueError: no such node, or several; its weights depend on an input of the model; initial_h or sequence_lens
+            are constants of the model that change the result, which no module has; as `from_onnx`.
+        TypeError: no ModelProto.
 
     Example:
         >>> from onnx import TensorProto, helper, numpy_helper
@@ -136,17 +144,21 @@ def from_onnx_model(model: onnx.ModelProto, node: str | None = None) -> GRU:
         >>> weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
         >>> model = helper.make_model(helper.make_graph([node], "gru", [x], [y], weights))
         >>> trigru.convert.from_onnx_model(model)
-        GRU(5, 7, variant='cho')
+        trigru.GRU(5, 7, variant='cho')
     """
+    import onnx
     from onnx import helper
 
+    if not isinstance(model, onnx.ModelProto):
+        raise TypeError(f"model: expected an onnx.ModelProto, as onnx.load returns, got {type(model).__name__}")
     candidates = [found for found in model.graph.node if found.op_type == "GRU" and found.domain in ("", "ai.onnx")]
     chosen = [found for found in candidates if node is None or found.name == node]
     if len(chosen) != 1:
         names = [found.name for found in candidates]
         raise ValueError(f"node: expected the name of one GRU node of {names}, got {node!r}")
-    inputs = dict(zip(("W", "R", "B"), chosen[0].input[1:4], strict=False))
-    arrays = _constants(model, {key: name for key, name in inputs.items() if name})
+    inputs = dict(zip(_INPUTS, chosen[0].input, strict=False))
+    arrays = _constants(model, {key: inputs[key] for key in "WRB" if inputs.get(key)})
+    _expect_no_state_of_its_own(model, inputs.get("sequence_lens", ""), inputs.get("initial_h", ""))
     attributes: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in chosen[0].attribute}
     for parameter in ("activation_alpha", "activation_beta"):
         attributes.pop(parameter, None)  # Sigmoid and Tanh have none
@@ -157,12 +169,69 @@ def from_onnx_model(model: onnx.ModelProto, node: str | None = None) -> GRU:
     return from_onnx(arrays["W"], arrays["R"], arrays.get("B"), **attributes)
 
 
+def _expect_no_state_of_its_own(model: onnx.ModelProto, sequence_lens: str, initial_h: str) -> None:
+    """Raise ValueError for lengths or a state that the model itself holds, by name; "" where the node has none."""
+    lengths = _sources(model, sequence_lens)
+    if sequence_lens and not lengths.inputs and not lengths.shapes:
+        raise ValueError(
+            f"sequence_lens: expected an input of the model, got the constant {sequence_lens!r}: remove it from the "
+            "node and pass a PackedSequence"
+        )
+    state = _sources(model, initial_h)
+    held = [name for name, value in state.constants.items() if "float" in value.dtype.name and value.any()]
+    if held and not state.inputs:
+        raise ValueError(
+            f"initial_h: expected an input of the model, or zeros, got {initial_h!r}, which is made from the constant "
+            f"{held[0]!r}: remove it from the node and pass it as hx"
+        )
+
+
+@dataclass
+class _Sources:
+    """What a value of a graph is computed from."""
+
+    inputs: set[str]  # of the model
+    shapes: set[str]  # inputs of which the sizes alone are used
+    constants: dict[str, np.ndarray]
+
+
+def _sources(model: onnx.ModelProto, name: str) -> _Sources:
+    """The sources of a value; none for the empty name of an input that a node has not."""
+    from onnx import helper, numpy_helper
+
+    initialisers = {given.name: given for given in model.graph.initializer}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    found = _Sources(set(), set(), {})
+    seen: set[tuple[str, bool]] = set()
+    pending = [(name, False)]
+    while pending:
+        name, sizes = pending.pop()
+        if not name or (name, sizes) in seen:
+            continue
+        seen.add((name, sizes))
+        if name in initialisers:
+            if not sizes:
+                found.constants[name] = numpy_helper.to_array(initialisers[name])
+        elif name not in producers:
+            (found.shapes if sizes else found.inputs).add(name)
+        else:
+            node = producers[name]
+            pending += [(needed, sizes or node.op_type in ("Shape", "Size")) for needed in node.input]
+            if node.op_type in ("Constant", "ConstantOfShape") and not sizes:
+                for attribute in node.attribute:
+                    value = helper.get_attribute_value(attribute)
+                    is_tensor = hasattr(value, "data_type")
+                    found.constants[name] = numpy_helper.to_array(value) if is_tensor else np.asarray(value)
+    return found
+
+
 def _constants(model: onnx.ModelProto, wanted: dict[str, str]) -> dict[str, np.ndarray]:
     """Values of the model that depend on no input; wanted: by key their names in the graph."""
     from onnx import TypeProto, helper
     from onnx.reference import ReferenceEvaluator
 
     initialisers = {given.name: given for given in model.graph.initializer}
+    sparse = {given.values.name for given in model.graph.sparse_initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
     used, nodes = {}, {}
 
@@ -170,6 +239,8 @@ def _constants(model: onnx.ModelProto, wanted: dict[str, str]) -> dict[str, np.n
         """Collect what computes `name`, producers before their consumers."""
         if name in initialisers:
             used[name] = initialisers[name]
+        elif name in sparse:
+            raise ValueError(f"{name!r} is a sparse initialiser")
         elif name not in producers:
             raise ValueError(f"{name!r} is an input of the model, expected one that is not")
         elif (producer := producers[name]).output[0] not in nodes:

@@ -5,7 +5,7 @@ Gates are stacked r, z, n throughout, as in `nn.GRU`; each converter reorders at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -51,32 +51,29 @@ class Weights:
 
 # Arrays.
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def tensor(name: str, array: Array, shape: tuple[int | str, ...], like: Tensor | None = None) -> Tensor:
-    """`array` as a tensor of the same dtype.
+    """`array` as a dense tensor of the same dtype.
 
     shape: what is expected; a name in place of a size that any number fits.
     like: a tensor whose dtype and device are expected.
 
     Raises:
-        ValueError: the array of this name has another shape, dtype or device, or no floating dtype.
+        ValueError: the array of this name has another shape, dtype or device, or no floating dtype; it is ragged,
+            sparse, quantised, masked or empty, or has no values that can be read.
     """
-    if isinstance(array, Tensor):
-        given = array.detach()
-    else:
-        values = np.asarray(array)
-        if values.dtype.name == "bfloat16":  # of ml_dtypes; torch does not know it
-            given = torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16)
-        elif values.dtype.name in ("float16", "float32", "float64"):
-            given = torch.from_numpy(np.array(values, dtype=values.dtype.name))  # a copy in this machine's byte order
-        else:
-            raise ValueError(f"{name}: expected a floating dtype, got {values.dtype}")
+    given = _dense(name, array) if isinstance(array, Tensor) else _read(name, array)
     if not given.is_floating_point():
         raise ValueError(f"{name}: expected a floating dtype, got {given.dtype}")
+    if given.dtype not in _DTYPES:
+        raise ValueError(f"{name}: expected one of {', '.join(map(str, _DTYPES))}, got {given.dtype}")
     sizes = tuple(given.shape)
     if len(sizes) != len(shape) or any(isinstance(e, int) and e != s for e, s in zip(shape, sizes, strict=True)):
-        expected = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        raise ValueError(f"{name}: expected shape ({expected}), got {sizes}")
+        raise ValueError(f"{name}: expected shape {_shape(shape)}, got {sizes}")
+    if 0 in sizes:
+        raise ValueError(f"{name}: expected shape {_shape(shape)} without a size of 0, got {sizes}")
     if like is not None and given.dtype != like.dtype:
         raise ValueError(f"{name}: expected dtype {like.dtype} as the other arrays, got {given.dtype}")
     if like is not None and given.device != like.device:
@@ -84,11 +81,58 @@ def tensor(name: str, array: Array, shape: tuple[int | str, ...], like: Tensor |
     return given
 
 
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def _dense(name: str, given: Tensor) -> Tensor:
+    """A torch tensor whose values can be read as they are."""
+    kind = None
+    if given.is_nested:
+        kind = "a nested tensor"
+    elif given.is_quantized:
+        kind = f"a quantised tensor ({given.dtype})"
+    elif given.layout != torch.strided:
+        kind = f"layout {given.layout}"
+    elif given.is_meta:
+        kind = "a tensor without values, on device meta"
+    if kind is not None:
+        raise ValueError(f"{name}: expected a dense array, got {kind}")
+    return given.detach()
+
+
+def _read(name: str, array: Array) -> Tensor:
+    """A tensor of its own with the values of what is no torch tensor."""
+    if array is None:
+        raise ValueError(f"{name}: expected an array, got None")
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise ValueError(f"{name}: expected an array with all its values, got a masked one")
+    try:
+        values = np.asarray(array)
+    except Exception as error:  # whatever the other library raises, by its own words and without a name
+        kind = type(array).__name__
+        raise ValueError(f"{name}: expected an array, got {kind}, which numpy does not read: {error}") from error
+    if values.dtype.name == "bfloat16":  # of ml_dtypes; torch does not know it
+        return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16)
+    if values.dtype.name in ("float16", "float32", "float64"):
+        return torch.from_numpy(np.array(values, dtype=values.dtype.name))  # a copy in this machine's byte order
+    if values.dtype == object:
+        raise ValueError(f"{name}: expected an array of numbers, got {type(array).__name__}")
+    if "float" in values.dtype.name:
+        raise ValueError(f"{name}: expected one of {', '.join(map(str, _DTYPES))}, got {values.dtype}")
+    raise ValueError(f"{name}: expected a floating dtype, got {values.dtype}")
+
+
 def array(given: Tensor) -> np.ndarray:
     """A numpy array of its own with the tensor's values and dtype; bfloat16, which numpy has not, is ml_dtypes'."""
     given = given.detach().cpu().contiguous()
     if given.dtype == torch.bfloat16:
-        from ml_dtypes import bfloat16
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError as error:
+            raise ImportError(
+                "numpy has no bfloat16 of its own: pip install ml_dtypes, or convert in float32"
+            ) from error
 
         return given.view(torch.int16).numpy().copy().view(bfloat16)
     return given.numpy().copy()
@@ -100,6 +144,26 @@ def kernels(kernel: Array, recurrent: Array, names: tuple[str, str] = ("kernel",
     gates = 3 * recurrent.shape[0]
     recurrent = tensor(names[1], recurrent, (recurrent.shape[0], gates))
     return [tensor(names[0], kernel, ("input_size", gates), recurrent), recurrent]
+
+
+def expect_function(
+    name: str, function: Any, wanted: str, call: Callable[[Any, np.ndarray], Any] = lambda function, x: function(x)
+) -> None:
+    """Raise ValueError unless an activation of this name computes "tanh" or "sigmoid", whatever it calls itself.
+
+    call: its values at an array of numpy, as what `np.asarray` reads.
+    """
+    x = np.concatenate([np.linspace(-20, 22, 801), [-1e4, 1e4]]).astype(np.float32).reshape(11, 73)
+    exact = x.astype(np.float64)
+    want = np.tanh(exact) if wanted == "tanh" else (1 + np.tanh(exact / 2)) / 2
+    called = getattr(function, "__name__", None) or repr(function)
+    try:
+        got = np.asarray(call(function, x), dtype=np.float64)
+    except Exception as error:  # whatever the other library raises
+        raise ValueError(f"{name}: expected {wanted}, got {called}, which cannot be called: {error}") from error
+    if got.shape != want.shape or not np.allclose(got, want, rtol=1e-5, atol=2e-6):
+        other = f"another function of this name ({called})" if called == wanted else called
+        raise ValueError(f"{name}: expected {wanted}, got {other}")
 
 
 # Gates.
@@ -194,20 +258,43 @@ def layers_of(module: Module) -> list[list[Weights]]:
     """The weights of each layer and direction, detached.
 
     Raises:
-        TypeError: the module is no GRU.
+        TypeError: the module is no GRU, or has a forward of its own.
+        ValueError: a weight has not the shape of its layer, or not the dtype and device of the first.
     """
     # By what they hold: TorchRL has classes of its own.
     if isinstance(module, nn.RNNCellBase) and len(module.weight_hh) == 3 * module.hidden_size:
-        return [[_weights(module, _CELL_NAMES if module.bias else _CELL_NAMES[:2])]]
+        _expect_known_forward(module)
+        return [[_weights(module, _CELL_NAMES if module.bias else _CELL_NAMES[:2], module.input_size)]]
     if not (isinstance(module, nn.RNNBase) and module.mode == "GRU"):
         raise TypeError(f"module: expected a GRU or GRUCell of trigru or torch.nn, got {type(module).__name__}")
-    flat = [_weights(module, names) for names in module._all_weights]
+    _expect_known_forward(module)
     directions = 2 if module.bidirectional else 1
+    flat: list[Weights] = []
+    for index, names in enumerate(module._all_weights):
+        width = module.input_size if index < directions else directions * module.hidden_size
+        flat.append(_weights(module, names, width, flat[0].w_ih if flat else None))
     return [flat[i : i + directions] for i in range(0, len(flat), directions)]
 
 
-def _weights(module: nn.Module, names: Sequence[str]) -> Weights:
-    w_ih, w_hh, *biases = [getattr(module, name).detach() for name in names]
+def _expect_known_forward(module: Module) -> None:
+    """Raise TypeError where a class or an instance computes by code of its own, which weights do not hold."""
+    known = {cls.forward for cls in (GRU, GRUCell, nn.GRU, nn.GRUCell)}
+    theirs = type(module).__module__.partition(".")[0] == "torchrl"
+    if "forward" in vars(module) or not (theirs or type(module).forward in known):
+        raise TypeError(
+            f"module: expected a GRU or GRUCell of trigru or torch.nn, got {type(module).__name__} with a forward of "
+            "its own"
+        )
+
+
+def _weights(module: Module, names: Sequence[str], width: int, like: Tensor | None = None) -> Weights:
+    gates = 3 * module.hidden_size
+    shapes = [(gates, width), (gates, module.hidden_size), (gates,), (gates,)]
+    found: list[Tensor] = []
+    for name, shape in zip(names, shapes, strict=False):  # without biases, the names end before the shapes
+        found.append(tensor(name, getattr(module, name), shape, like))
+        like = found[0] if like is None else like
+    w_ih, w_hh, *biases = found
     b_ih, b_hh = biases or (None, None)
     return Weights(w_ih, w_hh, b_ih, b_hh)
 

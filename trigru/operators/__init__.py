@@ -22,7 +22,7 @@ from ..checks import check
 from ..layer import Call, Layer
 from ..planning.plan import Site, torch_serves
 from ..schedules.stack import empty_reserve, new_output, time_major
-from . import batching, compute, derivative, flops
+from . import batching, compute, derivative, exporters, flops
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
@@ -101,6 +101,7 @@ def _register() -> None:
         torch.library.register_vmap(f"trigru::{name}", batched, lib=_LIBRARY)
         for key in ("AutocastCPU", "AutocastCUDA"):
             _LIBRARY.impl(name, _without_autocast(getattr(torch.ops.trigru, name).default, key), key)
+    exporters.register(_LIBRARY)
 
 
 _register()
@@ -111,14 +112,18 @@ class _GRU(torch.autograd.Function):
     """The operator `gru` and its derivative without the dispatcher, whose Python layers cost some 100 us a call."""
 
     @staticmethod
-    def forward(ctx, forward: Recorded, batch_sizes, input, hx, *weights):  # type: ignore[no-untyped-def]
+    def forward(ctx, forward: Recorded, has_input: bool, batch_sizes, input, shape, hx, *weights):  # type: ignore[no-untyped-def]
         result = compute.forward(forward)
-        derivative.save(ctx, forward, result, ctx.needs_input_grad[4:])
+        if not has_input:
+            forward = forward._replace(call=forward.call._replace(input=shape))
+        derivative.save(ctx, forward, result, has_input)
         return result.output, result.h_n
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
-        return None, None, *derivative.differentiate(ctx, grad_output, grad_h_n, ctx.needs_input_grad[2:])
+        _, _, _, need_input, _, *needs = ctx.needs_input_grad
+        d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, [need_input, *needs])
+        return None, None, None, d_input, None, *others
 
 
 # What a profiler shows.
@@ -161,7 +166,9 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     if torch_serves(layer, site):
         return compute.by_torch(layer, weights, call)
     if site.recording:
-        return _GRU.apply(forward, call.batch_sizes, call.input, call.hx, *weights)
+        has_input = derivative.reads_input(forward, [w.requires_grad for w in weights])
+        shape = None if has_input else derivative.Shape.apply(call.input)
+        return _GRU.apply(forward, has_input, call.batch_sizes, call.input, shape, call.hx, *weights)
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):
             return compute.forward(forward)[:2]

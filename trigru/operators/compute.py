@@ -12,6 +12,8 @@ from ..checks import batch_sizes_of
 from ..layer import Call, Layer
 from ..planning.plan import Site, plan
 from ..schedules import stack
+from ..schedules.part import Part, Run
+from ..schedules.unsquash import share_of_input
 from .schema import Backward, Recorded
 
 
@@ -71,3 +73,31 @@ def by_torch(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tenso
         layer.batch_first,
     )
     return output.flip(dim) if layer.reverse else output, h_n
+
+
+def without_input(
+    layer: Layer, weights: Sequence[Tensor], call: Call, kept: Sequence[Tensor]
+) -> tuple[Call, list[Tensor]]:
+    """A call of the same results and derivatives, where all that is known of the input is what the first layer's gates
+    tell. kept: gates and states of each of its directions.
+
+    The input's share of the pre-activations becomes the input, beside zeros that have the input's derivative; weights
+    of ones pass it on."""
+    steps = stack.steps_of(layer, call)
+    width, size = 4 if layer.bias else 2, 3 * layer.hidden_size
+    of_input = weights[: width * layer.directions : width]
+    with torch.no_grad():
+        shares = []
+        plans = plan(layer, site_of(layer, call))
+        for direction in range(layer.directions):
+            part = Part(plans[0], layer.variant, layer.runs_backwards(direction), True)
+            gates, states = kept[2 * direction : 2 * direction + 2]
+            run = Run(call.input, call.hx[direction], steps, states)
+            shares.append(share_of_input(part, layer.weights_of(weights, direction), run, gates))
+        known = torch.cat(shares, 1)
+    x = stack.time_major(layer, call, call.input)
+    zeros = torch.nn.functional.linear(x - x.detach(), torch.cat(list(of_input)))
+    ones = torch.eye(size * layer.directions, dtype=known.dtype, device=known.device)
+    given = list(weights)
+    given[: width * layer.directions : width] = ones.split(size)
+    return call._replace(input=known.view(zeros.shape) + zeros), given

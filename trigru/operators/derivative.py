@@ -14,16 +14,32 @@ from . import batching, compute, plain
 from .schema import Backward, Recorded, flat_backward, recorded, recorded_backward
 
 
-def save(ctx, forward: Recorded, result: Result, need_weights: Sequence[bool]) -> None:  # type: ignore[no-untyped-def]
-    """Keep what the derivative needs, and nothing else: the input only where an input weight of the first layer needs a
-    gradient, or where gates are computed again."""
-    layer, weights, call, first_kept = forward
+class Shape(torch.autograd.Function):
+    """A tensor of the input's shape, without its memory, by which second derivatives find their way to the input."""
+
+    @staticmethod
+    def forward(ctx, input):  # type: ignore[no-untyped-def]
+        return input.new_empty(()).expand(input.shape)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad
+
+
+def reads_input(forward: Recorded, need_weights: Sequence[bool]) -> bool:
+    """Whether the derivative reads the input: where an input weight of the first layer needs a gradient, or where gates
+    are computed again."""
+    layer, weights, _, first_kept = forward
     of_input = need_weights[: len(weights) // layer.num_layers : 4 if layer.bias else 2]
-    has_input = first_kept == 0 and (layer.memory == "recompute" or any(of_input))
-    input = call.input if has_input else call.input.new_empty(()).expand(call.input.shape)
-    states = [result.output] if shares_output(layer, call.input.device) else []
+    return first_kept == 0 and (layer.memory == "recompute" or any(of_input))
+
+
+def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # type: ignore[no-untyped-def]
+    """Keep what the derivative needs, and nothing else. The call's input may be one of its shape alone."""
+    layer, weights, call, first_kept = forward
+    states = [result.output] if shares_output(layer, call.hx.device) else []
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, call.hx, call.batch_sizes, *weights, *result.reserve, *states)
+    ctx.save_for_backward(call.input, call.hx, call.batch_sizes, *weights, *result.reserve, *states)
     ctx.recorded = (layer, len(weights), first_kept, has_input)
 
 
@@ -51,7 +67,14 @@ def differentiate(  # type: ignore[no-untyped-def]
 def setup_forward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     """For autograd on the operator `gru`."""
     forward = recorded(*inputs)
-    save(ctx, forward, Result(*output), ctx.needs_input_grad[2 : 2 + len(forward.weights)])
+    input = forward.call.input
+    has_input = reads_input(forward, ctx.needs_input_grad[2 : 2 + len(forward.weights)])
+    # No second derivative is taken of what a compiler traces.
+    if not has_input and ctx.needs_input_grad[0] and type(input) in plain.PLAIN_TYPES:
+        has_input = True
+    if not has_input:
+        forward = forward._replace(call=forward.call._replace(input=Shape.forward(ctx, input)))
+    save(ctx, forward, Result(*output), has_input)
 
 
 def backward_of_forward(ctx, grad_output, grad_h_n, _grads_of_reserve=None):  # type: ignore[no-untyped-def]
@@ -67,22 +90,21 @@ def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     backward = recorded_backward(*inputs)
     layer, weights, call, first_kept = backward.forward
     masks = masks_of(layer, backward.reserve, first_kept, call.input.dtype)
+    has_input = backward.has_input or first_kept > 0
     input = backward.reserve[0] if first_kept else call.input
+    gates = [] if has_input else backward.reserve[: 2 * layer.directions]  # of the first layer, and its states
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *weights, *masks)
-    ctx.recorded = (layer, len(weights), first_kept, backward.has_input or first_kept > 0, list(backward.needs))
+    tensors = (backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *weights)
+    ctx.save_for_backward(*tensors, *gates, *masks)
+    ctx.recorded = (layer, len(weights), first_kept, has_input, list(backward.needs))
 
 
 def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type: ignore[no-untyped-def]
     """The first derivatives, taken through the reference, are differentiated again."""
     layer, count, first_kept, has_input, needs = ctx.recorded
-    if not has_input:
-        raise RuntimeError(
-            "input: was not kept, because no weight of the first layer needs a gradient, and its second derivative is "
-            "asked for; memory='recompute' keeps it"
-        )
     grad_output, grad_h_n, input, hx, batch_sizes, *others = ctx.saved_tensors
-    weights, masks = others[:count], others[count + first_kept :]
+    weights, others = others[:count], others[count:]
+    gates, masks = ([], others) if has_input else (others[: 2 * layer.directions], others[2 * layer.directions :])
     higher, skipped = torch.is_grad_enabled(), first_kept * layer.directions
     upper = replace(layer, num_layers=layer.num_layers - first_kept, input_size=input.shape[-1])
     if first_kept:  # nothing below takes a gradient; what goes into the layer above is laid out by steps
@@ -94,10 +116,13 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
             for x in (grad_output, grad_h_n, input, hx, *weights)
         ]
         grad_output, grad_h_n, input, hx, *weights = primals
-        call = Call(input, hx[skipped:], batch_sizes)
-        output, h_n = compute.by_reference(upper, weights[-count // layer.num_layers * upper.num_layers :], call, masks)
+        call, given_weights = Call(input, hx[skipped:], batch_sizes), weights[count // layer.num_layers * first_kept :]
+        if not has_input:
+            call, given_weights = compute.without_input(layer, given_weights, call, gates)
+            upper = replace(upper, input_size=call.input.shape[-1], batch_first=False)
+        output, h_n = compute.by_reference(upper, given_weights, call, masks[first_kept:])
         if upper.batch_first != layer.batch_first:
-            output = time_major(layer, call, output)
+            output = time_major(layer, call, output)  # the other way round, it is the same
         upstream = (grad_output, None if grad_h_n is None else grad_h_n[skipped:])
         used = [(out, grad) for out, grad in zip((output, h_n), upstream, strict=True) if grad is not None]
         asked = [(x, i) for i, (x, need) in enumerate(zip(primals[2:], needs, strict=True)) if need]

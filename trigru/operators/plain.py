@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-_PLAIN_TYPES = frozenset((Tensor, Parameter))
+PLAIN_TYPES = frozenset((Tensor, Parameter))
 # Under vmap: torch.func's, or the older one by which autograd batches gradients.
 _is_batched = torch._C._functorch.is_batchedtensor
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
@@ -26,7 +26,7 @@ def is_plain(tensors: Iterable[Tensor | None]) -> bool:
     ):
         return False
     for x in tensors:  # no any(...), which takes as long again
-        if x is not None and (type(x) not in _PLAIN_TYPES or x.is_meta or _is_batched(x) or is_legacy_batched(x)):
+        if x is not None and (type(x) not in PLAIN_TYPES or x.is_meta or _is_batched(x) or is_legacy_batched(x)):
             return False
     return True
 

@@ -20,7 +20,7 @@ def why_unusable() -> str | None:
 
         version = str(triton.__version__)
     except Exception as error:  # a package that is broken may raise anything
-        said = " ".join(str(error).split()) or "no message"
+        said = " ".join(str(error).split()).rstrip(".") or "no message"
         return f"triton is installed but cannot be imported: {type(error).__name__}: {said}"
     found = re.match(r"(\d+)\.(\d+)", version)
     if found is None or (int(found[1]), int(found[2])) < OLDEST:

@@ -1,0 +1,56 @@
+"""`Leaf`: a module that is one piece to torch's tools, and says so where a tool would look inside or pass it over."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NoReturn
+
+from torch import fx, nn
+
+
+class _Qconfig:
+    """The attribute that torch.ao.quantization gives each module, by its class, before it replaces those it knows."""
+
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            return self
+        try:
+            return vars(module)["qconfig"]
+        except KeyError:
+            raise AttributeError("qconfig") from None
+
+    def __set__(self, module: nn.Module, value: Any) -> None:
+        vars(module)["qconfig"] = value
+        warnings.warn(
+            f"torch.ao.quantization knows modules by their class and leaves trigru.{type(module).__name__} in float: "
+            "call trigru.unswap(model) before it, which makes it torch.nn's",
+            stacklevel=3,
+        )
+
+    def __delete__(self, module: nn.Module) -> None:
+        vars(module).pop("qconfig", None)
+
+
+class Leaf(nn.Module):
+    """Base of trigru's modules."""
+
+    qconfig = _Qconfig()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script asks of a module first."""
+        name = type(self).__name__
+        raise NotImplementedError(
+            f"trigru.{name}: torch.jit.script cannot compile it. Call trigru.unswap(model) before it, which makes it "
+            f"torch.nn.{name}, or use torch.jit.trace, torch.export or torch.compile"
+        )
+
+    def _traced(self, input: fx.Proxy, hx: Any) -> Any:
+        """A call that torch.fx traces: of this module as it is, like one of torch.nn."""
+        tracer: Any = input.tracer
+        if getattr(tracer, "root", None) is self:
+            raise fx.proxy.TraceError(
+                f"trigru.{type(self).__name__} is a leaf: torch.fx traces a model that has it, not the module alone"
+            )
+        return tracer.create_proxy(
+            "call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), {}
+        )
