@@ -125,6 +125,35 @@ def test_dropout_draws_the_numbers_that_nn_draws_on_a_cpu(packed, bidirectional,
     assert_same(found[1], found[0])
 
 
+@pytest.mark.parametrize("seq_len", [1, 2, 20])
+@pytest.mark.parametrize("recording", [True, False])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_draws_the_same_numbers_for_slices_and_transposes(batch_first, recording, seq_len):
+    """The mask goes by sizes, not by where the input or the state lies in memory."""
+    x = torch.randn(16, 2 * seq_len, 3)[:, ::2]
+    given = x if batch_first else x.transpose(0, 1)
+    hx = torch.randn(3, 8, 16).transpose(1, 2)
+    found = []
+    for cls in (nn.GRU, trigru.GRU):
+        torch.manual_seed(1)
+        module = cls(3, 8, num_layers=3, batch_first=batch_first, dropout=0.3)
+        torch.manual_seed(2)
+        with torch.set_grad_enabled(recording):
+            found.append(module(given, hx))
+    assert_same(found[1], found[0])
+
+
+@pytest.mark.parametrize("seq_len", [1, 20])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
+def test_results_are_views_of_nothing(options, seq_len):
+    for recording in (True, False):
+        with torch.set_grad_enabled(recording):
+            results = trigru.GRU(5, 7, **options)(torch.randn(seq_len, seq_len, 5))
+        for result in results:
+            assert not result._is_view()
+            result.detach_()
+
+
 def test_dropout_at_its_ends_and_where_it_cannot_act():
     x = torch.randn(4, 3, 5)
     layer = trigru.GRU(5, 7, num_layers=2, dropout=1.0)

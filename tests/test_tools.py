@@ -89,3 +89,19 @@ def test_a_trace_runs_at_other_lengths(options, recording):
         x = torch.randn(20, 2, 4) if not layer.batch_first else torch.randn(12, 5, 4)
         for got, want in zip(traced(x), layer(x), strict=True):
             torch.testing.assert_close(got, want)
+
+
+def test_a_second_import_takes_the_operators_over():
+    code = """
+import sys, torch, trigru
+first = trigru.GRU(4, 6)
+for name in [m for m in sys.modules if m.split(".")[0] == "trigru"]:
+    del sys.modules[name]
+import trigru
+for layer in (trigru.GRU(4, 6), first):
+    x = torch.randn(20, 2, 4, requires_grad=True)
+    torch.autograd.gradgradcheck(lambda x: layer.double()(x)[0], (x[:3].detach().double().requires_grad_(),))
+    with torch.autocast("cpu", torch.bfloat16):
+        layer.float()(x)[0].sum().backward()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,13 @@ class Explanation:
         return f"schedule {self.schedule!r}, variant {self.variant!r}, {self.dtype} on {self.device}: {self.reason}"
 
 
+class Explanations(dict[str, "Explanation"]):
+    """What each GRU of a model does, by its name in the model; printed, a line each."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {found}" for name, found in self.items()) or "no trigru.GRU and no trigru.GRUCell"
+
+
 CELL_REASONS = {
     "cell": "a single step on a CPU has nothing to hoist: torch operations run it, and autograd their derivatives",
     "reference": "under autocast the reference runs a single step on a CPU, so that each of its products is cast",
@@ -38,16 +46,27 @@ CELL_REASONS = {
 }
 
 
-def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, **kwargs: Any) -> Explanation:
+@overload
+def explain(call: GRU | GRUCell, input: Tensor | PackedSequence, *args: Any, **kwargs: Any) -> Explanation: ...
+@overload
+def explain(call: nn.Module, input: Any, *args: Any, **kwargs: Any) -> Explanations: ...
+@overload
+def explain(call: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Explanation: ...
+def explain(call: Any, input: Any, *args: Any, **kwargs: Any) -> Explanation | Explanations:
     """Say which schedule runs, on which device and dtype, and in one sentence why; nothing is computed.
 
     Args:
-        call: a `trigru.GRU`, a `trigru.GRUCell`, or the function `trigru.gru`.
+        call: a `trigru.GRU`, a `trigru.GRUCell`, or the function `trigru.gru`. Or a model that holds such modules: it
+            is called once, as it is, to see what reaches them, and its buffers and torch's random numbers are put back.
         input: what it would be called with.
-        args, kwargs: the other arguments of the call; needed for `trigru.gru` alone, which is planned by its h0.
+        args, kwargs: the other arguments of the call; of `trigru.gru`, which is planned by its h0, the weights may be
+            left out.
+
+    Returns:
+        An Explanation; for a model, one for the first call of each of its modules, by name.
 
     Raises:
-        TypeError: `call` is none of these.
+        TypeError: `call` is none of these; an nn.GRU, which `trigru.swap` would turn into one.
         RuntimeError: a schedule was asked for by name that cannot run here.
 
     Example:
@@ -58,6 +77,9 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
         '..., so torch operations run'
         >>> print(trigru.explain(trigru.GRU(8, 16), torch.randn(5, 2, 8)).reason)
         on a CPU torch's own is faster for so short a sequence
+        >>> model = nn.Sequential(nn.Linear(4, 8), trigru.GRU(8, 16))
+        >>> trigru.explain(model, torch.randn(50, 2, 4))["1"].schedule
+        'eager'
     """
     if isinstance(call, GRUCell) and isinstance(input, Tensor):
         return _explain_cell(call, input)
@@ -69,9 +91,12 @@ def explain(call: nn.Module | Any, input: Tensor | PackedSequence, *args: Any, *
             rows = 3 * h0.shape[1]
             kwargs |= {"w_ih": input.new_empty(rows, input.shape[-1]), "w_hh": input.new_empty(rows, h0.shape[1])}
         records = records_of(input, *args, **kwargs)
+    elif isinstance(call, nn.Module) and not isinstance(call, (nn.RNNBase, nn.RNNCellBase)):
+        return _of_model(call, input, *args, **kwargs)
     else:
-        kind = "a trigru.GRU, a trigru.GRUCell or trigru.gru, the last two with a tensor"
-        raise TypeError(f"call: expected {kind}, got {type(call).__name__} and {type(input).__name__}")
+        kind = "a trigru.GRU, a trigru.GRUCell, a model of them or trigru.gru"
+        got = f"{type(call).__module__}.{type(call).__qualname__} and {type(input).__name__}"
+        raise TypeError(f"call: expected {kind}, got {got}; trigru.swap makes nn.GRU a trigru.GRU")
     layer, _, given = records
     site = site_of(*records)
     first, *_ = plan(layer, site)
@@ -82,6 +107,30 @@ def _of_module(module: GRU, input: Tensor | PackedSequence, hx: Tensor | None = 
     if isinstance(input, PackedSequence):
         return module._records(input.data, hx, input.batch_sizes, input.sorted_indices)
     return module._records(input, hx)
+
+
+def _of_model(model: nn.Module, *args: Any, **kwargs: Any) -> Explanations:
+    found = Explanations()
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, (GRU, GRUCell)):
+
+            def look(called: Any, given: tuple[Any, ...], named: dict[str, Any], name: str = name) -> None:
+                if name not in found:
+                    found[name] = explain(called, *given, **named)
+
+            hooks.append(module.register_forward_pre_hook(look, with_kwargs=True))
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng():
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    return found
 
 
 def _explain_cell(cell: GRUCell, input: Tensor) -> Explanation:
