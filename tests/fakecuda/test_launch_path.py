@@ -14,6 +14,7 @@ import trigru
 from trigru.kernels import launch, persistent, watch
 from trigru.kernels.config import persistent_config
 from trigru.kernels.errors import KernelTimeout
+from trigru.kernels.recurrence import Operands, Recurrence
 from trigru.kernels.steps import Steps
 
 HALF = torch.float16
@@ -26,26 +27,22 @@ def _nothing_expired():
         watch.check()
 
 
-def forward(seq_len=3, batch=3, hidden_size=64, steps=None, h0=None, device="cuda", waits=None, **config):
-    """`persistent.forward` on random tensors."""
+def forward(seq_len=3, batch=3, hidden_size=64, steps=None, h0=None, device="cuda", **config):
+    """`persistent.forward` on random tensors. config: fields of it."""
     steps = Steps.padded(seq_len, batch) if steps is None else steps
 
     def random(*shape):
         return torch.randn(*shape, device=device, dtype=HALF)
 
-    return persistent.forward(
+    config = replace(persistent_config(HALF, batch, hidden_size), **config)
+    operands = Operands(
         random(steps.num_rows, 3 * hidden_size),
         random(steps.batch, hidden_size) if h0 is None else h0,
         random(3 * hidden_size, hidden_size) / 8,
         random(hidden_size),
         steps,
-        variant="torch",
-        reverse=False,
-        save=True,
-        precision="ieee",
-        config=replace(persistent_config(HALF, batch, hidden_size), **config),
-        **(waits or {}),
     )
+    return persistent.forward(Recurrence("torch", False, "ieee", config), operands, True)
 
 
 @pytest.mark.parametrize("schedule", ["stepwise", "resident", "persistent"])
@@ -88,7 +85,7 @@ SHORT = {"spins": 1}  # a wait that gives up at once
 
 def test_an_expired_wait_is_reported_by_the_next_launch():
     fakecuda.options["quantum"] = 50_000  # a program looks many times before another one runs
-    forward(waits=SHORT)
+    forward(**SHORT)
     torch.cuda.synchronize()
     fakecuda.options["quantum"] = 200
     with pytest.raises(KernelTimeout, match="forward_torch"):
@@ -100,7 +97,7 @@ def test_an_expired_wait_in_a_graph():
     forward()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        forward(waits=SHORT)
+        forward(**SHORT)
     fakecuda.options["quantum"] = 50_000
     for _ in range(2):
         graph.replay()

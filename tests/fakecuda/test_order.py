@@ -111,6 +111,18 @@ def test_ways_to_order_streams(work, how):
     assert torch.equal(y.cpu(), torch.full((64,), 6.0))
 
 
+def test_order_is_not_checked_where_that_is_turned_off():
+    x, y = pair()
+    fakecuda.check_order(False)
+    try:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            x.fill_(3)
+        operation(x, y)
+    finally:
+        torch.cuda.synchronize()
+        fakecuda.check_order(True)
+
+
 def test_two_streams_may_read_and_may_write_apart():
     x, y = pair()
     side = torch.cuda.Stream()

@@ -211,6 +211,9 @@ def backward(
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
     steps, directions = steps_of(layer, call), layer.directions
+    if shares_output(layer, call.input.device):  # as rows, like the other states
+        *others, output = reserve
+        reserve = [*others, time_major(layer, call, output).reshape(steps.num_rows, layer.hidden_size)]
     entry, kept = _unfold(layer, reserve, first_kept)
     need_input, need_hx, *need_weights = wanted.needs
     width = 4 if layer.bias else 2
