@@ -51,11 +51,14 @@ def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gr
     args, constexprs = derivatives.arguments(operands, kept) | {"H": hidden_size}, _constexprs(run)
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
     first_tiles = constexprs | {"VARIANT": run.variant}
+    grid, sequences = (0, 0), 0
     row_after = count_after = 0
     for row, count, row_before, carried in [*reversed(list(operands.steps.walk(run.reverse))), (0, 0, 0, 0)]:
         here = {"row": row, "count": count, "row_before": row_before, "carried": carried}
         after = {"row_after": row_after, "count_after": count_after, "extent": hidden_size if count_after else 0}
-        grid = config.grid(hidden_size, max(count, count_after))
+        if max(count, count_after) != sequences:
+            sequences = max(count, count_after)
+            grid = config.grid(hidden_size, sequences)
         _start(bptt_step, grid, first | here | after, first_tiles, config)
         if run.variant != "torch" and count:
             _start(bptt_reset_step, config.grid(hidden_size, count), args | here, constexprs, config)
