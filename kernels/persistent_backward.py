@@ -82,7 +82,7 @@ def backward_torch(
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
     d_an_ptr,  # (N, H), filled with the reserved pattern: derivative by W_hn h + b_hn
-    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     T,
     B,
@@ -158,7 +158,7 @@ def backward_reset_first(
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
-    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     T,
     B,

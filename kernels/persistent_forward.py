@@ -61,7 +61,7 @@ def forward_torch(
     b_hn_ptr,  # (H,) or None
     output_ptr,  # (N, H), filled with the reserved pattern
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
-    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     T,
     B,
@@ -115,7 +115,7 @@ def forward_reset_first(
     output_ptr,  # (N, H), filled with the reserved pattern
     reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
-    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     T,
     B,

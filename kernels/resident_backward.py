@@ -15,7 +15,7 @@ def bptt_kernel(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
-    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n
     d_state_ptr,  # (B, H) float32: in, derivative by h_n; out, by h0

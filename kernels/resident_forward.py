@@ -34,7 +34,7 @@ def forward_kernel(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     b_hn_ptr,  # (H,), "torch" only, or None
-    offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n; or None
     T,

@@ -51,11 +51,11 @@ class Steps:
         counts = self.counts[first:last]
         return Steps(counts, tuple(row - start for row in self.offsets[first : last + 1]), counts[0], self.packed)
 
-    def row_offsets(self, device: torch.device) -> Tensor:
-        """For a packed sequence `offsets` on `device`, int64; else a placeholder that no kernel reads, since t * batch
-        is the offset. Can be captured in a CUDA graph."""
+    def row_offsets(self, device: torch.device) -> Tensor | None:
+        """For a packed sequence `offsets` on `device`, int64; else None, since t * batch is the offset. Can be captured
+        in a CUDA graph."""
         if not self.packed:
-            return torch.empty(1, dtype=torch.int64, device=device)
+            return None
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return self.computed_offsets(device)
         offsets = torch.tensor(self.offsets, dtype=torch.int64, pin_memory=device.type == "cuda")

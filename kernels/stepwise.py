@@ -34,8 +34,10 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
             (reset_update_step, args | {"h0_ptr": h0}, constexprs),
             (candidate_step, args, constexprs | {"VARIANT": run.variant}),
         ]
+    grid, sequences = (0, 0), 0
     for row, count, row_before, carried in operands.steps.walk(run.reverse):
-        grid = config.grid(h0.shape[1], count)
+        if count != sequences:
+            grid, sequences = config.grid(h0.shape[1], count), count
         here = {"row": row, "count": count, "row_before": row_before, "carried": carried}
         for kernel, fixed, tiles in kernels:
             _start(kernel, grid, fixed | here, tiles, config)
@@ -49,11 +51,15 @@ def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gr
     args, constexprs = derivatives.arguments(operands, kept) | {"H": hidden_size}, _constexprs(run)
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
     first_tiles = constexprs | {"VARIANT": run.variant}
+    grid, sequences = (0, 0), 0
     row_after = count_after = 0
     for row, count, row_before, carried in [*reversed(list(operands.steps.walk(run.reverse))), (0, 0, 0, 0)]:
         here = {"row": row, "count": count, "row_before": row_before, "carried": carried}
         after = {"row_after": row_after, "count_after": count_after, "extent": hidden_size if count_after else 0}
-        _start(bptt_step, config.grid(hidden_size, max(count, count_after)), first | here | after, first_tiles, config)
+        if max(count, count_after) != sequences:
+            sequences = max(count, count_after)
+            grid = config.grid(hidden_size, sequences)
+        _start(bptt_step, grid, first | here | after, first_tiles, config)
         if run.variant != "torch" and count:
             _start(bptt_reset_step, config.grid(hidden_size, count), args | here, constexprs, config)
         row_after, count_after = row, count
