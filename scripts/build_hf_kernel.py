@@ -137,8 +137,8 @@ def build(out: Path, repo_id: str) -> list[Path]:
         variant.mkdir(parents=True)
         identity = f"_{NAME}_{backend}_{version}"
         written = {name: NAMESPACES.sub(identity, text) for name, text in files.items()}
-        if f'Library("{identity}"' not in written["operators.py"]:
-            raise RuntimeError('trigru/operators.py: expected the operators\' namespace in Library("trigru", ...)')
+        if f'Library("{identity}"' not in written["operators/schema.py"]:
+            raise RuntimeError('trigru/operators/schema.py: expected the namespace in Library("trigru", ...)')
         written[f"{NAME}/__init__.py"] = FOR_OLD_VERSIONS
         for name, text in written.items():
             path = variant / name

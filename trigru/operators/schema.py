@@ -32,12 +32,11 @@ SCHEMAS = {
 
 def new_library() -> torch.library.Library:
     """The library that owns the operators. One that an earlier import of the package in this process has left behind
-    (its modules taken out of sys.modules) gives way."""
-    kept = torch.library.__dict__.setdefault("_trigru_libraries", [])  # outlives the modules; never collected
-    if kept:
-        kept[-1]._destroy()
-    library = torch.library.Library("trigru", "DEF")
-    kept.append(library)
+    (its modules taken out of sys.modules) gives way; those of other namespaces stay."""
+    kept = torch.library.__dict__.setdefault("_trigru_libraries", {})  # outlives the modules; never collected
+    if "trigru::gru" in kept:
+        kept["trigru::gru"]._destroy()
+    library = kept["trigru::gru"] = torch.library.Library("trigru", "DEF")
     for name, schema in SCHEMAS.items():
         seeded = (torch.Tag.nondeterministic_seeded,) if name == "gru" else ()
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *seeded))

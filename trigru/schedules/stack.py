@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
@@ -48,7 +47,13 @@ class Wanted(NamedTuple):
 
 @functools.cache  # an import statement costs some 0.5 us a call
 def _module_of(schedule: str) -> ModuleType:
-    return import_module(".eager" if schedule == "eager" else ".fused", __package__)
+    if schedule == "eager":
+        from . import eager
+
+        return eager
+    from . import fused
+
+    return fused
 
 
 def shares_output(layer: Layer, device: torch.device) -> bool:
