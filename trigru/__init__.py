@@ -27,7 +27,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from .command.started import only_for_help
+from .started import only_for_help
 
 # The command prints its help without torch, whose import takes seconds.
 if TYPE_CHECKING or not only_for_help():
