@@ -31,7 +31,7 @@ from .started import only_for_help
 
 # The command prints its help without torch, whose import takes seconds.
 if TYPE_CHECKING or not only_for_help():
-    from . import exporters as _exporters
+    from . import exporters as _exporters  # noqa: F401  registers
     from .explain import explain
     from .functional import gru
     from .kernels.errors import KernelTimeout
