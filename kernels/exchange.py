@@ -25,15 +25,19 @@ bits: any NaN may travel. The cost is a barrier, an atomic operation, and a seco
 counter has yet to load. The gain is that nothing is compared and nothing has to be filled before the launch.
 
 Both. No deadlock: the launch is cooperative, so all programs run; a program publishes a step before it waits for values
-that need that step, so the program that is furthest behind never waits. Bounded: a wait that has looked SPINS times
-sets the error word; every other wait looks at the error word now and then and stops waiting too. A program that stopped
-waiting runs its remaining steps on what it has, without waiting: all leave. The host then raises `KernelTimeout` (see
-watch.py). The error word costs nothing while values arrive.
+that need that step, so the program that is furthest behind never waits. Bounded: a wait that has lasted TIMEOUT ticks
+of the GPU's clock sets the error word; every other wait looks at the error word now and then and stops waiting too. A
+program that stopped waiting runs its remaining steps on what it has, without waiting: all leave, and tell the host as
+they do (`report`), which raises `KernelTimeout` (see watch.py). Clock and error word are read only after many looks in
+vain. Why time, not looks: a wait is also slow where another kernel holds back this launch's programs, or a debugger.
 
 Who waits. On NVIDIA a wait is per thread, in inline assembly: in "data" each thread looks at the chunks that it
 multiplies (see fragments.py), and no program-wide reduction or barrier is needed; the host gives it rows of whole
 chunks. Where Triton's layout is not known (`by_thread`), a program looks at the whole tile until nothing is missing.
 """
+
+import functools
+import os
 
 import torch
 import triton
@@ -48,14 +52,37 @@ _WORDS_OF_A_LANE = tl.constexpr(words_of_a_lane())
 _BY_THREAD = tl.constexpr(waits_by_thread())
 ERROR_WORD = 4  # index in the status buffer; the words before it are zeros, and stay so
 STATUS_WORDS = tl.constexpr(8)
-SPINS = 1 << 22  # looks before a wait gives up; a look takes about a microsecond
-_LOOKS_PER_CHECK = 64  # of the error word
+SECONDS = 60.0  # that a wait goes on without what it waits for; TRIGRU_TIMEOUT in the environment replaces them
+_TICK = tl.constexpr(20)  # waits count in 2^20 ns, in 32 bits
+_LOOKS_PER_CHECK = 64  # of the error word and the clock
 
 
 def new_status(like: Tensor, flags: int = 0) -> Tensor:
     """A launch's status buffer: 16 bytes of zeros for loads that are masked off, then the error word; from
     STATUS_WORDS on the counters of protocol "flags"."""
     return torch.zeros(STATUS_WORDS.value + flags, dtype=torch.int32, device=like.device)
+
+
+@functools.cache
+def default_timeout() -> float:
+    """Seconds that a wait may last: those of TRIGRU_TIMEOUT as it was at the first call, or SECONDS.
+
+    Raises:
+        ValueError: TRIGRU_TIMEOUT is not a positive number of at most a million.
+    """
+    given = os.environ.get("TRIGRU_TIMEOUT", str(SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds <= 1e6:
+        raise ValueError(f"TRIGRU_TIMEOUT: expected a number of seconds above 0 and at most 1000000, got {given!r}")
+    return seconds
+
+
+def ticks(seconds: float) -> int:
+    """The same time as kernels count it."""
+    return max(1, int(seconds * 1e9) >> _TICK.value)
 
 
 def reserve(*buffers: Tensor) -> None:
@@ -69,35 +96,45 @@ def canonical_nan(x: Tensor) -> Tensor:
     return x.nan_to_num(float("nan"), float("inf"), -float("inf"))
 
 
+_REGISTERS = tl.constexpr((".reg .pred p;", ".reg .b32 m, n, t, since;", ".reg .b64 now;"))  # of a wait
+
+
 @triton.constexpr_function
-def _look_again(spins, status):
-    """Lines that end a look in vain: back to LOOK, or on to what follows where the wait has been given up. `n`, `t` and
-    `p` are registers; `status`: operand that holds the status buffer's address."""
+def _look_again(timeout, status):
+    """Lines that end a look in vain: back to LOOK, or on to what follows where the wait has been given up. `n` (0 at
+    first), `t` and `since` are 32-bit registers, `now` a 64-bit one, `p` a predicate; `status`: operand that holds the
+    status buffer's address."""
     return [
         "add.u32 n, n, 1;",
         f"and.b32 t, n, {_LOOKS_PER_CHECK - 1};",
         "setp.ne.b32 p, t, 0;",
         "@p bra LOOK;",
-        f"ld.volatile.global.b32 t, [{status}+{4 * ERROR_WORD}];",
+        f"ld.relaxed.gpu.global.b32 t, [{status}+{4 * ERROR_WORD}];",
         "setp.ne.b32 p, t, 0;",
         "@p bra DONE;",
-        f"setp.lt.u32 p, n, {spins};",
+        "mov.u64 now, %globaltimer;",
+        f"shr.u64 now, now, {_TICK.value};",
+        "cvt.u32.u64 t, now;",
+        f"setp.eq.b32 p, n, {_LOOKS_PER_CHECK};",
+        "@p mov.b32 since, t;",
+        "sub.u32 t, t, since;",
+        f"setp.lt.u32 p, t, {timeout};",
         "@p bra LOOK;",
         "mov.b32 t, 1;",
-        f"st.volatile.global.b32 [{status}+{4 * ERROR_WORD}], t;",
+        f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",
     ]
 
 
 @triton.constexpr_function
-def _flag_assembly(spins):
+def _flag_assembly(timeout):
     """Look at the counter $1 until it is at least $2. Result: 0, for the addresses of loads that must come later."""
-    text = ["{", ".reg .pred p;", ".reg .b32 n, t;", "mov.b32 n, 0;", "LOOK:", "ld.acquire.gpu.global.b32 t, [$1];"]
-    text += ["setp.ge.s32 p, t, $2;", "@p bra DONE;", *_look_again(spins, "$3")]
+    text = ["{", *_REGISTERS.value, "mov.b32 n, 0;", "LOOK:", "ld.acquire.gpu.global.b32 t, [$1];"]
+    text += ["setp.ge.s32 p, t, $2;", "@p bra DONE;", *_look_again(timeout, "$3")]
     return "\n".join([*text, "DONE:", "mov.b32 $0, 0;", "}"])
 
 
 @triton.constexpr_function
-def _look_assembly(tiles, chunks, bits, spins, packed_max, compared):
+def _look_assembly(tiles, chunks, bits, timeout, packed_max, compared):
     """Look at `chunks` chunks in each of `tiles` tiles until no element is the reserved pattern; just once, where they
     are not `compared` with it.
 
@@ -118,7 +155,7 @@ def _look_assembly(tiles, chunks, bits, spins, packed_max, compared):
     status = first_number + chunks
     load = "ld.volatile" if compared else "ld"
     expected = "0x03020100" if bits == 16 else "0x00010000"
-    text = ["{", ".reg .pred p;", ".reg .b32 m, n, t;", ".reg .b16 lo, hi;"]
+    text = ["{", *_REGISTERS.value, ".reg .b16 lo, hi;"]
     for c in range(chunks):
         text.append(f"setp.ne.{'or.' if c else ''}b32 p, ${first_number + c}, {expected}{', p' if c else ''};")
     text += ["@p trap;", "mov.b32 n, 0;", "LOOK:"]
@@ -142,7 +179,7 @@ def _look_assembly(tiles, chunks, bits, spins, packed_max, compared):
         for word in words:
             text += [f"sub.u32 t, 0xFFFEFFFE, {word};", f"lop3.b32 m, t, {word}, m, 0xEA;"]
         text += ["and.b32 m, m, 0x80008000;", "setp.ne.b32 p, m, 0;"]
-    text += ["@!p bra DONE;", *_look_again(spins, f"${status}"), "DONE:", "}"]
+    text += ["@!p bra DONE;", *_look_again(timeout, f"${status}"), "DONE:", "}"]
     return "\n".join(text)
 
 
@@ -197,19 +234,19 @@ def first_flag(status_ptr, exchange, tile, T, B, BLOCK_B: tl.constexpr):
 
 
 @triton.jit
-def _await_flag(flag, arrivals, status_ptr, SPINS: tl.constexpr):
+def _await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
     """Wait until so many programs have published. Returns 0, from which the addresses of the loads that follow are
     made: none can move before the wait."""
     tl.static_assert(not is_hip(), "the flag protocol is written for NVIDIA")
     return tl.inline_asm_elementwise(
-        _flag_assembly(SPINS), "=&r,l,r,l", [flag, arrivals, status_ptr], tl.int32, is_pure=False, pack=1
+        _flag_assembly(TIMEOUT), "=&r,l,r,l", [flag, arrivals, status_ptr], tl.int32, is_pure=False, pack=1
     )
 
 
 @triton.jit
 def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
                SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr,
-               SPINS: tl.constexpr):  # fmt: skip
+               TIMEOUT: tl.constexpr):  # fmt: skip
     """Wait for rows of `limit` columns and return them as a (SPLIT, DEPTH, BLOCK_B) right operand.
 
     `pointers`: address of each row's column 0, (BLOCK_B,); rows that are not `present` are zero and not waited for.
@@ -217,12 +254,12 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     if PROTOCOL == "flags" and flag is not None:
-        pointers += _await_flag(flag, arrivals, status_ptr, SPINS)
+        pointers += _await_flag(flag, arrivals, status_ptr, TIMEOUT)
     if by_thread(BITS, limit, SPLIT):
         CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
         at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         low, high = tl.inline_asm_elementwise(
-            _look_assembly(1, CHUNKS, BITS, SPINS, cuda_capability_geq(9, 0), PROTOCOL == "data"),
+            _look_assembly(1, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
             _look_constraints(1, CHUNKS, BITS),
             [at, numbers(BITS), status_ptr.to(pointers.dtype.scalar)],
             _words(1, BITS),
@@ -231,25 +268,25 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
         )
         return right_operand(low, high, pointers.dtype.element_ty, SPLIT, DEPTH, BLOCK_B)
     else:
-        return _await_by_program(pointers, present, status_ptr, PROTOCOL, limit, SPLIT, DEPTH, BLOCK_B, SPINS)
+        return _await_by_program(pointers, present, status_ptr, PROTOCOL, limit, SPLIT, DEPTH, BLOCK_B, TIMEOUT)
 
 
 @triton.jit
 def await_three(first, second, third, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
                 SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr,
-                SPINS: tl.constexpr):  # fmt: skip
+                TIMEOUT: tl.constexpr):  # fmt: skip
     """`await_tile` for three tiles with one look at all of them."""
     BITS: tl.constexpr = first.dtype.element_ty.primitive_bitwidth
     if by_thread(BITS, limit, SPLIT):
         if PROTOCOL == "flags":
-            arrived = _await_flag(flag, arrivals, status_ptr, SPINS)
+            arrived = _await_flag(flag, arrivals, status_ptr, TIMEOUT)
             first, second, third = first + arrived, second + arrived, third + arrived
         CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
         at1 = _chunk_pointers(first, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         at2 = _chunk_pointers(second, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         at3 = _chunk_pointers(third, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         l1, h1, l2, h2, l3, h3 = tl.inline_asm_elementwise(
-            _look_assembly(3, CHUNKS, BITS, SPINS, cuda_capability_geq(9, 0), PROTOCOL == "data"),
+            _look_assembly(3, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
             _look_constraints(3, CHUNKS, BITS),
             [at1, at2, at3, numbers(BITS), status_ptr.to(first.dtype.scalar)],
             _words(3, BITS),
@@ -287,18 +324,38 @@ def _missing(x):
 
 
 @triton.jit
-def _give_up(spins, status_ptr, SPINS: tl.constexpr):
-    """The spins to go on with: none where another wait has expired, or this one, which then sets the error word."""
-    if spins >= SPINS:
-        tl.store(status_ptr + 4, 1)
-    if spins % 64 == 0 and tl.load(status_ptr + 4, volatile=True) != 0:
-        spins = SPINS
-    return spins
+def _clock(lanes):
+    """The time in ticks, the same in all threads; `lanes`: a tensor with an element for each of them."""
+    if is_hip():
+        now = tl.inline_asm_elementwise(
+            "s_memrealtime $0\ns_waitcnt lgkmcnt(0)", "=s,v", [lanes], tl.int64, is_pure=False, pack=1
+        )
+        now = now * 10  # a hundred million a second
+    else:
+        now = tl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l,r", [lanes], tl.int64, is_pure=False, pack=1)
+    return tl.max(now >> _TICK, 0)
+
+
+@triton.jit
+def _after_a_look(looks, since, status_ptr, TIMEOUT: tl.constexpr, THREADS: tl.constexpr):
+    """How many looks were in vain, -1 where the wait has been given up, and when the first were counted."""
+    looks += 1
+    if looks % 64 == 0:
+        lanes = tl.arange(0, THREADS)
+        now = _clock(lanes)
+        since = tl.where(looks == 64, now, since)
+        # All threads must come to the same end: one value of the error word for all.
+        expired = tl.max(tl.load(status_ptr + 4 + lanes * 0, volatile=True), 0) != 0
+        if now - since >= TIMEOUT:
+            tl.store(status_ptr + 4, 1)
+            expired = True
+        looks = tl.where(expired, -1, looks)
+    return looks, since
 
 
 @triton.jit
 def _await_by_program(pointers, present, status_ptr, PROTOCOL: tl.constexpr, limit: tl.constexpr, SPLIT: tl.constexpr,
-                      DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, SPINS: tl.constexpr):  # fmt: skip
+                      DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, TIMEOUT: tl.constexpr):  # fmt: skip
     """`await_tile` with a look of the whole program, in memory order, the permutation afterwards."""
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     WORD: tl.constexpr = 32 // BITS
@@ -309,13 +366,21 @@ def _await_by_program(pointers, present, status_ptr, PROTOCOL: tl.constexpr, lim
         x = tl.load(at, mask=mask, other=0.0)
     else:
         x = _peek(at, mask)
-        spins = 0
-        while _missing(x) & (spins < SPINS):
+        looks = tl.zeros((), tl.int32)
+        since = tl.zeros((), tl.int64)
+        while _missing(x) & (looks >= 0):
             x = _peek(at, mask)
-            spins = _give_up(spins + 1, status_ptr, SPINS)
+            looks, since = _after_a_look(looks, since, status_ptr, TIMEOUT, 32 * SPLIT)
     GROUPS: tl.constexpr = SPLIT * DEPTH * BITS // 512
     x = tl.reshape(x, (GROUPS, 4, 2, 2, WORD, BLOCK_B))  # group, lane, word's high bit, word's low bit, element, b
     return in_fragment_order(x, SPLIT, DEPTH, BLOCK_B)
+
+
+@triton.jit
+def report(status_ptr, host_ptr, number):
+    """At a program's end: if a wait of this launch was given up, its number goes to the host's word (see watch.py)."""
+    if tl.load(status_ptr + 4, volatile=True) != 0:
+        tl.store(host_ptr, number)
 
 
 @triton.jit

@@ -47,12 +47,12 @@ def forward(
     save: bool,
     precision: str,
     config: PersistentConfig,
-    spins: int = exchange.SPINS,
+    timeout: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """As `stepwise.forward`.
 
     precision: "tf32" for float32; "ieee" is refused. config: the programs of a batch tile must fit on the device
-    together. spins: looks after which a wait gives up.
+    together. timeout: seconds after which a wait gives up, None: see `exchange.default_timeout`.
 
     Raises:
         ValueError: float32 with precision "ieee".
@@ -63,7 +63,7 @@ def forward(
     if more := persistent_width(h0.dtype, hidden_size) - hidden_size:
         return widen.forward(
             forward, more, gates_in, h0, w_hh, b_hn, steps, variant=variant, reverse=reverse, save=save,
-            precision=precision, config=config, spins=spins,
+            precision=precision, config=config, timeout=timeout,
         )  # fmt: skip
     output = gates_in.new_empty(steps.num_rows, hidden_size)
     _prepare(config, output)
@@ -85,7 +85,7 @@ def forward(
         _prepare(config, args["reset_state_ptr"])
         constexprs["VARIANT"] = variant
         kernel = forward_reset_first
-    _start(kernel, args, constexprs, steps, h0, reverse, precision, config, spins)
+    _start(kernel, args, constexprs, steps, h0, reverse, precision, config, timeout)
     return output, reserve
 
 
@@ -102,15 +102,15 @@ def backward(
     reverse: bool,
     precision: str,
     config: PersistentConfig,
-    spins: int = exchange.SPINS,
+    timeout: float | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """As `stepwise.backward`, with what `forward` here says of precision, config and spins."""
+    """As `stepwise.backward`, with what `forward` here says of precision, config and timeout."""
     hidden_size = h0.shape[1]
     config = config if _protocol is None else replace(config, protocol=_protocol)
     if more := persistent_width(h0.dtype, hidden_size) - hidden_size:
         return widen.backward(
             backward, more, grad_output, grad_h_n, h0, w_hh, steps, output, reserve, variant=variant, reverse=reverse,
-            precision=precision, config=config, spins=spins,
+            precision=precision, config=config, timeout=timeout,
         )  # fmt: skip
     d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
     _prepare(config, d_gates)
@@ -128,9 +128,9 @@ def backward(
         d_an = grad_output.new_empty(steps.num_rows, hidden_size)
         _prepare(config, d_an)
         args["d_an_ptr"] = d_an
-        _start(backward_torch, args, {}, steps, h0, reverse, precision, config, spins)
+        _start(backward_torch, args, {}, steps, h0, reverse, precision, config, timeout)
         return d_gates, d_an, d_state
-    _start(backward_reset_first, args, {"VARIANT": variant}, steps, h0, reverse, precision, config, spins)
+    _start(backward_reset_first, args, {"VARIANT": variant}, steps, h0, reverse, precision, config, timeout)
     return d_gates, None, d_state
 
 
@@ -149,7 +149,7 @@ def _start(
     reverse: bool,
     precision: str,
     config: PersistentConfig,
-    spins: int,
+    timeout: float | None,
 ) -> None:
     if h0.dtype == torch.float32 and precision != "tf32":
         raise ValueError(f'the persistent schedule multiplies float32 with precision "tf32" only, got {precision!r}')
@@ -160,7 +160,9 @@ def _start(
     programs, batch_tiles = config.grid(hidden_size, batch)
     # At most two exchanges a step.
     status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
+    watched = watch(h0.device, kernel.__name__, programs, batch_tiles, steps.seq_len, batch, hidden_size)
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
+    args |= {"host_ptr": watched.word, "number": watched.number}
     constexprs |= tiles | {
         "H": hidden_size,
         "REVERSE": reverse,
@@ -170,13 +172,12 @@ def _start(
         "EVEN_H": hidden_size % config.block_h == 0,
         "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
         "PROTOCOL": config.protocol,
-        "SPINS": spins,
+        "TIMEOUT": exchange.ticks(exchange.default_timeout() if timeout is None else timeout),
     }
+    # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     at_once = config.tiles_at_once or batch_tiles
     for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
         grid = programs, min(at_once, batch_tiles - first)
         turn = args | {"first_tile": first}
         launch(kernel, grid, turn, constexprs, num_warps=config.num_warps, num_stages=1, cooperative=True)
-    # One status buffer for all turns: an expiry in one makes the waits of later turns short.
-    sizes = f"T={steps.seq_len}, B={batch}, H={hidden_size}"
-    watch(f"{kernel.__name__} on {programs} x {batch_tiles} programs, {sizes}", status)
+    watched.launched()

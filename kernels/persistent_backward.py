@@ -10,7 +10,7 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import await_three, await_tile, by_thread, first_flag, publish
+from .exchange import await_three, await_tile, by_thread, first_flag, publish, report
 from .fragments import load_weights
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .parts import one_gate
@@ -34,7 +34,7 @@ mask,                GATES: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr)
     return dy, h, r, z, n, an
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "number"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -46,9 +46,11 @@ def backward_torch(
     d_an_ptr,  # (N, H), filled with the reserved pattern: derivative by W_hn h + b_hn
     offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
     status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
     T,
     B,
     first_tile,  # number of the launch's first batch tile
+    number,  # of the launch, for the host
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
@@ -57,7 +59,7 @@ def backward_torch(
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
-    SPINS: tl.constexpr,
+    TIMEOUT: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -118,21 +120,21 @@ def backward_torch(
         # One look at all three with masks takes more registers than there are; waiting as a whole has no such look.
         if (X_MASKED and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
             x = await_tile(
-                source, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+                source, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, TIMEOUT
             )
             a = tl.dot(w_r, x, input_precision=PRECISION)
             x = await_tile(
-                source + H, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+                source + H, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, TIMEOUT
             )
             a = tl.dot(w_z, x, a, input_precision=PRECISION)
             x = await_tile(
-                source_an, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, SPINS
+                source_an, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, True, TIMEOUT
             )
             a = tl.dot(w_n, x, a, input_precision=PRECISION)
         else:
             x_r, x_z, x_n = await_three(
                 source, source + H, source_an, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH,
-                BLOCK_B, X_MASKED, SPINS,
+                BLOCK_B, X_MASKED, TIMEOUT,
             )  # fmt: skip
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
@@ -140,9 +142,10 @@ def backward_torch(
         dh = direct + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         row, count = row_next, count_next
     tl.store(d_state_ptr + own, dh, mask=exists)
+    report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "number"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -153,9 +156,11 @@ def backward_reset_first(
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
     offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
     status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
     T,
     B,
     first_tile,  # number of the launch's first batch tile
+    number,  # of the launch, for the host
     H: tl.constexpr,
     VARIANT: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -165,7 +170,7 @@ def backward_reset_first(
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
-    SPINS: tl.constexpr,
+    TIMEOUT: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -223,20 +228,21 @@ def backward_reset_first(
         source = d_gates + b * (3 * H)
         x = await_tile(
             source + 2 * H, b < count, status_ptr, flags + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED,
-            SPINS,
+            TIMEOUT,
         )  # fmt: skip
         d_rh = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         dr, through_reset = reset_before_grad(d_rh, state, reset)
         publish(d_gates + own_gate, dr, mask, flags_reset + i, PROTOCOL)
         x = await_tile(
-            source + H, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+            source + H, b < count, status_ptr, None, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, TIMEOUT
         )
         a = tl.dot(w_z, x, input_precision=PRECISION)
         x = await_tile(
             source, b < count, status_ptr, flags_reset + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED,
-            SPINS,
+            TIMEOUT,
         )  # fmt: skip
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
         dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         row, count = row_next, count_next
     tl.store(d_state_ptr + own, dh, mask=exists)
+    report(status_ptr, host_ptr, number)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .config import one_use_of_a_fragment
-from .exchange import await_tile, first_flag, publish
+from .exchange import await_tile, first_flag, publish, report
 from .fragments import load_weights
 from .gates import blend, candidate, sigmoid
 from .parts import four_gates, one_gate, two_gates
@@ -57,7 +57,7 @@ def _load_gates(pointers, mask, H: tl.constexpr):
     return gr, gz, gn
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "number"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -67,9 +67,11 @@ def forward_torch(
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn
     offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
     status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
     T,
     B,
     first_tile,  # number of the launch's first batch tile
+    number,  # of the launch, for the host
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
@@ -80,7 +82,7 @@ def forward_torch(
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
-    SPINS: tl.constexpr,
+    TIMEOUT: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -116,7 +118,7 @@ def forward_torch(
         source = state_pointers(output_ptr, h0_ptr, b, row_before, carried, i == 0, H, PACKED)
         x = await_tile(
             source, b < count, status_ptr, flag, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B,
-            not (EVEN_B and EVEN_K), SPINS,
+            not (EVEN_B and EVEN_K), TIMEOUT,
         )  # fmt: skip
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
 
@@ -136,9 +138,10 @@ def forward_torch(
             tl.store(reserve + 2 * H + own_reserve, n.to(dtype), mask=mask)
             tl.store(reserve + 3 * H + own_reserve, an.to(dtype), mask=mask)
         row_before, count_before = row, count
+    report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "number"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -148,9 +151,11 @@ def forward_reset_first(
     reserve_ptr,  # (N, 3H): r, z, n
     offsets_ptr,  # (T + 1,) int64, first row of each step; PACKED only
     status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
     T,
     B,
     first_tile,  # number of the launch's first batch tile
+    number,  # of the launch, for the host
     H: tl.constexpr,
     VARIANT: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -161,7 +166,7 @@ def forward_reset_first(
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
-    SPINS: tl.constexpr,
+    TIMEOUT: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -200,7 +205,7 @@ def forward_reset_first(
         carried = tl.minimum(count, count_before)
         source = state_pointers(output_ptr, h0_ptr, b, row_before, carried, i == 0, H, PACKED)
         x = await_tile(
-            source, b < count, status_ptr, flag, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, SPINS
+            source, b < count, status_ptr, flag, arrivals, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B, X_MASKED, TIMEOUT
         )
         if _ONE_USE:
             ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
@@ -216,7 +221,7 @@ def forward_reset_first(
         source = reset_state + b * H
         x = await_tile(
             source, b < count, status_ptr, flags_reset + i, PROGRAMS, PROTOCOL, H, SPLIT, DEPTH, BLOCK_B,
-            X_MASKED, SPINS,
+            X_MASKED, TIMEOUT,
         )  # fmt: skip
         an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         n = candidate(gn, an, r, VARIANT)
@@ -230,3 +235,4 @@ def forward_reset_first(
             tl.store(reserve + H + own_gate, z.to(dtype), mask=mask)
             tl.store(reserve + 2 * H + own_gate, n.to(dtype), mask=mask)
         row_before, count_before = row, count
+    report(status_ptr, host_ptr, number)

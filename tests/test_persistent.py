@@ -109,7 +109,7 @@ def test_a_wait_that_expires_is_an_error_and_ends(hidden_size, protocol):
         launcher(kernel, (grid[0] - 1, grid[1]), *args, **options)
 
     with using(without_the_last_program), pytest.raises(KernelTimeout, match=r"forward_torch on \d"):
-        case.run(persistent, config, spins=128)
+        case.run(persistent, config, timeout=0.05)
 
 
 def test_more_programs_than_the_device_holds_are_refused():

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .machine import Cta, PtxError
+from .machine import Cta, PtxError, Timer
 from .memory import GlobalMemory
 from .program import Program
 
@@ -141,11 +141,13 @@ def run_grid(
     if checks and races and len(ids) > 1:
         memory.track(program.global_granule, ids)
     live: list[Cta] = []
+    timer = Timer(counts)
     with np.errstate(all="ignore"):
         while live or started < len(ids):
             while started < len(ids) and (resident is None or len(live) < resident):
                 started += 1
-                live.append(Cta(program, memory, params, started, ids[started - 1], (x, y, z), counts, checks, races))
+                ident = ids[started - 1]
+                live.append(Cta(program, memory, params, started, ident, (x, y, z), counts, timer, checks, races))
             cta, limit, rng = policy.turn(live)
             cta.turn(limit, rng)
             turns += 1
