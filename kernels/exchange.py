@@ -43,6 +43,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import num_warps
 from triton.language.target_info import cuda_capability_geq, is_hip
 
 from .config import waits_by_thread, words_of_a_lane
@@ -153,7 +154,7 @@ def _look_assembly(tiles, chunks, bits, timeout, packed_max, compared):
     first_address = 4 * chunks * tiles
     first_number = first_address + pack * tiles
     status = first_number + chunks
-    load = "ld.volatile" if compared else "ld"
+    load = "ld.relaxed.gpu" if compared else "ld"
     expected = "0x03020100" if bits == 16 else "0x00010000"
     text = ["{", *_REGISTERS.value, ".reg .b16 lo, hi;"]
     for c in range(chunks):
@@ -196,11 +197,16 @@ def _words(tiles, bits):
 
 
 @triton.constexpr_function
+def layout_known(num_warps):
+    """Whether threads have what they are assumed to have. From Triton 3.8 on, operands of fewer than 8 warps pass
+    through shared memory."""
+    return _BY_THREAD and (num_warps == 8 or _WORDS_OF_A_LANE == 2) and not is_hip()
+
+
+@triton.constexpr_function
 def by_thread(element_bits, hidden_size, num_warps):
-    """Whether threads wait, each for its own chunks; else programs do. From Triton 3.8 on, operands of fewer than 8
-    warps pass through shared memory."""
-    fits = num_warps == 8 or _WORDS_OF_A_LANE == 2
-    return _BY_THREAD and fits and not is_hip() and per_thread(element_bits, hidden_size)
+    """Whether threads wait, each for its own chunks; else programs do."""
+    return layout_known(num_warps) and per_thread(element_bits, hidden_size)
 
 
 @triton.constexpr_function
@@ -383,6 +389,81 @@ def report(status_ptr, host_ptr, number):
         tl.store(host_ptr, number)
 
 
+@triton.constexpr_function
+def _publish_assembly(tiles, bits, each, pair):
+    """Store, of each of `tiles` tiles, the `each` neighbours of a row that a thread holds, in words of 32 bits; where
+    it holds a single element of 16 bits, every other thread stores its own and the one of the thread after it.
+
+    Operands: for each tile `each` addresses; then their values in float32; the elements' numbers; the thread's lane. A
+    thread stores where it has the elements that it was meant to have: where numbers are consecutive or, for a single
+    element of 16 bits, equal to the lane. Others store nothing, so that an order of threads that is not the one assumed
+    ends as a timeout.
+    """
+    numbers = each * (1 + 2 * tiles)
+    words = max(1, each * bits // 32)
+    text = ["{", ".reg .pred p;", f".reg .b32 t, {', '.join(f'w{i}' for i in range(words))};"]
+    if each > 1:
+        text += [f"sub.u32 t, ${numbers + each - 1}, ${numbers};", f"setp.eq.b32 p, t, {each - 1};"]
+    elif bits == 32:
+        text.append(f"setp.ge.s32 p, ${numbers}, 0;")
+    else:
+        text.append(f"setp.eq.b32 p, ${numbers}, ${numbers + 1};")
+    for tile in range(tiles):
+        values = [f"${each * (1 + tiles + tile) + i}" for i in range(each)]
+        if bits == 16 and each == 1:
+            text.append(f"shfl.sync.bfly.b32 t, {values[0]}, 1, 31, -1;")
+            values.append("t")
+        if bits == 16:
+            text += [f"cvt.rn.{pair}.f32 w{i}, {values[2 * i + 1]}, {values[2 * i]};" for i in range(words)]
+            values = [f"w{i}" for i in range(words)]
+        stored = f".v{words}.b32 [${each * (1 + tile)}], {{{', '.join(values)}}};"
+        text.append(
+            "@p st.relaxed.gpu.global" + (stored if words > 1 else f".b32 [${each * (1 + tile)}], {values[0]};")
+        )
+    return "\n".join([*text, "}"])
+
+
+@triton.constexpr_function
+def _publish_constraints(tiles, each):
+    kinds = ["=r", *["l"] * tiles, *["r"] * tiles, "r", "r"]  # nothing is returned, but Triton wants a result
+    return ",".join(kind for kind in kinds for _ in range(each))
+
+
+@triton.constexpr_function
+def _each(tile, num_warps):
+    """Elements of a tile that a thread holds."""
+    return max(1, tile // (32 * num_warps))
+
+
+@triton.constexpr_function
+def _pair(dtype):
+    """What PTX calls two of them."""
+    return "bf16x2" if dtype == tl.bfloat16 else "f16x2"
+
+
+@triton.jit
+def _numbers_of(mask, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SINGLE: tl.constexpr):
+    """The numbers of a tile's elements, as the assembly of a store checks them; -1 for those that are not stored."""
+    number = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    if SINGLE:
+        return tl.where(mask & (number % 2 == 0), number % 32, -1)
+    else:
+        return tl.where(mask, number, -1)
+
+
+@triton.jit
+def _lane():
+    return tl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r", [], tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _prepared(x, BITS: tl.constexpr):
+    """Values as they are stored. NVIDIA's conversion to 16 bits gives one NaN only, 0x7FFF."""
+    if BITS == 32:
+        x = tl.where(x == x, x, float("nan"))
+    return x.to(tl.int32, bitcast=True)
+
+
 @triton.jit
 def publish(pointers, x, mask, flag, PROTOCOL: tl.constexpr):
     """Store this program's part of an exchanged tile. Nothing must be read through these pointers before.
@@ -390,10 +471,43 @@ def publish(pointers, x, mask, flag, PROTOCOL: tl.constexpr):
     `flag`: in protocol "flags" the counter to add this program to, or None where a later `publish` does so for both.
     """
     dtype: tl.constexpr = pointers.dtype.element_ty
-    # NVIDIA's conversion to 16 bits gives one NaN only, 0x7FFF.
-    if PROTOCOL == "data" and (dtype.primitive_bitwidth == 32 or is_hip()):
-        x = tl.where(x == x, x, float("nan"))
-    tl.store(pointers, x.to(dtype), mask=mask, cache_modifier=".cg")
+    BITS: tl.constexpr = dtype.primitive_bitwidth
+    if PROTOCOL == "data" and layout_known(num_warps()):
+        EACH: tl.constexpr = _each(x.shape[0] * x.shape[1], num_warps())
+        number = _numbers_of(mask, x.shape[0], x.shape[1], BITS == 16 and EACH == 1)
+        tl.inline_asm_elementwise(
+            _publish_assembly(1, BITS, EACH, _pair(dtype)),
+            _publish_constraints(1, EACH),
+            [pointers, _prepared(x, BITS), number, _lane()],
+            tl.int32,
+            is_pure=False,
+            pack=EACH,
+        )
+    else:
+        if PROTOCOL == "data":
+            x = tl.where(x == x, x, float("nan"))
+        tl.store(pointers, x.to(dtype), mask=mask, cache_modifier=".cg")
     if PROTOCOL == "flags" and flag is not None:
         tl.debug_barrier()
         tl.atomic_add(flag, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def publish_two(first, x, second, y, mask, flag, PROTOCOL: tl.constexpr):
+    """`publish` of two tiles, whose elements are in the same places of both."""
+    dtype: tl.constexpr = first.dtype.element_ty
+    BITS: tl.constexpr = dtype.primitive_bitwidth
+    if PROTOCOL == "data" and layout_known(num_warps()):
+        EACH: tl.constexpr = _each(x.shape[0] * x.shape[1], num_warps())
+        number = _numbers_of(mask, x.shape[0], x.shape[1], BITS == 16 and EACH == 1)
+        tl.inline_asm_elementwise(
+            _publish_assembly(2, BITS, EACH, _pair(dtype)),
+            _publish_constraints(2, EACH),
+            [first, second, _prepared(x, BITS), _prepared(y, BITS), number, _lane()],
+            tl.int32,
+            is_pure=False,
+            pack=EACH,
+        )
+    else:
+        publish(first, x, mask, None, PROTOCOL)
+        publish(second, y, mask, flag, PROTOCOL)

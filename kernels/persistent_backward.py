@@ -10,7 +10,7 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import await_three, await_tile, by_thread, first_flag, publish, report
+from .exchange import await_three, await_tile, by_thread, first_flag, publish, publish_two, report
 from .fragments import load_weights
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .parts import one_gate
@@ -96,8 +96,7 @@ def backward_torch(
         dr, d_an = reset_after_grad(dn, an.to(tl.float32), r.to(tl.float32))
         mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
         d_gates = d_gates_ptr + row * (3 * H)
-        publish(d_gates + own_gate, dr, mask, None, PROTOCOL)
-        publish(d_gates + H + own_gate, dz, mask, None, PROTOCOL)
+        publish_two(d_gates + own_gate, dr, d_gates + H + own_gate, dz, mask, None, PROTOCOL)
         publish(d_an_ptr + row * H + own, d_an, mask, flags + i, PROTOCOL)
         tl.store(d_gates + 2 * H + own_gate, dn.to(d_gates_ptr.dtype.element_ty), mask=mask)
         direct = direct if EVEN_B else tl.where((b < count)[:, None], direct, dh)
@@ -209,8 +208,7 @@ def backward_reset_first(
         dn, dz, direct = blend_grad(dh + dy.to(tl.float32), state, z.to(tl.float32), n.to(tl.float32), VARIANT)
         mask = tile_mask(b, j, count, H, EVEN_B, EVEN_H)
         d_gates = d_gates_ptr + row * (3 * H)
-        publish(d_gates + 2 * H + own_gate, dn, mask, None, PROTOCOL)
-        publish(d_gates + H + own_gate, dz, mask, flags + i, PROTOCOL)
+        publish_two(d_gates + 2 * H + own_gate, dn, d_gates + H + own_gate, dz, mask, flags + i, PROTOCOL)
         direct = direct if EVEN_B else tl.where((b < count)[:, None], direct, dh)
 
         # The last step has none before it: it loads its own values again, which nothing uses.

@@ -38,7 +38,7 @@ PROTOCOLS = ("data", "flags")
 
 def check(case, *, arch=90, protocol="data", **order):
     config = replace(persistent_config(case.h0.dtype, *case.h0.shape), protocol=protocol)
-    launcher = ptx_launcher(arch=arch, **order)
+    launcher = ptx_launcher(arch=arch, strong=True, **order)
     with using(launcher):
         errors = case.errors(case.run(persistent, config))
     assert all(launch["race_check"] and launch["cooperative"] for launch in launcher.launches)

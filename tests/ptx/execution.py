@@ -68,6 +68,7 @@ def run_ptx(
     max_instructions: int = 50_000_000,
     checks: bool = True,
     races: bool = True,
+    strong: bool = False,
     global_scratch: int = 0,
     starve: int | None = None,
     resident_programs: int | None = None,
@@ -85,7 +86,7 @@ def run_ptx(
     policy = make_policy(seed, quantum, starve)
     program = _decode(text, num_warps, shared)
     module = program.module
-    memory = GlobalMemory(checks)
+    memory = GlobalMemory(checks, strong)
     constants = {memory.add(name, len(data)): data for name, (_, data) in module.constants.items()}
     address = memory.add_tensors({n: _bytes_of(n, v) for n, v in args.items() if isinstance(v, torch.Tensor)})
     values = [address.get(name, value) for name, value in args.items()]
@@ -127,6 +128,7 @@ def emulate_ptx(
     max_instructions: int = 50_000_000,
     checks: bool = True,
     races: bool = True,
+    strong: bool = False,
     starve: int | None = None,
     resident_programs: int | None = None,
     **options: Any,
@@ -147,6 +149,7 @@ def emulate_ptx(
         max_instructions: more warp-instructions than these are an error.
         checks: check accesses.
         races: check for races.
+        strong: and let programs that race use strong accesses of one size only.
         starve: index, in launch order, of a program that runs only when the others seem to wait for it.
         resident_programs: how many programs are on the device at once, None: all.
         options: Triton's (num_stages, ...).
@@ -174,6 +177,7 @@ def emulate_ptx(
         max_instructions,
         checks,
         races,
+        strong,
         compiled.global_scratch,
         starve,
         resident_programs,

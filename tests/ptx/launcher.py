@@ -91,6 +91,7 @@ def ptx_launcher(
     max_instructions: int = 50_000_000,
     checks: bool = True,
     races: bool = True,
+    strong: bool = False,
 ) -> PtxLauncher:
     """A starter for `trigru.kernels.launch.using` that executes the compiled kernels on CPU tensors.
 
@@ -108,6 +109,7 @@ def ptx_launcher(
         max_instructions: more warp-instructions than these in a launch are an error.
         checks: check accesses.
         races: check for races.
+        strong: and let programs that race use strong accesses of one size only.
     """
     if sequential and (seed is not None or starve is not None):
         raise ValueError("sequential excludes seed and starve")
@@ -117,5 +119,6 @@ def ptx_launcher(
         "max_instructions": max_instructions,
         "checks": checks,
         "races": races,
+        "strong": strong,
     }
     return PtxLauncher(arch, seed, sequential, resident_programs, options)
