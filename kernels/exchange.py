@@ -97,19 +97,19 @@ def canonical_nan(x: Tensor) -> Tensor:
     return x.nan_to_num(float("nan"), float("inf"), -float("inf"))
 
 
-_REGISTERS = tl.constexpr((".reg .pred p;", ".reg .b32 m, n, t, since;", ".reg .b64 now;"))  # of a wait
+_REGISTERS = tl.constexpr((".reg .pred p;", ".reg .b32 m, n, t, since, again;", ".reg .b64 now;"))  # of a wait
 
 
 @triton.constexpr_function
-def _look_again(timeout, status):
-    """Lines that end a look in vain: back to LOOK, or on to what follows where the wait has been given up. `n` (0 at
-    first), `t` and `since` are 32-bit registers, `now` a 64-bit one, `p` a predicate; `status`: operand that holds the
-    status buffer's address."""
+def _look_again(label, timeout, status):
+    """Lines that end a look in vain: back to the label, or on to what follows where the wait has been given up. `n` (0
+    at first), `t` and `since` are 32-bit registers, `now` a 64-bit one, `p` a predicate; `status`: operand that holds
+    the status buffer's address."""
     return [
         "add.u32 n, n, 1;",
         f"and.b32 t, n, {_LOOKS_PER_CHECK - 1};",
         "setp.ne.b32 p, t, 0;",
-        "@p bra LOOK;",
+        f"@p bra {label};",
         f"ld.relaxed.gpu.global.b32 t, [{status}+{4 * ERROR_WORD}];",
         "setp.ne.b32 p, t, 0;",
         "@p bra DONE;",
@@ -120,7 +120,7 @@ def _look_again(timeout, status):
         "@p mov.b32 since, t;",
         "sub.u32 t, t, since;",
         f"setp.lt.u32 p, t, {timeout};",
-        "@p bra LOOK;",
+        f"@p bra {label};",
         "mov.b32 t, 1;",
         f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",
     ]
@@ -130,14 +130,14 @@ def _look_again(timeout, status):
 def _flag_assembly(timeout):
     """Look at the counter $1 until it is at least $2. Result: 0, for the addresses of loads that must come later."""
     text = ["{", *_REGISTERS.value, "mov.b32 n, 0;", "LOOK:", "ld.acquire.gpu.global.b32 t, [$1];"]
-    text += ["setp.ge.s32 p, t, $2;", "@p bra DONE;", *_look_again(timeout, "$3")]
+    text += ["setp.ge.s32 p, t, $2;", "@p bra DONE;", *_look_again("LOOK", timeout, "$3")]
     return "\n".join([*text, "DONE:", "mov.b32 $0, 0;", "}"])
 
 
 @triton.constexpr_function
 def _look_assembly(tiles, chunks, bits, timeout, packed_max, compared):
-    """Look at `chunks` chunks in each of `tiles` tiles until no element is the reserved pattern; just once, where they
-    are not `compared` with it.
+    """Look at `chunks` chunks in each of `tiles` tiles, then again at those that miss something, until no element is
+    the reserved pattern; just once, where they are not `compared` with it.
 
     Results: for each tile, the words 0 and 2 of every chunk, then the words 1 and 3. Operands: for each tile the
     address of its chunk, for every element; the elements' numbers within a half of a chunk; the status buffer's
@@ -159,29 +159,36 @@ def _look_assembly(tiles, chunks, bits, timeout, packed_max, compared):
     text = ["{", *_REGISTERS.value, ".reg .b16 lo, hi;"]
     for c in range(chunks):
         text.append(f"setp.ne.{'or.' if c else ''}b32 p, ${first_number + c}, {expected}{', p' if c else ''};")
-    text += ["@p trap;", "mov.b32 n, 0;", "LOOK:"]
+    loads = []
     for t in range(tiles):
         for c in range(chunks):
             at = 4 * (t * chunks + c)
             chunk = ", ".join(words[at : at + 4])
-            text.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
+            loads.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
+    text += ["@p trap;", "mov.b32 n, 0;", *loads]
     if not compared:
         return "\n".join([*text, "}"])
+    text += [*_is_missing(words, bits, packed_max), "@!p bra DONE;", "MORE:", "mov.b32 again, 0;"]
+    for i, load in enumerate(loads):  # in vain: what has arrived is not looked at again
+        text += [*_is_missing(words[4 * i : 4 * i + 4], bits, packed_max), "@p mov.b32 again, 1;", f"@p {load}"]
+    text += ["setp.eq.b32 p, again, 0;", "@p bra DONE;", *_look_again("MORE", timeout, f"${status}"), "DONE:", "}"]
+    return "\n".join(text)
+
+
+@triton.constexpr_function
+def _is_missing(words, bits, packed_max):
+    """Lines that set `p` where an element of the words is the reserved pattern; `m`, `t`, `lo` and `hi` are used."""
     if bits == 32 or packed_max:  # the pattern is the largest unsigned number
         largest = "max.u32" if bits == 32 else "max.u16x2"
-        text.append(f"{largest} m, {words[0]}, {words[1]};")
-        text += [f"{largest} m, m, {word};" for word in words[2:]]
+        text = [f"{largest} m, {words[0]}, {words[1]};", *(f"{largest} m, m, {word};" for word in words[2:])]
         if bits == 32:
-            text.append("setp.eq.b32 p, m, 0xFFFFFFFF;")
-        else:
-            text += ["mov.b32 {lo, hi}, m;", "max.u16 lo, lo, hi;", "setp.eq.u16 p, lo, 0xFFFF;"]
-    else:  # w has a half of all ones where ~w has a half of zeros: (~w - 0x00010001) & w & 0x80008000
-        text.append("mov.b32 m, 0;")
-        for word in words:
-            text += [f"sub.u32 t, 0xFFFEFFFE, {word};", f"lop3.b32 m, t, {word}, m, 0xEA;"]
-        text += ["and.b32 m, m, 0x80008000;", "setp.ne.b32 p, m, 0;"]
-    text += ["@!p bra DONE;", *_look_again(timeout, f"${status}"), "DONE:", "}"]
-    return "\n".join(text)
+            return [*text, "setp.eq.b32 p, m, 0xFFFFFFFF;"]
+        return [*text, "mov.b32 {lo, hi}, m;", "max.u16 lo, lo, hi;", "setp.eq.u16 p, lo, 0xFFFF;"]
+    # w has a half of all ones where ~w has a half of zeros: (~w - 0x00010001) & w & 0x80008000
+    text = ["mov.b32 m, 0;"]
+    for word in words:
+        text += [f"sub.u32 t, 0xFFFEFFFE, {word};", f"lop3.b32 m, t, {word}, m, 0xEA;"]
+    return [*text, "and.b32 m, m, 0x80008000;", "setp.ne.b32 p, m, 0;"]
 
 
 @triton.constexpr_function

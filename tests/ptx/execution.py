@@ -71,6 +71,7 @@ def run_ptx(
     strong: bool = False,
     global_scratch: int = 0,
     starve: int | None = None,
+    behind: tuple[int, int] | None = None,
     resident_programs: int | None = None,
 ) -> dict[str, Any]:
     """Run the entry of a PTX text; see `emulate_ptx`.
@@ -83,7 +84,7 @@ def run_ptx(
     """
     if not 1 <= len(grid) <= 3:
         raise ValueError(f"a grid has one to three axes, not {len(grid)}")
-    policy = make_policy(seed, quantum, starve)
+    policy = make_policy(seed, quantum, starve, behind)
     program = _decode(text, num_warps, shared)
     module = program.module
     memory = GlobalMemory(checks, strong)
@@ -130,6 +131,7 @@ def emulate_ptx(
     races: bool = True,
     strong: bool = False,
     starve: int | None = None,
+    behind: tuple[int, int] | None = None,
     resident_programs: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -151,6 +153,8 @@ def emulate_ptx(
         races: check for races.
         strong: and let programs that race use strong accesses of one size only.
         starve: index, in launch order, of a program that runs only when the others seem to wait for it.
+        behind: index of a program and the number of instructions by which it comes late, whenever it has stored
+            something; all run in turn.
         resident_programs: how many programs are on the device at once, None: all.
         options: Triton's (num_stages, ...).
 
@@ -180,6 +184,7 @@ def emulate_ptx(
         strong,
         compiled.global_scratch,
         starve,
+        behind,
         resident_programs,
     )
     return {**stats, "compiled": compiled}

@@ -86,6 +86,7 @@ def ptx_launcher(
     *,
     sequential: bool = False,
     starve: int | None = None,
+    behind: tuple[int, int] | None = None,
     resident_programs: int | None = None,
     quantum: int = 200,
     max_instructions: int = 50_000_000,
@@ -103,6 +104,8 @@ def ptx_launcher(
         sequential: one after another in cooperative launches, too: to count the work of kernels that are given what
             they would wait for.
         starve: index, in launch order, of a program that runs only when the others seem to wait for it.
+        behind: index of a program and the number of instructions by which it comes late, whenever it has stored
+            something; all run in turn.
         resident_programs: how many programs fit on the device at once. A cooperative launch of more is an error, as
             with the driver; in other launches later programs start when earlier ones have ended, as on hardware.
         quantum: instructions of a program's turn.
@@ -115,6 +118,7 @@ def ptx_launcher(
         raise ValueError("sequential excludes seed and starve")
     options = {
         "starve": starve,
+        "behind": behind,
         "quantum": quantum,
         "max_instructions": max_instructions,
         "checks": checks,
