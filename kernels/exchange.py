@@ -46,7 +46,7 @@ from torch import Tensor
 from triton.language.extra.cuda import num_warps
 from triton.language.target_info import cuda_capability_geq, is_hip
 
-from .config import waits_by_thread, words_of_a_lane
+from .config import Protocol, waits_by_thread, words_of_a_lane
 from .fragments import columns, in_fragment_order, numbers, per_thread, right_operand
 
 _WORDS_OF_A_LANE = tl.constexpr(words_of_a_lane())
@@ -86,10 +86,13 @@ def ticks(seconds: float) -> int:
     return max(1, int(seconds * 1e9) >> _TICK.value)
 
 
-def reserve(*buffers: Tensor) -> None:
-    """Fill buffers with the reserved pattern, on the current stream."""
-    for buffer in buffers:
-        buffer.view(torch.int32 if buffer.element_size() == 4 else torch.int16).fill_(-1)
+def new_buffer(like: Tensor, rows: int, columns: int, protocol: Protocol) -> Tensor:
+    """A (rows, columns) buffer of the dtype and on the device of `like`, through which values are exchanged: in "data"
+    full of the reserved pattern. Rows have whole words of 32 bits."""
+    if protocol != "data":
+        return like.new_empty(rows, columns)
+    words = columns * like.element_size() // 4
+    return torch.full((rows, words), -1, dtype=torch.int32, device=like.device).view(like.dtype)
 
 
 def canonical_nan(x: Tensor) -> Tensor:

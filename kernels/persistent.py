@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import exchange, widen
 from .config import PersistentConfig, Protocol, kept_values, persistent_width
-from .launch import launch
+from .launch import prepare
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
 from .steps import Steps
@@ -65,8 +65,7 @@ def forward(
             forward, more, gates_in, h0, w_hh, b_hn, steps, variant=variant, reverse=reverse, save=save,
             precision=precision, config=config, timeout=timeout,
         )  # fmt: skip
-    output = gates_in.new_empty(steps.num_rows, hidden_size)
-    _prepare(config, output)
+    output = exchange.new_buffer(gates_in, steps.num_rows, hidden_size, config.protocol)
     reserve = gates_in.new_empty(steps.num_rows, kept_values(variant) * hidden_size) if save else None
     args: dict[str, Any] = {
         "gates_in_ptr": gates_in,
@@ -81,8 +80,7 @@ def forward(
         constexprs["HAS_BIAS"] = b_hn is not None
         kernel = forward_torch
     else:
-        args["reset_state_ptr"] = torch.empty_like(output)
-        _prepare(config, args["reset_state_ptr"])
+        args["reset_state_ptr"] = exchange.new_buffer(gates_in, steps.num_rows, hidden_size, config.protocol)
         constexprs["VARIANT"] = variant
         kernel = forward_reset_first
     _start(kernel, args, constexprs, steps, h0, reverse, precision, config, timeout)
@@ -112,8 +110,7 @@ def backward(
             backward, more, grad_output, grad_h_n, h0, w_hh, steps, output, reserve, variant=variant, reverse=reverse,
             precision=precision, config=config, timeout=timeout,
         )  # fmt: skip
-    d_gates = grad_output.new_empty(steps.num_rows, 3 * hidden_size)
-    _prepare(config, d_gates)
+    d_gates = exchange.new_buffer(grad_output, steps.num_rows, 3 * hidden_size, config.protocol)
     d_state = grad_h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     args: dict[str, Any] = {
         "grad_output_ptr": grad_output,
@@ -125,19 +122,12 @@ def backward(
         "d_gates_ptr": d_gates,
     }
     if variant == "torch":
-        d_an = grad_output.new_empty(steps.num_rows, hidden_size)
-        _prepare(config, d_an)
+        d_an = exchange.new_buffer(grad_output, steps.num_rows, hidden_size, config.protocol)
         args["d_an_ptr"] = d_an
         _start(backward_torch, args, {}, steps, h0, reverse, precision, config, timeout)
         return d_gates, d_an, d_state
     _start(backward_reset_first, args, {"VARIANT": variant}, steps, h0, reverse, precision, config, timeout)
     return d_gates, None, d_state
-
-
-def _prepare(config: PersistentConfig, exchanged: Tensor) -> None:
-    """Before a launch, what its protocol asks of a buffer through which values are exchanged."""
-    if config.protocol == "data":
-        exchange.reserve(exchanged)
 
 
 def _start(
@@ -161,8 +151,9 @@ def _start(
     # At most two exchanges a step.
     status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
     watched = watch(h0.device, kernel.__name__, programs, batch_tiles, steps.seq_len, batch, hidden_size)
-    args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
-    args |= {"host_ptr": watched.word, "number": watched.number}
+    offsets = steps.row_offsets(h0.device) if steps.packed else status  # which no kernel reads
+    args |= {"offsets_ptr": offsets, "status_ptr": status, "host_ptr": watched.word, "number": watched.number}
+    args |= {"T": steps.seq_len, "B": batch}
     constexprs |= tiles | {
         "H": hidden_size,
         "REVERSE": reverse,
@@ -176,8 +167,9 @@ def _start(
     }
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     at_once = config.tiles_at_once or batch_tiles
+    warps = config.num_warps
+    start = prepare(kernel, args, constexprs, ("first_tile",), num_warps=warps, num_stages=1, cooperative=True)
     for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
         grid = programs, min(at_once, batch_tiles - first)
-        turn = args | {"first_tile": first}
-        launch(kernel, grid, turn, constexprs, num_warps=config.num_warps, num_stages=1, cooperative=True)
+        start(grid, first)
     watched.launched()

@@ -52,10 +52,8 @@ class Steps:
         return Steps(counts, tuple(row - start for row in self.offsets[first : last + 1]), counts[0], self.packed)
 
     def row_offsets(self, device: torch.device) -> Tensor:
-        """For a packed sequence `offsets` on `device`, int64; else a placeholder that no kernel reads, since t * batch
-        is the offset. Can be captured in a CUDA graph."""
-        if not self.packed:
-            return torch.empty(1, dtype=torch.int64, device=device)
+        """`offsets` on `device`, int64; a padded sequence needs none, since t * batch is the offset. Can be captured in
+        a CUDA graph."""
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return self.computed_offsets(device)
         return torch.tensor(self.offsets, dtype=torch.int64, device=device)

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from .config import StepwiseConfig, kept_values
 from .gates import blend, blend_grad, candidate, reset_after_grad, reset_before_grad, sigmoid
-from .launch import launch
+from .launch import prepare
 from .products import multiply
 from .steps import Steps
 from .tiles import load_state, load_weight, load_weight_transposed, tile
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
-_PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after", "extent"]
+_PER_STEP = ("row", "count", "row_before", "carried", "row_after", "count_after", "extent")
 
 
 @triton.jit(do_not_specialize=_PER_STEP)
@@ -327,14 +327,17 @@ def forward(
     else:
         shared |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
         first, second_tiles = shared | {"h0_ptr": h0}, tiles | {"VARIANT": variant}
-    for row, count, row_before, carried in steps.walk(reverse):
-        grid = config.grid(hidden_size, count)
-        args = first | {"row": row, "count": count, "row_before": row_before, "carried": carried}
-        if variant == "torch":
-            _start(forward_step, grid, args, tiles, config)
-        else:
-            _start(reset_update_step, grid, args, tiles, config)
-            _start(candidate_step, grid, shared | {"row": row, "count": count}, second_tiles, config)
+    if variant == "torch":
+        start = _prepare(forward_step, first, tiles, _PER_STEP[:4], config)
+        for row, count, row_before, carried in steps.walk(reverse):
+            start(config.grid(hidden_size, count), row, count, row_before, carried)
+    else:
+        start = _prepare(reset_update_step, first, tiles, _PER_STEP[:4], config)
+        finish = _prepare(candidate_step, shared, second_tiles, _PER_STEP[:2], config)
+        for row, count, row_before, carried in steps.walk(reverse):
+            grid = config.grid(hidden_size, count)
+            start(grid, row, count, row_before, carried)
+            finish(grid, row, count)
     return output, reserve
 
 
@@ -371,17 +374,20 @@ def backward(
     shared |= {"d_state_ptr": d_state, "d_gates_ptr": d_gates, "H": hidden_size}
     whole = shared | {"grad_output_ptr": grad_output, "d_an_ptr": d_gates if d_an is None else d_an}
     whole_tiles = tiles | {"VARIANT": variant}
+    start = _prepare(bptt_step, whole, whole_tiles, _PER_STEP, config)
+    finish = None if variant == "torch" else _prepare(bptt_reset_step, shared, tiles, _PER_STEP[:4], config)
     row_after = count_after = 0
     for row, count, row_before, carried in [*reversed(list(steps.walk(reverse))), (0, 0, 0, 0)]:
-        here = {"row": row, "count": count, "row_before": row_before, "carried": carried}
-        after = {"row_after": row_after, "count_after": count_after, "extent": hidden_size if count_after else 0}
+        extent = hidden_size if count_after else 0
         grid = config.grid(hidden_size, max(count, count_after))
-        _start(bptt_step, grid, whole | here | after, whole_tiles, config)
-        if variant != "torch" and count:
-            _start(bptt_reset_step, config.grid(hidden_size, count), shared | here, tiles, config)
+        start(grid, row, count, row_before, carried, row_after, count_after, extent)
+        if finish is not None and count:
+            finish(config.grid(hidden_size, count), row, count, row_before, carried)
         row_after, count_after = row, count
     return d_gates, d_an, d_state
 
 
-def _start(kernel, grid: tuple[int, int], args: dict, constexprs: dict, config: StepwiseConfig) -> None:
-    launch(kernel, grid, args, constexprs, num_warps=config.num_warps, num_stages=config.num_stages)
+def _prepare(kernel, args: dict, constexprs: dict, varying: tuple[str, ...], config: StepwiseConfig):
+    return prepare(
+        kernel, args, constexprs, varying, num_warps=config.num_warps, num_stages=config.num_stages
+    )  # fmt: skip

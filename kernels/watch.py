@@ -15,7 +15,7 @@ import ctypes
 import itertools
 import sys
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +31,7 @@ class _Word:
         self.number = ctypes.c_int32.from_address(self.tensor.data_ptr())
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(NamedTuple):
     """What a launch is given: where to write that it expired, and what."""
 
     word: Tensor  # (1,) int32
@@ -45,18 +44,16 @@ class Watched:
             raise _timeout(self.number)
 
 
-_words: dict[torch.device, _Word] = {}
+_words: dict[int | None, _Word] = {}  # by the device's index
+_known: dict[tuple[int | None, tuple[object, ...]], Watched] = {}
 _numbers: dict[tuple[object, ...], int] = {}  # of what is said of launches; 1, 2, ... in this order
 _MOST = 1 << 16  # launches told apart by their sizes; further ones by their kernel alone
 _lock = threading.Lock()
 
 
 def _number(said: tuple[object, ...]) -> int:
-    number = _numbers.get(said)
-    if number is None:
-        with _lock:
-            number = _numbers.setdefault(said if len(_numbers) < _MOST else said[:1], len(_numbers) + 1)
-    return number
+    with _lock:
+        return _numbers.setdefault(said if len(_numbers) < _MOST else said[:1], len(_numbers) + 1)
 
 
 def _timeout(number: int) -> KernelTimeout:
@@ -75,15 +72,19 @@ def check() -> None:
 
 def watch(device: torch.device, kernel: str, programs: int, tiles: int, steps: int, batch: int, hidden: int) -> Watched:
     """Before a launch on `device`; also raises for earlier launches, as `check` does."""
-    number = _number((kernel, programs, tiles, steps, batch, hidden))
+    said = (kernel, programs, tiles, steps, batch, hidden)
     if device.type != "cuda":
-        return Watched(torch.zeros(1, dtype=torch.int32, device=device), number, device.type == "cpu")
+        word = torch.zeros(1, dtype=torch.int32, device=device)
+        return Watched(word, _number(said), device.type == "cpu")
     check()
-    word = _words.get(device)
-    if word is None:
-        with _lock:
-            word = _words.setdefault(device, _Word())
-    return Watched(word.tensor, number, False)
+    known = _known.get((device.index, said))
+    if known is None:
+        if device.index not in _words:
+            _words[device.index] = _Word()
+        known = Watched(_words[device.index].tensor, _number(said), False)
+        if len(_known) < _MOST:
+            _known[device.index, said] = known
+    return known
 
 
 @atexit.register

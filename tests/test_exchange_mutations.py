@@ -159,7 +159,7 @@ def test_publishing_before_the_value_is_complete(mutated):
 
 
 def test_the_buffer_not_filled_with_the_pattern(mutated):
-    persistent = mutated("persistent", "exchange.reserve(exchanged)\n", "exchanged.zero_()\n")
+    persistent = mutated("exchange", "words), -1, dtype", "words), 0, dtype")
     assert caught(persistent) == "wrong"
 
 

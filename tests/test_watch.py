@@ -23,6 +23,7 @@ def _words(monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *sizes, pin_memory=False, **options: zeros(*sizes, **options))
     monkeypatch.setattr(watch, "_words", {})
     monkeypatch.setattr(watch, "_numbers", {})
+    monkeypatch.setattr(watch, "_known", {})
 
 
 def announced(*launch):
