@@ -21,6 +21,8 @@ import torch
 import triton
 from triton.runtime import driver
 
+from .errors import DoesNotFit
+
 Starter = Callable[..., None]
 
 # Triton's options of a cooperative launch. Its programs may take all registers that a thread can have: left alone, the
@@ -148,16 +150,20 @@ class _Prepared:
             return
         if self.run is None or (values and max(values) >= _PAST_32_BITS):
             self._by_triton(grid, values)
-        elif self.current:
-            self.run(grid[0], grid[1] if len(grid) > 1 else 1, 1, *self.before, *values, *self.after)
-        else:
-            with torch.cuda.device(self.device):
+            return
+        with _HERE if self.current else torch.cuda.device(self.device):
+            try:
                 self.run(grid[0], grid[1] if len(grid) > 1 else 1, 1, *self.before, *values, *self.after)
+            except RuntimeError as error:
+                raise _named(error) from None
 
     def _by_triton(self, grid: tuple[int, ...], values: tuple[int, ...]) -> None:
         given = dict(zip(self.varying, values, strict=True))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-            compiled = self.kernel[grid](**self.args, **given, **self.constexprs, **self.options)
+            try:
+                compiled = self.kernel[grid](**self.args, **given, **self.constexprs, **self.options)
+            except RuntimeError as error:
+                raise _named(error) from None
         if self.key is not None and not any(value >= _PAST_32_BITS for value in values):
             names = self.kernel.arg_names
             first = names.index(self.varying[0]) if self.varying else 0
@@ -173,6 +179,14 @@ class _Prepared:
         started = active.get_current_stream(index), compiled.function, compiled.packed_metadata, None, None, None
         self.before, self.after = (*started, *before(values)), after(values)
         self.run = compiled.run
+
+
+_HERE = contextlib.nullcontext()
+
+
+def _named(error: RuntimeError) -> RuntimeError:
+    """CUDA's error 720 as one that can be told from others."""
+    return DoesNotFit(str(error)) if "cooperative launch" in str(error) else error
 
 
 def _values_of(names: Sequence[str]) -> Values:

@@ -11,13 +11,16 @@ from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
 
 from trigru.kernels import persistent
+from trigru import reference
 from trigru.kernels.config import PersistentConfig, persistent_config
+from trigru.kernels.errors import DoesNotFit
 from trigru.kernels.launch import using
 from trigru.kernels.steps import Steps
 from trigru.kernels.watch import KernelTimeout
 from trigru.planning import cost, plan
 from trigru.planning.devices import PRESETS
 from trigru.reference import VARIANTS
+from trigru.schedules import fused
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
 
@@ -178,6 +181,52 @@ def test_amd_gpus_are_refused(monkeypatch):
     layer = cost.Layer("torch", torch.bfloat16, 16, 512)
     (planned,) = [c for c in plan.candidates(PRESETS["H100"], layer) if c.schedule == "persistent"]
     assert "NVIDIA" in planned.obstacle
+
+
+def test_a_state_that_no_wide_load_fits_is_copied():
+    case = recurrence(2, 16, 64)
+    odd = torch.empty(16 * 64 + 1, dtype=case.h0.dtype)[1:].view(16, 64).copy_(case.h0)
+    assert odd.data_ptr() % 16
+    for protocol in PROTOCOLS:
+        check(replace(case, h0=odd), protocol=protocol, seed=0)
+
+
+def refuses_cooperation(kernel, grid, *args, cooperative, **options):
+    if cooperative:
+        raise DoesNotFit("Triton Error [CUDA]: too many blocks in cooperative launch")
+    return ptx_launcher(arch=90)(kernel, grid, *args, cooperative=cooperative, **options)
+
+
+def test_where_programs_do_not_fit_auto_takes_a_schedule_that_does_not_wait(monkeypatch):
+    monkeypatch.setattr(plan, "_SHARED", set())
+    x, h0 = torch.randn(3, 2, 8).bfloat16(), torch.randn(2, 32).bfloat16()
+    weights = [torch.randn(96, 8).bfloat16(), torch.randn(96, 32).bfloat16() / 6, None, None]
+    chosen = plan.Plan("persistent", "the fastest", PersistentConfig(num_warps=2))
+    options = {"variant": "torch", "reverse": False}
+    with using(refuses_cooperation):
+        with pytest.warns(
+            RuntimeWarning, match=r"'persistent' does not fit on cpu, '(stepwise|resident)' runs: .*too many blocks"
+        ):
+            output, h_n, reserve = fused.forward(chosen, x, h0, *weights, None, save=True, **options)
+        want, last = reference.gru(*(t.double() for t in (x, h0, *weights[:2])), None, None, **options)
+        assert (output.double() - want).norm() <= 1.5e-2 * want.norm()
+        with pytest.warns(RuntimeWarning, match="does not fit"):
+            grads = fused.backward(
+                chosen, output, None, x, h0, *weights, None, output, reserve, needs=[True] * 4 + [False] * 2, **options
+            )  # fmt: skip
+        assert all(grad.isfinite().all() for grad in grads[:4])
+        named = replace(chosen, reason="asked for by name")
+        with pytest.raises(DoesNotFit, match="too many blocks"):
+            fused.forward(named, x, h0, *weights, None, save=True, **options)
+    assert plan._SHARED == {x.device}
+
+
+def test_auto_does_not_plan_to_wait_where_programs_did_not_fit():
+    layer = cost.Layer("torch", torch.bfloat16, 16, 512)
+    first = plan._planned("auto", PRESETS["H100"], layer, "forward", shared=False)
+    then = plan._planned("auto", PRESETS["H100"], layer, "forward", shared=True)
+    assert (first.schedule, then.schedule) == ("persistent", "stepwise")
+    assert "did not fit" in then.reason
 
 
 def test_exact_float32_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from trigru.bench.suites.work_persistent import floor
 from trigru.command.cli import main
 from trigru.kernels import config
 from trigru.planning import cost, plan
-from trigru.planning.devices import PRESETS, preset
+from trigru.planning.devices import PRESETS, present, preset
 
 HALVES = (torch.bfloat16, torch.float16)
 SIZES = [(batch, hidden_size) for batch in (1, 16, 64, 512) for hidden_size in (32, 100, 128, 512, 1000, 1024, 2048)]
@@ -143,3 +144,23 @@ def test_explain_prints_the_candidates_as_predictions(capsys):
     assert "not measurements" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["persistent", "stepwise", "resident"]
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "multiprocessors", "alike"),
+    [
+        ("NVIDIA L40S", (8, 9), 142, "RTX 4090"),
+        ("NVIDIA L4", (8, 9), 58, "L4"),
+        ("NVIDIA H100 80GB HBM3", (9, 0), 132, "H100"),
+        ("NVIDIA A100-SXM4-40GB", (8, 0), 108, "A100"),
+        ("NVIDIA RTX PRO 6000", (12, 0), 188, "B200"),
+    ],
+)
+def test_a_device_at_hand_gets_the_rates_of_the_one_most_like_it(monkeypatch, name, capability, multiprocessors, alike):
+    properties = SimpleNamespace(
+        name=name, major=capability[0], minor=capability[1], multi_processor_count=multiprocessors
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    found = present.__wrapped__(0)
+    assert (found.name, found.capability, found.multiprocessors) == (name, capability, multiprocessors)
+    assert found.l2_bandwidth == PRESETS[alike].l2_bandwidth

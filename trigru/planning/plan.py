@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -260,15 +261,45 @@ def _chosen(
             return Plan("eager", "on a CPU torch operations are the fastest schedule")
     elif obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
-    # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
-    described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
-    return _planned(schedule, described, layer, direction)
+    return _planned(schedule, _described(device), layer, direction, schedule == "auto" and device in _SHARED)
 
 
-def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
-    """The plan among Triton's schedules."""
+def _described(device: torch.device) -> Device:
+    """Without a GPU (interpreter, replaced launcher) tiles are those of an H100."""
+    return present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
+
+
+_SHARED: set[torch.device] = set()
+"""Devices of which this process has a part only: programs that wait for each other did not fit on them."""
+
+
+def instead(refused: Plan, error: Exception, state: torch.Tensor, variant: str, direction: str) -> Plan:
+    """The plan in place of one whose programs did not fit on the device together; "auto" makes no such plan for this
+    device again. Warns.
+
+    Raises:
+        Exception: the given one, where the refused schedule was asked for by name.
+    """
+    if refused.reason == _BY_NAME.reason:
+        raise error
+    _SHARED.add(state.device)
+    _chosen.cache_clear()
+    batch, hidden_size = state.shape
+    layer = cost.Layer(variant, state.dtype, max(batch, 1), hidden_size, precision=precision_of(state.dtype))
+    plan = _planned("auto", _described(state.device), layer, direction, shared=True)
+    said = f"trigru: schedule {refused.schedule!r} does not fit on {state.device}, {plan.schedule!r} runs: {error}"
+    warnings.warn(said, RuntimeWarning, stacklevel=2)
+    return plan
+
+
+def _planned(schedule: str, device: Device, layer: cost.Layer, direction: str, shared: bool) -> Plan:
+    """The plan among Triton's schedules; `shared`: no program may wait for another."""
     ranked = candidates(device, layer, direction)
+    if shared:
+        why = "its programs did not fit on the device together"
+        ranked = [replace(c, obstacle=c.obstacle or why) if c.step.together > 1 else c for c in ranked]
+        ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
     if schedule == "auto":
         best = ranked[0]
         if best.obstacle is not None:

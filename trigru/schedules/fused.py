@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import persistent, resident, stepwise
+from ..kernels.errors import DoesNotFit
 from ..kernels.steps import Steps
-from ..planning.plan import Plan, precision_of
+from ..planning.plan import Plan, instead, precision_of
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again
 
@@ -24,6 +25,15 @@ def steps_of(input: Tensor, batch_sizes: Tensor | None) -> Steps:
     if batch_sizes is None:
         return Steps.padded(input.shape[0], input.shape[1])
     return Steps.of_batch_sizes(batch_sizes.tolist())
+
+
+def _run(direction: str, plan: Plan, state: Tensor, given: tuple, *, variant: str, **options):
+    """The plan's schedule, or another one where its programs do not fit on the device together."""
+    try:
+        return getattr(SCHEDULES[plan.schedule], direction)(*given, variant=variant, config=plan.config, **options)
+    except DoesNotFit as error:
+        plan = instead(plan, error, state, variant, direction)
+    return getattr(SCHEDULES[plan.schedule], direction)(*given, variant=variant, config=plan.config, **options)
 
 
 def forward(
@@ -45,18 +55,9 @@ def forward(
     *sizes, features = input.shape
     rows = input if batch_sizes is not None else input.reshape(-1, features)
     gates_in, b_hn = project_input(rows, w_ih, b_ih, b_hh, variant)
-    output, reserve = SCHEDULES[plan.schedule].forward(
-        gates_in,
-        h0.contiguous(),
-        w_hh.contiguous(),
-        b_hn,
-        steps,
-        variant=variant,
-        reverse=reverse,
-        save=save,
-        precision=precision_of(input.dtype),
-        config=plan.config,
-    )
+    given = (gates_in, h0.contiguous(), w_hh.contiguous(), b_hn, steps)
+    options = {"variant": variant, "reverse": reverse, "precision": precision_of(input.dtype)}
+    output, reserve = _run("forward", plan, h0, given, **options, save=save)
     h_n = final_state(output, steps, reverse)
     if batch_sizes is None:
         output = output.view(*sizes, h0.shape[1])
@@ -108,19 +109,9 @@ def backward(
             kept = reserve.view(rows.shape[0], -1)
         else:
             kept = gates_again(x[here], rows[here], start, part, weights, variant, reverse)
-        d_gates, d_an, d_start = SCHEDULES[plan.schedule].backward(
-            d_rows[here],
-            d_state[: part.batch],
-            start,
-            w_hh.contiguous(),
-            part,
-            rows[here],
-            kept,
-            variant=variant,
-            reverse=reverse,
-            precision=precision_of(input.dtype),
-            config=plan.config,
-        )
+        given = (d_rows[here], d_state[: part.batch], start, w_hh.contiguous(), part, rows[here], kept)
+        options = {"variant": variant, "reverse": reverse, "precision": precision_of(input.dtype)}
+        d_gates, d_an, d_start = _run("backward", plan, start, given, **options)
         d_state[: part.batch] = d_start
         r = kept[:, :hidden_size]
         found = gradients(d_gates, d_an, r, x[here], start, rows[here], part, reverse=reverse, needs=need_weights)
