@@ -6,12 +6,24 @@ payload no arithmetic produces.
 
 Who writes, who reads. Each element is written once, by the one program that owns its hidden unit; every program of the
 batch tile reads it.
-Visible. A store goes through to L2 and a look reads L2 (`volatile`, never L1), so a stored value is seen after a finite
-time. Nothing else has to be visible with it: an element tells for itself, by not being the pattern, that it has
-arrived. So there is no flag, no fence and no order between elements that an interleaving could break.
-Never stale, never torn. A place holds the pattern or its one final value, and an element of 2 or 4 bytes, aligned, is
-read and written whole. A wait ends only when no element that it looked at is the pattern, and returns exactly the
-values it looked at: none is from another step, because no place serves two steps.
+In words of 32 bits. Values of 16 bits are stored two at once, neighbours of a row (`publish`), and looked at in vectors
+of words. Where a store and a look race, the rules of PTX's memory consistency model (PTX ISA, chapter 8) hold:
+- A vector access is one access for each of its elements, in no order (8.2, vector data types): so a look is loads of
+  words, as a publish is stores of words.
+- `st.relaxed` and `ld.relaxed` are strong operations (8.4); with scope .gpu, which has all threads of the device (8.5),
+  through the generic proxy, and of the same word, the two are morally strong to each other (8.7).
+- So they are no data race, neither of different sizes, of which the model says nothing (8.7, mixed-size data races).
+- Such a pair is atomic, as a single copy (8.10, axiom of atomicity): the bytes of a word are all from before the store
+  or all from it.
+- Looks at one word in turn never go back (8.10, axiom of coherence, and sequential consistency for each location).
+- The pattern is what the first look may see, for the host's fill ended before the launch began, on the same stream.
+Visible. The model does not say when; on the GPU such a store goes through to L2 and such a look is served by L2, so a
+stored value is seen after a finite time. Nothing else has to be visible with it: an element tells for itself, by not
+being the pattern, that it has arrived. So there is no flag, no fence and no order between elements that an interleaving
+could break.
+Never stale, never torn. A place holds the pattern or its one final value, by the rules above. A wait ends only when no
+element that it looked at is the pattern, and returns exactly the values it looked at: none is from another step,
+because no place serves two steps. A look in vain is repeated only where something was missing.
 A genuine NaN. It is stored with another payload (`publish`), which no reader mistakes for the pattern; it travels on.
 
 Protocol "flags": a counter says that the data are there. Each exchange of each step of a batch tile has a counter of
@@ -33,7 +45,8 @@ vain. Why time, not looks: a wait is also slow where another kernel holds back t
 
 Who waits. On NVIDIA a wait is per thread, in inline assembly: in "data" each thread looks at the chunks that it
 multiplies (see fragments.py), and no program-wide reduction or barrier is needed; the host gives it rows of whole
-chunks. Where Triton's layout is not known (`by_thread`), a program looks at the whole tile until nothing is missing.
+chunks. Where Triton's layout is not known (`by_thread`), a program looks at the whole tile until nothing is missing,
+and its accesses are Triton's own: the same ones to the hardware, but weak or of 16 bits, so outside of the model.
 """
 
 import functools
@@ -46,16 +59,24 @@ from torch import Tensor
 from triton.language.extra.cuda import num_warps
 from triton.language.target_info import cuda_capability_geq, is_hip
 
+from .assembly import (
+    TICK,
+    elements_each,
+    flag_assembly,
+    look_assembly,
+    look_constraints,
+    pair_of,
+    publish_assembly,
+    publish_constraints,
+    types_of_words,
+)
 from .config import Protocol, waits_by_thread, words_of_a_lane
 from .fragments import columns, in_fragment_order, numbers, per_thread, right_operand
 
 _WORDS_OF_A_LANE = tl.constexpr(words_of_a_lane())
 _BY_THREAD = tl.constexpr(waits_by_thread())
-ERROR_WORD = 4  # index in the status buffer; the words before it are zeros, and stay so
 STATUS_WORDS = tl.constexpr(8)
 SECONDS = 60.0  # that a wait goes on without what it waits for; TRIGRU_TIMEOUT in the environment replaces them
-_TICK = tl.constexpr(20)  # waits count in 2^20 ns, in 32 bits
-_LOOKS_PER_CHECK = 64  # of the error word and the clock
 
 
 def new_status(like: Tensor, flags: int = 0) -> Tensor:
@@ -83,7 +104,7 @@ def default_timeout() -> float:
 
 def ticks(seconds: float) -> int:
     """The same time as kernels count it."""
-    return max(1, int(seconds * 1e9) >> _TICK.value)
+    return max(1, int(seconds * 1e9) >> TICK.value)
 
 
 def new_buffer(like: Tensor, rows: int, columns: int, protocol: Protocol) -> Tensor:
@@ -98,112 +119,6 @@ def new_buffer(like: Tensor, rows: int, columns: int, protocol: Protocol) -> Ten
 def canonical_nan(x: Tensor) -> Tensor:
     """x with every NaN in a payload that is not the reserved pattern."""
     return x.nan_to_num(float("nan"), float("inf"), -float("inf"))
-
-
-_REGISTERS = tl.constexpr((".reg .pred p;", ".reg .b32 m, n, t, since, again;", ".reg .b64 now;"))  # of a wait
-
-
-@triton.constexpr_function
-def _look_again(label, timeout, status):
-    """Lines that end a look in vain: back to the label, or on to what follows where the wait has been given up. `n` (0
-    at first), `t` and `since` are 32-bit registers, `now` a 64-bit one, `p` a predicate; `status`: operand that holds
-    the status buffer's address."""
-    return [
-        "add.u32 n, n, 1;",
-        f"and.b32 t, n, {_LOOKS_PER_CHECK - 1};",
-        "setp.ne.b32 p, t, 0;",
-        f"@p bra {label};",
-        f"ld.relaxed.gpu.global.b32 t, [{status}+{4 * ERROR_WORD}];",
-        "setp.ne.b32 p, t, 0;",
-        "@p bra DONE;",
-        "mov.u64 now, %globaltimer;",
-        f"shr.u64 now, now, {_TICK.value};",
-        "cvt.u32.u64 t, now;",
-        f"setp.eq.b32 p, n, {_LOOKS_PER_CHECK};",
-        "@p mov.b32 since, t;",
-        "sub.u32 t, t, since;",
-        f"setp.lt.u32 p, t, {timeout};",
-        f"@p bra {label};",
-        "mov.b32 t, 1;",
-        f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",
-    ]
-
-
-@triton.constexpr_function
-def _flag_assembly(timeout):
-    """Look at the counter $1 until it is at least $2. Result: 0, for the addresses of loads that must come later."""
-    text = ["{", *_REGISTERS.value, "mov.b32 n, 0;", "LOOK:", "ld.acquire.gpu.global.b32 t, [$1];"]
-    text += ["setp.ge.s32 p, t, $2;", "@p bra DONE;", *_look_again("LOOK", timeout, "$3")]
-    return "\n".join([*text, "DONE:", "mov.b32 $0, 0;", "}"])
-
-
-@triton.constexpr_function
-def _look_assembly(tiles, chunks, bits, timeout, packed_max, compared):
-    """Look at `chunks` chunks in each of `tiles` tiles, then again at those that miss something, until no element is
-    the reserved pattern; just once, where they are not `compared` with it.
-
-    Results: for each tile, the words 0 and 2 of every chunk, then the words 1 and 3. Operands: for each tile the
-    address of its chunk, for every element; the elements' numbers within a half of a chunk; the status buffer's
-    address.
-    """
-    per_half = 64 // bits
-    pack = chunks * per_half
-    words = [
-        f"${4 * chunks * t + 2 * chunks * (w % 2) + 2 * c + w // 2}"
-        for t in range(tiles)
-        for c in range(chunks)
-        for w in range(4)
-    ]
-    first_address = 4 * chunks * tiles
-    first_number = first_address + pack * tiles
-    status = first_number + chunks
-    load = "ld.relaxed.gpu" if compared else "ld"
-    expected = "0x03020100" if bits == 16 else "0x00010000"
-    text = ["{", *_REGISTERS.value, ".reg .b16 lo, hi;"]
-    for c in range(chunks):
-        text.append(f"setp.ne.{'or.' if c else ''}b32 p, ${first_number + c}, {expected}{', p' if c else ''};")
-    loads = []
-    for t in range(tiles):
-        for c in range(chunks):
-            at = 4 * (t * chunks + c)
-            chunk = ", ".join(words[at : at + 4])
-            loads.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
-    text += ["@p trap;", "mov.b32 n, 0;", *loads]
-    if not compared:
-        return "\n".join([*text, "}"])
-    text += [*_is_missing(words, bits, packed_max), "@!p bra DONE;", "MORE:", "mov.b32 again, 0;"]
-    for i, load in enumerate(loads):  # in vain: what has arrived is not looked at again
-        text += [*_is_missing(words[4 * i : 4 * i + 4], bits, packed_max), "@p mov.b32 again, 1;", f"@p {load}"]
-    text += ["setp.eq.b32 p, again, 0;", "@p bra DONE;", *_look_again("MORE", timeout, f"${status}"), "DONE:", "}"]
-    return "\n".join(text)
-
-
-@triton.constexpr_function
-def _is_missing(words, bits, packed_max):
-    """Lines that set `p` where an element of the words is the reserved pattern; `m`, `t`, `lo` and `hi` are used."""
-    if bits == 32 or packed_max:  # the pattern is the largest unsigned number
-        largest = "max.u32" if bits == 32 else "max.u16x2"
-        text = [f"{largest} m, {words[0]}, {words[1]};", *(f"{largest} m, m, {word};" for word in words[2:])]
-        if bits == 32:
-            return [*text, "setp.eq.b32 p, m, 0xFFFFFFFF;"]
-        return [*text, "mov.b32 {lo, hi}, m;", "max.u16 lo, lo, hi;", "setp.eq.u16 p, lo, 0xFFFF;"]
-    # w has a half of all ones where ~w has a half of zeros: (~w - 0x00010001) & w & 0x80008000
-    text = ["mov.b32 m, 0;"]
-    for word in words:
-        text += [f"sub.u32 t, 0xFFFEFFFE, {word};", f"lop3.b32 m, t, {word}, m, 0xEA;"]
-    return [*text, "and.b32 m, m, 0x80008000;", "setp.ne.b32 p, m, 0;"]
-
-
-@triton.constexpr_function
-def _look_constraints(tiles, chunks, bits):
-    pack = chunks * (64 // bits)
-    return ",".join(["=&r"] * (4 * chunks * tiles) + ["l"] * (pack * tiles) + ["r"] * chunks + ["l"] * pack)
-
-
-@triton.constexpr_function
-def _words(tiles, bits):
-    """Types of the results: two halves for each tile."""
-    return (tl.int16 if bits == 16 else tl.int32,) * (2 * tiles)
 
 
 @triton.constexpr_function
@@ -255,7 +170,7 @@ def _await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
     made: none can move before the wait."""
     tl.static_assert(not is_hip(), "the flag protocol is written for NVIDIA")
     return tl.inline_asm_elementwise(
-        _flag_assembly(TIMEOUT), "=&r,l,r,l", [flag, arrivals, status_ptr], tl.int32, is_pure=False, pack=1
+        flag_assembly(TIMEOUT), "=&r,l,r,l", [flag, arrivals, status_ptr], tl.int32, is_pure=False, pack=1
     )
 
 
@@ -275,10 +190,10 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
         CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
         at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         low, high = tl.inline_asm_elementwise(
-            _look_assembly(1, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
-            _look_constraints(1, CHUNKS, BITS),
+            look_assembly(1, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
+            look_constraints(1, CHUNKS, BITS),
             [at, numbers(BITS), status_ptr.to(pointers.dtype.scalar)],
-            _words(1, BITS),
+            types_of_words(1, BITS),
             is_pure=True,  # lets Triton move it between layouts; an inline assembly stays where it is, and waits there
             pack=_pack(CHUNKS, BITS),
         )
@@ -302,10 +217,10 @@ def await_three(first, second, third, present, status_ptr, flag, arrivals, PROTO
         at2 = _chunk_pointers(second, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         at3 = _chunk_pointers(third, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         l1, h1, l2, h2, l3, h3 = tl.inline_asm_elementwise(
-            _look_assembly(3, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
-            _look_constraints(3, CHUNKS, BITS),
+            look_assembly(3, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
+            look_constraints(3, CHUNKS, BITS),
             [at1, at2, at3, numbers(BITS), status_ptr.to(first.dtype.scalar)],
-            _words(3, BITS),
+            types_of_words(3, BITS),
             is_pure=True,
             pack=_pack(CHUNKS, BITS),
         )
@@ -349,7 +264,7 @@ def _clock(lanes):
         now = now * 10  # a hundred million a second
     else:
         now = tl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l,r", [lanes], tl.int64, is_pure=False, pack=1)
-    return tl.max(now >> _TICK, 0)
+    return tl.max(now >> TICK, 0)
 
 
 @triton.jit
@@ -399,58 +314,6 @@ def report(status_ptr, host_ptr, number):
         tl.store(host_ptr, number)
 
 
-@triton.constexpr_function
-def _publish_assembly(tiles, bits, each, pair):
-    """Store, of each of `tiles` tiles, the `each` neighbours of a row that a thread holds, in words of 32 bits; where
-    it holds a single element of 16 bits, every other thread stores its own and the one of the thread after it.
-
-    Operands: for each tile `each` addresses; then their values in float32; the elements' numbers; the thread's lane. A
-    thread stores where it has the elements that it was meant to have: where numbers are consecutive or, for a single
-    element of 16 bits, equal to the lane. Others store nothing, so that an order of threads that is not the one assumed
-    ends as a timeout.
-    """
-    numbers = each * (1 + 2 * tiles)
-    words = max(1, each * bits // 32)
-    text = ["{", ".reg .pred p;", f".reg .b32 t, {', '.join(f'w{i}' for i in range(words))};"]
-    if each > 1:
-        text += [f"sub.u32 t, ${numbers + each - 1}, ${numbers};", f"setp.eq.b32 p, t, {each - 1};"]
-    elif bits == 32:
-        text.append(f"setp.ge.s32 p, ${numbers}, 0;")
-    else:
-        text.append(f"setp.eq.b32 p, ${numbers}, ${numbers + 1};")
-    for tile in range(tiles):
-        values = [f"${each * (1 + tiles + tile) + i}" for i in range(each)]
-        if bits == 16 and each == 1:
-            text.append(f"shfl.sync.bfly.b32 t, {values[0]}, 1, 31, -1;")
-            values.append("t")
-        if bits == 16:
-            text += [f"cvt.rn.{pair}.f32 w{i}, {values[2 * i + 1]}, {values[2 * i]};" for i in range(words)]
-            values = [f"w{i}" for i in range(words)]
-        stored = f".v{words}.b32 [${each * (1 + tile)}], {{{', '.join(values)}}};"
-        text.append(
-            "@p st.relaxed.gpu.global" + (stored if words > 1 else f".b32 [${each * (1 + tile)}], {values[0]};")
-        )
-    return "\n".join([*text, "}"])
-
-
-@triton.constexpr_function
-def _publish_constraints(tiles, each):
-    kinds = ["=r", *["l"] * tiles, *["r"] * tiles, "r", "r"]  # nothing is returned, but Triton wants a result
-    return ",".join(kind for kind in kinds for _ in range(each))
-
-
-@triton.constexpr_function
-def _each(tile, num_warps):
-    """Elements of a tile that a thread holds."""
-    return max(1, tile // (32 * num_warps))
-
-
-@triton.constexpr_function
-def _pair(dtype):
-    """What PTX calls two of them."""
-    return "bf16x2" if dtype == tl.bfloat16 else "f16x2"
-
-
 @triton.jit
 def _numbers_of(mask, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SINGLE: tl.constexpr):
     """The numbers of a tile's elements, as the assembly of a store checks them; -1 for those that are not stored."""
@@ -483,11 +346,11 @@ def publish(pointers, x, mask, flag, PROTOCOL: tl.constexpr):
     dtype: tl.constexpr = pointers.dtype.element_ty
     BITS: tl.constexpr = dtype.primitive_bitwidth
     if PROTOCOL == "data" and layout_known(num_warps()):
-        EACH: tl.constexpr = _each(x.shape[0] * x.shape[1], num_warps())
+        EACH: tl.constexpr = elements_each(x.shape[0] * x.shape[1], num_warps())
         number = _numbers_of(mask, x.shape[0], x.shape[1], BITS == 16 and EACH == 1)
         tl.inline_asm_elementwise(
-            _publish_assembly(1, BITS, EACH, _pair(dtype)),
-            _publish_constraints(1, EACH),
+            publish_assembly(1, BITS, EACH, pair_of(dtype)),
+            publish_constraints(1, EACH),
             [pointers, _prepared(x, BITS), number, _lane()],
             tl.int32,
             is_pure=False,
@@ -508,11 +371,11 @@ def publish_two(first, x, second, y, mask, flag, PROTOCOL: tl.constexpr):
     dtype: tl.constexpr = first.dtype.element_ty
     BITS: tl.constexpr = dtype.primitive_bitwidth
     if PROTOCOL == "data" and layout_known(num_warps()):
-        EACH: tl.constexpr = _each(x.shape[0] * x.shape[1], num_warps())
+        EACH: tl.constexpr = elements_each(x.shape[0] * x.shape[1], num_warps())
         number = _numbers_of(mask, x.shape[0], x.shape[1], BITS == 16 and EACH == 1)
         tl.inline_asm_elementwise(
-            _publish_assembly(2, BITS, EACH, _pair(dtype)),
-            _publish_constraints(2, EACH),
+            publish_assembly(2, BITS, EACH, pair_of(dtype)),
+            publish_constraints(2, EACH),
             [first, second, _prepared(x, BITS), _prepared(y, BITS), number, _lane()],
             tl.int32,
             is_pure=False,

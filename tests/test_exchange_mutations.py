@@ -22,7 +22,7 @@ from trigru.kernels.watch import KernelTimeout
 pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
-FILES = ("fragments", "exchange", "parts", "persistent_forward", "persistent_backward", "persistent")
+FILES = ("fragments", "assembly", "exchange", "parts", "persistent_forward", "persistent_backward", "persistent")
 
 
 @pytest.fixture
@@ -34,12 +34,11 @@ def mutated(tmp_path):
     def load(file: str, old: str | tuple[str, ...], new: str | tuple[str, ...]):
         package = f"mutant_{abs(hash((file, old, new)))}"
         pieces = [(old, new)] if isinstance(old, str) else list(zip(old, new, strict=True))
-        for name in FILES:
-            text = (SOURCES / f"{name}.py").read_text()
-            if name == file:
-                for one, other in pieces:
-                    assert text.count(one) >= 1, f"{file}.py has no {one!r}"
-                    text = text.replace(one, other)
+        texts = {name: (SOURCES / f"{name}.py").read_text() for name in FILES}
+        for one, other in pieces:
+            (where,) = {name for name in (file, "assembly") if one in texts[name]}
+            texts[where] = texts[where].replace(one, other)
+        for name, text in texts.items():
             for other in ("config", "gates", "launch", "steps", "tiles", "watch"):
                 text = text.replace(f"from .{other} import", f"from trigru.kernels.{other} import")
             for other in FILES:
@@ -104,6 +103,15 @@ def test_nothing_is_caught_without_a_mutation(mutated, piece, protocol, variant)
 
 def test_the_wait_removed(mutated):
     assert caught(mutated("exchange", '"@!p bra DONE;"', '"bra DONE;"')) == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "how"),
+    [('"@p mov.b32 again, 1;", ', "", "wrong"), (', f"@p {load}"]', "]", "error")],
+    ids=["what is missing again not noted", "what was missing not looked at again"],
+)
+def test_a_second_look_removed(mutated, old, new, how):
+    assert caught(mutated("exchange", old, new)) == how
 
 
 def test_the_wait_of_a_program_removed(mutated):
