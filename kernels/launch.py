@@ -124,6 +124,11 @@ vary. Their own launcher takes a tenth of the time of `kernel[grid]`, which find
 to run."""
 
 
+def forget() -> None:
+    """Let Triton start each kernel anew."""
+    _compiled.clear()
+
+
 class _Prepared:
     """See `prepare`. The first start of its kind is Triton's own, `kernel[grid](...)`, which returns the compiled
     kernel; further ones call that directly. Nothing that Triton specialises on changes between them: `_key` has it, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +57,8 @@ def forward(
     rows = input if batch_sizes is not None else input.reshape(-1, features)
     gates_in, b_hn = project_input(rows, w_ih, b_ih, b_hh, variant)
     given = (gates_in, h0.contiguous(), w_hh.contiguous(), b_hn, steps)
-    options = {"variant": variant, "reverse": reverse, "precision": precision_of(input.dtype)}
-    output, reserve = _run("forward", plan, h0, given, **options, save=save)
+    options: dict[str, Any] = {"reverse": reverse, "precision": precision_of(input.dtype)}
+    output, reserve = _run("forward", plan, h0, given, variant=variant, save=save, **options)
     h_n = final_state(output, steps, reverse)
     if batch_sizes is None:
         output = output.view(*sizes, h0.shape[1])
@@ -110,8 +111,8 @@ def backward(
         else:
             kept = gates_again(x[here], rows[here], start, part, weights, variant, reverse)
         given = (d_rows[here], d_state[: part.batch], start, w_hh.contiguous(), part, rows[here], kept)
-        options = {"variant": variant, "reverse": reverse, "precision": precision_of(input.dtype)}
-        d_gates, d_an, d_start = _run("backward", plan, start, given, **options)
+        options: dict[str, Any] = {"reverse": reverse, "precision": precision_of(input.dtype)}
+        d_gates, d_an, d_start = _run("backward", plan, start, given, variant=variant, **options)
         d_state[: part.batch] = d_start
         r = kept[:, :hidden_size]
         found = gradients(d_gates, d_an, r, x[here], start, rows[here], part, reverse=reverse, needs=need_weights)
