@@ -160,6 +160,13 @@ class PersistentConfig:
         together."""
         return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)
 
+    @property
+    def on_a_multiprocessor(self) -> int:
+        """Programs that fit on a multiprocessor, with any version of Triton: each of its 65,536 registers (on every GPU
+        since 8.0) can go to a thread that has 256, the most there are. Their shared memory is at most 4 KiB a
+        warp."""
+        return max(1, 65536 // (256 * 32 * self.num_warps))
+
     def depth(self, hidden_size: int, dtype: torch.dtype) -> int:
         """Columns of W_hh that a warp multiplies: a power of two, and whole groups of four chunks of 16 bytes."""
         depth = 64 // dtype.itemsize

@@ -53,8 +53,9 @@ def test_every_layer_has_a_plan_on_every_device_that_has_its_dtype(name):
             assert c.seconds > 0
             if c.schedule == "persistent":
                 programs = c.config.grid(layer.hidden_size, layer.batch)[0]
-                assert programs <= device.multiprocessors
-                assert c.turns * device.multiprocessors >= c.step.programs
+                there = device.multiprocessors * c.config.on_a_multiprocessor
+                assert programs * c.config.tiles_at_once <= there
+                assert c.turns * there >= c.step.programs
             if c.schedule == "resident":
                 assert c.config.shared_bytes(layer.dtype, layer.hidden_size) <= device.shared_per_block
 

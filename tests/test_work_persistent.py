@@ -19,10 +19,10 @@ pytestmark = generated_code
 BATCH = 16
 # Work of one step: longest path of a warp, barriers of a program; sm_90, H = 512, bfloat16, gates kept for backward.
 BUDGET = {
-    "forward_torch": (222, 2),
-    "backward_torch": (265, 2),
-    "forward_reset_first": (287, 6),
-    "backward_reset_first": (307, 4),
+    "forward_torch": (223, 2),
+    "backward_torch": (271, 2),
+    "forward_reset_first": (298, 6),
+    "backward_reset_first": (313, 4),
 }
 SLACK = 1.1  # another version of Triton may need a little more
 

@@ -123,7 +123,7 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
     run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
     programs, _ = config.grid(run.hidden_size, layer.batch)
-    config = replace(config, tiles_at_once=max(1, device.multiprocessors // programs))
+    config = replace(config, tiles_at_once=max(1, config.on_a_multiprocessor * device.multiprocessors // programs))
     largest = config.largest(layer.dtype, layer.precision)
     obstacle = None
     if torch.version.hip is not None:
@@ -136,9 +136,10 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
         obstacle = f"its registers spill above hidden_size {largest}"
         if not waits_by_thread():
             obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
-    elif programs > device.multiprocessors:
+    elif programs > config.on_a_multiprocessor * device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
-    return "persistent", config, cost.persistent(run, config.block_h, config.block_b, direction), obstacle
+    step = cost.persistent(run, config.block_h, config.block_b, direction)
+    return "persistent", config, replace(step, sharing=config.on_a_multiprocessor), obstacle
 
 
 def torch_serves(
