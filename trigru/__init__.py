@@ -7,7 +7,9 @@
 
 `KernelTimeout` is raised when a program of a persistent kernel waited in vain for the others. The kernel does not hang:
 it leaves, and the host raises when it next launches a persistent kernel after that, so possibly at a later call than
-the one whose results are not valid. Go back to a checkpoint, and go on by a schedule whose programs do not wait:
+the one whose results are not valid. A wait lasts 60 seconds, or as many as `TRIGRU_TIMEOUT` in the environment says
+when the first such kernel is launched: more for a debugger or a sanitizer. Go back to a checkpoint, and go on by a
+schedule whose programs do not wait:
 
     >>> import copy
     >>> def train(layer, x, steps):
