@@ -107,6 +107,11 @@ class Workload:
         return [replace(gru, calls=1) for gru in self.grus for _ in range(gru.calls)]
 
     @property
+    def variants(self) -> set[str]:
+        """The equations of its GRUs."""
+        return {gru.variant for gru in self.grus}
+
+    @property
     def rows(self) -> str:
         """How the main GRU's sequences lie."""
         return self.main.rows

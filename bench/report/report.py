@@ -13,6 +13,7 @@ from .outcome import Outcome
 BY_SCHEDULE = ("overhead", "work")  # suites that measure each schedule by its name
 KIND = ("suite", "dtype", "precision", "variant", "packed", "memory", "mode", "direction", "peer")
 HEADINGS = ("suite", "numbers", "variant", "what", "against", "rows", "trigru, on average", "at worst", "at")
+OF_WORKLOADS = ("workload", "numbers", "what", "how", "ms", "nn.GRU by it", "fastest other way", "by it")
 HEADLINE = ("layer", "cpu")  # suites whose first line says it all
 WORDS = {"memory": ("less", "more"), "work": ("fewer", "more")}  # of bytes; the others measure times
 
@@ -56,8 +57,28 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
     return found
 
 
+def by_workload(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
+    """A line for each workload and pass: milliseconds, nn.GRU's time by it, and the fastest of the other ways."""
+    kinds: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in timed(rows):
+        if row["suite"] == "workloads":
+            kind = row["workload"], row["dtype"], row["direction"], row["mode"]
+            kinds.setdefault(kind, {})[row["peer"]] = row
+    found: list[list[object]] = []
+    for (workload, dtype, direction, mode), ways in kinds.items():
+        gru = ways.pop("nn.GRU", None)
+        best = min(ways.values(), key=lambda row: row["ratio"], default=None)
+        mine = (gru or best or {})["ours_ms"]
+        other = [None, None] if best is None else [best["peer"], best["ratio"]]
+        ratio = None if gru is None else gru["ratio"]
+        found.append([workload, dtype, direction, "in a graph" if mode == "graph" else mode, mine, ratio, *other])
+    return found
+
+
 def place(row: dict[str, Any]) -> str:
-    """Sizes of a row, short."""
+    """Sizes of a row, short; of a workload its name."""
+    if "workload" in row:
+        return str(row["workload"])
     named = {"H": "hidden_size", "B": "batch", "T": "seq_len"}
     return ", ".join(f"{short} {row[name]}" for short, name in named.items() if row.get(name) is not None)
 
@@ -109,6 +130,8 @@ def show(outcome: Outcome) -> None:
         print(f"{wrapped(said)}\n")
     if found := worded(outcome.rows):
         print(fitted(HEADINGS, found))
+    if each := by_workload(outcome.rows):
+        print(f"\n{fitted(OF_WORKLOADS, each)}")
     for note in notes(outcome):
         print(wrapped(note, indent="    ", first=""))
 

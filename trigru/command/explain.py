@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     on_cpu = args.device.lower() == "cpu"
     device = None if on_cpu else _preset(args.device)
     if args.workloads:
-        if asked := [name for name, usual in OF_A_LAYER.items() if getattr(args, name) != usual]:
-            raise Refused(f"--workloads: expected no sizes of a layer beside it, got --{asked[0].replace('_', '-')}")
+        if beside := [name for name, usual in OF_A_LAYER.items() if getattr(args, name) != usual]:
+            raise Refused(f"--workloads: expected no sizes of a layer beside it, got --{beside[0].replace('_', '-')}")
         explain_workloads.show(device, as_json=args.json)
         return 0
     plan, rows = (_on_cpu(args), []) if device is None else _on_gpu(args, device)
