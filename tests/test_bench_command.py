@@ -231,6 +231,30 @@ def test_the_table_has_geometric_mean_and_lowest():
     assert (count, mean, lowest, at) == (2, pytest.approx(2.0), 1.0, "H 512, B 1, T 1024")
 
 
+OTHERS = [{"input_size": 7}, {"num_layers": 2}, {"bidirectional": True}, {"cell": True}]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_other_shapes_are_in_the_table_but_not_beside_plain_layers(other, tmp_path):
+    """Figures, headline and the table of speeds know a layer by its sizes alone."""
+    plain = row(direction="forward+backward", input_size=512, num_layers=1, bidirectional=False, cell=False)
+    odd = {**plain, **other, "ratio": 9.0}
+    assert report.headline([plain, odd]) == report.headline([plain])
+    assert summary.speeds([odd]) == summary.speeds([])
+    assert figures.draw([odd], tmp_path) == []
+    ((*_, count, _, _, at),) = report.lines([{**plain, **other, "ratio": 0.1}, plain])
+    assert count == 2
+    assert (
+        at
+        == {
+            "input_size": "I 7, H 512, B 64, T 1024",
+            "num_layers": "H 512, B 64, T 1024, 2 layers",
+            "bidirectional": "H 512, B 64, T 1024, both directions",
+            "cell": "H 512, B 64, T 1024",
+        }[next(iter(other))]
+    )
+
+
 def test_a_row_without_a_time_is_noted():
     outcome = Outcome([row(), row(error="WrongResult: trigru: output")])
     (note,) = report.notes(outcome)

@@ -26,6 +26,7 @@ from trigru.planning.devices import FITTED, PUBLISHED, Device, slug
 from trigru.planning.plan import candidates
 
 from ..measuring.stats import geometric_mean
+from ..report.report import of_one_layer
 from .least_squares import nonnegative
 
 SCHEDULES = ("stepwise", "resident", "persistent")
@@ -92,7 +93,8 @@ def samples(rows: Iterable[dict[str, Any]], device: Device) -> list[Sample]:
     found: dict[tuple, Sample] = {}
     for row in rows:
         wanted = row["suite"] == "layer" and row.get("direction") == "forward" and row.get("mode") == "graph"
-        if not wanted or row["packed"] or row["schedule"] not in SCHEDULES or row.get("ours_ms") is None:
+        wanted = wanted and not row["packed"] and of_one_layer(row)
+        if not wanted or row["schedule"] not in SCHEDULES or row.get("ours_ms") is None:
             continue
         layer = cost.Layer(
             row["variant"],

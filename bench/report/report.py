@@ -80,7 +80,20 @@ def place(row: dict[str, Any]) -> str:
     if "workload" in row:
         return str(row["workload"])
     named = {"H": "hidden_size", "B": "batch", "T": "seq_len"}
-    return ", ".join(f"{short} {row[name]}" for short, name in named.items() if row.get(name) is not None)
+    said = [f"{short} {row[name]}" for short, name in named.items() if row.get(name) is not None]
+    if row.get("input_size") not in (None, row.get("hidden_size")):
+        said.insert(0, f"I {row['input_size']}")
+    if row.get("num_layers", 1) > 1:
+        said.append(f"{row['num_layers']} layers")
+    if row.get("bidirectional"):
+        said.append("both directions")
+    return ", ".join(said)
+
+
+def of_one_layer(row: dict[str, Any]) -> bool:
+    """Whether a row's sizes say all of it: one layer, one direction, inputs as wide as the state, no single step."""
+    other = row.get("input_size") not in (None, row["hidden_size"]) or row.get("cell")
+    return not other and row.get("num_layers", 1) == 1 and not row.get("bidirectional")
 
 
 def better(ratio: float, suite: str) -> str:
@@ -111,6 +124,7 @@ def headline(rows: Sequence[dict[str, Any]]) -> str | None:
         row
         for row in timed(rows)
         if row["suite"] in HEADLINE and row["peer"] == "nn.GRU" and row["variant"] == "torch" and not row["packed"]
+        if of_one_layer(row)
     ]
     own = [row for row in own if row["direction"] == "forward+backward"]
     kinds = {(row["suite"], row["dtype"], row["precision"], row["mode"], row["memory"]) for row in own}

@@ -12,7 +12,7 @@ from typing import Any
 from trigru.command.tables import markdown
 
 from .outcome import Outcome
-from .report import notes, place, table
+from .report import notes, of_one_layer, place, table
 
 Row = dict[str, Any]
 # The lines of the table of speeds, for the README once they are measured: numbers, variant, hidden_size, batch,
@@ -38,7 +38,7 @@ def numbers(row: Row) -> str:
 
 def speeds(rows: Sequence[Row]) -> str:
     """The table of speeds: inside a CUDA graph, us a step, and nn.GRU's time by ours; what has no row is so named."""
-    timed = [row for row in rows if _counts(row)]
+    timed = [row for row in rows if _counts(row) and of_one_layer(row)]
     lines = []
     for dtype, variant, hidden_size, batch, seq_len, packed in HEADLINES:
         sizes = {"variant": variant, "hidden_size": hidden_size, "batch": batch, "seq_len": seq_len, "packed": packed}
