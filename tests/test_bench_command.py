@@ -198,7 +198,8 @@ def test_summary_of_a_folder(tmp_path):
     folder.mkdir()
     (tmp_path / "parts.tsv").write_text("install\tok\t3\tdone\ntests\tFAILED with exit code 1\t9\t2 failed\n")
     bad = {**row(direction="backward"), "error": "KernelTimeout: gave up"}
-    (folder / "layer.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (row(), bad)))
+    real = row(suite="workloads", workload="rmvpe", ratio=1.25)
+    (folder / "layer.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (row(), real, bad)))
     ran = {
         "device_name": "H100", "date": "2030-01-01T00:00:00Z", "commit": "abc", "versions": {"torch": "3"},
         "left_out": ["layer: something"], "skipped": [{"peer": "haste", "reason": "is not installed", "cases": 4}],
@@ -216,6 +217,7 @@ def test_summary_of_a_folder(tmp_path):
         "- full: left out, for the time was up: 1 (layer: something)",
         "- full: the run was cut off; what it had measured is above",
         "| exchange",
+        "| rmvpe    | bfloat16 | forward | in a graph | 2.05 |         1.25 |",
     ):
         assert said in text, said
 
