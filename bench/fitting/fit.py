@@ -136,11 +136,12 @@ def _row(sample: Sample, device: Device) -> tuple[list[float], float]:
     fixed = (step.launches + turns) * latency
     values = dict.fromkeys(COLUMNS, 0.0)
     values["launch_time"], values["exchange_time"] = step.launches, step.exchanges * turns
+    times = turns * cost.crowd(step, device)
     if slowest == "shared":
-        fixed += turns * _works(sample, device)["shared"]
+        fixed += times * _works(sample, device)["shared"]
     else:
         count = step.l2_bytes if slowest == "l2_bandwidth" else step.flops
-        values[slowest] = turns * count * device.multiprocessors
+        values[slowest] = times * count * device.multiprocessors
     values["projection"], values["call"] = _projection_flops(sample), 1 / sample.seq_len
     return [values[name] for name in COLUMNS], fixed
 
