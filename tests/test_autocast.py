@@ -186,3 +186,43 @@ def test_a_cast_weight_follows_the_weight():
     assert not torch.equal(first, second)
     second.sum().backward()
     assert layer.weight_hh_l0.grad is not None
+
+
+def values_after(change, cls, **autocast):
+    """The first outputs of two stretches of autocast, a graph of the first alive, the weights changed between them."""
+    torch.manual_seed(0)
+    module, x = cls(4, 4), torch.randn(20, 2, 4).bfloat16()
+    found = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, **autocast):
+            found.append(module(x)[0])
+        change(module)
+    return found
+
+
+def by_fused_adam(module):
+    module.weight_hh_l0.grad = torch.ones_like(module.weight_hh_l0)
+    torch.optim.Adam(module.parameters(), lr=0.5, fused=True).step()
+
+
+CHANGES = {
+    "through data": lambda module: [w.data.mul_(0) for w in module.parameters()],
+    "other data": lambda module: [setattr(w, "data", torch.zeros_like(w)) for w in module.parameters()],
+    "fused optimizer": by_fused_adam,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_new_stretch_of_autocast_sees_weights_that_changed_without_a_new_version(change):
+    for ours, theirs in zip(values_after(change, trigru.GRU), values_after(change, nn.GRU), strict=True):
+        assert error(ours, theirs) <= CLOSE[torch.bfloat16]
+
+
+def test_no_cast_is_kept_where_autocast_keeps_none():
+    module, x = trigru.GRU(4, 4), torch.randn(20, 2, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        first = module(x)[0]
+        for w in module.parameters():
+            w.data.mul_(0)
+        assert first.count_nonzero() > 0
+        assert module(x)[0].count_nonzero() == 0

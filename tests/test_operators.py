@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import assert_as_reference, flat_call, layer
@@ -10,7 +13,9 @@ from torch.autograd import gradcheck, gradgradcheck
 import trigru
 from trigru.checks import layer_of
 from trigru.layer import Call
+from trigru.operators import batching, derivative
 from trigru.operators.schema import Backward, Recorded, flat, flat_backward
+from trigru.schedules import stack as stack_module
 
 LAYOUTS = [(packed, reverse) for packed in (False, True) for reverse in (False, True)]
 
@@ -196,3 +201,53 @@ def test_layers_below_the_first_gradient_keep_nothing(frozen, batch_first):
     assert saved_elements(lambda: module(x)) < whole - frozen * 10 * 4 * 4
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_what_stands_for_the_input_holds_zeros():
+    """`new_empty` would do, but for what may lie in memory: deterministic algorithms fill it with NaN."""
+    layer = trigru.GRU(4, 4).requires_grad_(False)
+    x = torch.randn(20, 2, 4, requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        (first,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_second_derivatives_where_the_last_states_are_the_output(monkeypatch, batch_first):
+    """As on a GPU."""
+    for module in (stack_module, derivative, batching):
+        monkeypatch.setattr(module, "shares_output", lambda layer, device: not layer.bidirectional)
+    layer = trigru.GRU(3, 4, batch_first=batch_first, dtype=torch.float64).requires_grad_(False)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert gradgradcheck(lambda x: layer(x, torch.zeros(1, 4 if batch_first else 2, 4).double()), (x,))
+
+
+def test_frozen_layers_below_may_change_between_forward_and_backward():
+    layer = trigru.GRU(4, 4, 2)
+    for name in layer._all_weights[0]:
+        getattr(layer, name).requires_grad_(False)
+    output = layer(torch.randn(20, 2, 4))[0]
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(0.9)
+    output.sum().backward()
+    assert layer.weight_hh_l1.grad is not None
+
+
+def test_the_first_call_under_another_default_device_or_dtype():
+    code = """
+import torch, trigru
+from trigru.schedules import eager_products
+layer, x = trigru.GRU(8, 16), torch.randn(40, 2, 8)
+torch.set_default_dtype(torch.float64)
+with torch.device("meta"):
+    layer(x)
+    found = eager_products._onednn()
+eager_products._onednn.cache_clear()
+torch.set_default_dtype(torch.float32)
+assert (found is None) == (eager_products._onednn() is None)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

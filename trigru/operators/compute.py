@@ -94,6 +94,7 @@ def without_input(
         for direction in range(layer.directions):
             part = Part(plans[0], layer.variant, layer.runs_backwards(direction), True)
             gates, states = kept[2 * direction : 2 * direction + 2]
+            states = stack.as_rows(layer, call, states)
             run = Run(call.input, call.hx[direction], steps, states)
             shares.append(share_of_input(part, layer.weights_of(weights, direction), run, gates))
         known = torch.cat(shares, 1)

@@ -19,7 +19,7 @@ class Shape(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input):  # type: ignore[no-untyped-def]
-        return input.new_empty(()).expand(input.shape)
+        return input.new_zeros(()).expand(input.shape)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -38,8 +38,10 @@ def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # ty
     """Keep what the derivative needs, and nothing else. The call's input may be one of its shape alone."""
     layer, weights, call, first_kept = forward
     states = [result.output] if shares_output(layer, call.hx.device) else []
+    below = len(weights) // layer.num_layers * first_kept
+    read = [*(call.hx.new_empty(0) for _ in range(below)), *weights[below:]]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(call.input, call.hx, call.batch_sizes, *weights, *result.reserve, *states)
+    ctx.save_for_backward(call.input, call.hx, call.batch_sizes, *read, *result.reserve, *states)
     ctx.recorded = (layer, len(weights), first_kept, has_input)
 
 

@@ -25,26 +25,30 @@ def when_imported(name: str, register: Registration) -> None:
 
 
 class _Waiting(importlib.abc.MetaPathFinder):
-    """Finds one module, once, as it would be found without, and registers after it has run."""
+    """Finds one module as it would be found without, and registers once it has run."""
 
     def __init__(self, name: str, register: Registration) -> None:
         self.name, self.register = name, register
+        self.asks = False
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self.name:
+        if name != self.name or self.asks:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.asks = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.asks = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Registering(spec.loader, self.register)
+            spec.loader = _Registering(spec.loader, self)
         return spec
 
 
 class _Registering(importlib.abc.Loader):
     """A loader that does one thing more."""
 
-    def __init__(self, loader: importlib.abc.Loader, register: Registration) -> None:
-        self.loader, self.register = loader, register
+    def __init__(self, loader: importlib.abc.Loader, waiting: _Waiting) -> None:
+        self.loader, self.waiting = loader, waiting
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -53,4 +57,6 @@ class _Registering(importlib.abc.Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
-        self.register(module)
+        if self.waiting in sys.meta_path:
+            sys.meta_path.remove(self.waiting)
+            self.waiting.register(module)

@@ -49,7 +49,7 @@ def is_transformed() -> bool:
 
 
 def is_batched() -> bool:
-    """Whether a vmap is on."""
+    """Whether a transform of torch.func is on: a vmap, where `is_transformed` says no."""
     return torch._C._are_functorch_transforms_active()
 
 

@@ -37,7 +37,7 @@ def _onednn() -> Linear | None:
         def linear(x: Tensor, w: Tensor) -> Tensor:
             return operator(x, w, None, "none", [], "")
 
-        x = torch.arange(6.0).view(2, 3)
+        x = torch.arange(6, dtype=torch.float32, device="cpu").view(2, 3)
         return linear if torch.equal(linear(x, x), x @ x.t()) else None
     except (AttributeError, OSError, RuntimeError):
         return None

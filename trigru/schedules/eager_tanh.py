@@ -22,7 +22,7 @@ def _numpy_tanh() -> Callable[..., Any] | None:
     try:
         import numpy
 
-        torch.zeros(1).numpy()
+        torch.zeros(1, device="cpu").numpy()
     except (ImportError, RuntimeError):
         return None
     return numpy.tanh

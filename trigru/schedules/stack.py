@@ -75,6 +75,11 @@ def time_major(layer: Layer, call: Call, x: Tensor) -> Tensor:
     return x.transpose(0, 1) if layer.batch_first and call.batch_sizes is None else x
 
 
+def as_rows(layer: Layer, call: Call, states: Tensor) -> Tensor:
+    """States that may be the call's output as (N, H)."""
+    return states if states.dim() == 2 else time_major(layer, call, states).reshape(-1, layer.hidden_size)
+
+
 def new_output(layer: Layer, call: Call, features: int) -> Tensor:
     """Memory for an output of so many features: steps outermost, whatever its shape, and no view."""
     *sizes, _ = call.input.shape
@@ -216,14 +221,13 @@ def backward(
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
     steps, directions = steps_of(layer, call), layer.directions
-    if shares_output(layer, call.input.device):  # as rows, like the other states
+    if shares_output(layer, call.input.device):
         *others, output = reserve
-        reserve = [*others, time_major(layer, call, output).reshape(steps.num_rows, layer.hidden_size)]
+        reserve = [*others, as_rows(layer, call, output)]
     entry, kept = _unfold(layer, reserve, first_kept)
     need_input, need_hx, *need_weights = wanted.needs
     width = 4 if layer.bias else 2
-    asked = [need_input or need_hx] * layer.num_layers
-    asked = [asked[i // (width * directions)] or need for i, need in enumerate(need_weights)]
+    asked = [need_input or need_hx or need for need in need_weights]
     lowest = asked.index(True) // (width * directions) if any(asked) else layer.num_layers
     d_hx = torch.empty(call.hx.shape, dtype=call.hx.dtype, device=call.hx.device) if need_hx else None
     d_weights: list[Tensor | None] = [None] * len(need_weights)
