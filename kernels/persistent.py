@@ -113,6 +113,7 @@ def _start(
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
     constexprs |= tiles | {
         "H": hidden_size,
+        "ADDED": operands.added,
         "REVERSE": run.reverse,
         "PACKED": steps.packed,
         "PRECISION": run.precision,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trigru
-from trigru.operators import run_reference
+from trigru.reference import layer as run_reference
 
 SCALES = (1e-7, 1e-5, 1e-3, 1.0, 1e2, 1e4)
 RUNS = 4
