@@ -326,7 +326,7 @@ class GRUCell(Leaf, nn.RNNCellBase):
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
         if hx is None:
-            h = x.new_zeros(x.shape[0], self.hidden_size)
+            h = x.new_zeros(x.shape[0], self.hidden_size, layout=torch.strided)
         else:
             if hx.dim() != input.dim():
                 raise RuntimeError(f"hx: expected {input.dim()} dimensions as input, got {hx.dim()}")
