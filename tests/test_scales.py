@@ -38,16 +38,34 @@ def test_eager(scale, bias, dtype, variant, memory):
     assert_elements_as_reachable(case, schedule="eager", memory=memory)
 
 
+def axis(quick):
+    """The scales; all but some are slow where kernels are executed from PTX."""
+    return [pytest.param(x, marks=() if INTERPRETED or x in quick else pytest.mark.slow) for x in SCALES]
+
+
 @pytest.mark.parametrize("schedule", ["stepwise", "resident"])
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("scale", SCALES if INTERPRETED else SCALES[1::3])
+@pytest.mark.parametrize("scale", axis(SCALES[1::3]))
+@ON_ONE_ARCHITECTURE
 def test_kernels(on_cpu, scale, dtype, variant, schedule):
     if INTERPRETED and dtype == torch.bfloat16 and scale > 1:
         pytest.skip("the interpreter cuts bfloat16 off instead of rounding: a candidate of 0.9999 is not 1")
     case = case_of(scale, 0.0 if scale < 1 else 1e-3, dtype, (3, 4, 5, 17), variant=variant)
     with on_cpu():
         assert_elements_as_reachable(case, schedule=schedule, memory="recompute" if scale == 1 else "keep")
+
+
+@pytest.mark.skipif(INTERPRETED, reason=WAITS)
+@pytest.mark.parametrize("variant", [*trigru.VARIANTS[:2], pytest.param("chung", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("scale", axis((1e-7, 1e-3, 1e4)))
+@ON_ONE_ARCHITECTURE
+def test_persistent_kernels(on_cpu, monkeypatch, scale, dtype, variant):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    case = case_of(scale, 0.0 if scale < 1 else 1e-3, dtype, (3, 4, 5, 17), variant=variant)
+    with on_cpu():
+        assert_elements_as_reachable(case, schedule="persistent", tf32=dtype == torch.float32)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="torch operations need no interpreter")
