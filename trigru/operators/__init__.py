@@ -106,7 +106,7 @@ def _register() -> None:
 
 _register()
 when_imported("torch.utils.flop_counter", flops.register)
-when_imported("torch.distributed.tensor", partial(sharding.register, _LIBRARY))
+when_imported("torch.distributed.tensor", partial(sharding.register, LIBRARY))
 
 
 class _GRU(torch.autograd.Function):
