@@ -116,6 +116,7 @@ def _start(
     args |= {"host_ptr": watched.word, "number": watched.number}
     constexprs |= tiles | {
         "H": hidden_size,
+        "ADDED": operands.added,
         "REVERSE": run.reverse,
         "PACKED": steps.packed,
         "PRECISION": run.precision,

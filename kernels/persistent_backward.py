@@ -25,6 +25,7 @@ from .persistent_tiles import (
     state_rows,
     there,
     tile_at,
+    units_only,
     where_alive,
 )
 from .tiles import read, write
@@ -90,6 +91,7 @@ def backward_torch(
     first_tile,  # number of the launch's first batch tile
     number,  # of the launch, see watch.py
     H: tl.constexpr,
+    ADDED: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -104,7 +106,7 @@ def backward_torch(
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
-    S: tl.constexpr = Shape(H, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, status_ptr, S)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -148,7 +150,7 @@ def backward_torch(
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
             a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
-        dh = direct + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
+        dh = direct + units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S)
         here = following
     write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)
@@ -171,6 +173,7 @@ def backward_reset_first(
     first_tile,  # number of the launch's first batch tile
     number,  # of the launch, see watch.py
     H: tl.constexpr,
+    ADDED: tl.constexpr,
     VARIANT: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
@@ -187,7 +190,7 @@ def backward_reset_first(
 ):
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
-    S: tl.constexpr = Shape(H, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, status_ptr, S)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -217,13 +220,13 @@ def backward_reset_first(
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
         x = await_rows(source + 2 * H, own, here, flags + i, S)
         d_rh = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        dr, through_reset = reset_before_grad(d_rh, h, r)
+        dr, through_reset = reset_before_grad(units_only(d_rh, own, S), h, r)
         publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
         x = await_rows(source + H, own, here, None, S)
         a = tl.dot(w_z, x, input_precision=PRECISION)
         x = await_rows(source, own, here, flags_reset + i, S)
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
-        dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
+        dh = direct + through_reset + units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S)
         here = following
     write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)

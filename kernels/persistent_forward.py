@@ -25,6 +25,7 @@ from .persistent_tiles import (
     rows_at,
     there,
     tile_at,
+    units_only,
     where_alive,
 )
 from .tiles import read, read_gates, write
@@ -69,6 +70,7 @@ def forward_torch(
     first_tile,  # number of the launch's first batch tile
     number,  # of the launch, see watch.py
     H: tl.constexpr,
+    ADDED: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -83,7 +85,7 @@ def forward_torch(
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step, one product for the three gates."""
-    S: tl.constexpr = Shape(H, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, status_ptr, S)
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
@@ -101,7 +103,7 @@ def forward_torch(
         r = sigmoid(ar + gr)
         z = sigmoid(az + gz)
         n = candidate(gn, an, r, "torch")
-        new = blend(h, z, n, "torch")
+        new = units_only(blend(h, z, n, "torch"), own, S)
         publish(tile_at(output_ptr, here.row, own, 1, S), new, there(own, here.count, S), flags + i, PROTOCOL)
         h = where_alive(own, here, new, h, S)
         if reserve_ptr is not None:
@@ -126,6 +128,7 @@ def forward_reset_first(
     first_tile,  # number of the launch's first batch tile
     number,  # of the launch, see watch.py
     H: tl.constexpr,
+    ADDED: tl.constexpr,
     VARIANT: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
@@ -142,7 +145,7 @@ def forward_reset_first(
 ):
     """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
     gate's product runs while the second is on its way."""
-    S: tl.constexpr = Shape(H, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, status_ptr, S)
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
@@ -163,7 +166,7 @@ def forward_reset_first(
             ar = one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         r = sigmoid(ar + gr)
         reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
-        publish(reset_state, r * h, there(own, here.count, S), flags_reset + i, PROTOCOL)
+        publish(reset_state, units_only(r * h, own, S), there(own, here.count, S), flags_reset + i, PROTOCOL)
 
         if not _ONE_USE:
             az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
@@ -172,7 +175,7 @@ def forward_reset_first(
         x = await_rows(source, own, here, flags_reset + i, S)
         an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         n = candidate(gn, an, r, VARIANT)
-        new = blend(h, z, n, VARIANT)
+        new = units_only(blend(h, z, n, VARIANT), own, S)
         publish(tile_at(output_ptr, here.row, own, 1, S), new, there(own, here.count, S), flags + i, PROTOCOL)
         h = where_alive(own, here, new, h, S)
         if reserve_ptr is not None:

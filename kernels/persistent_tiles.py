@@ -17,6 +17,7 @@ class Shape(NamedTuple):
     """What a kernel is compiled for, but for what only it has."""
 
     H: tl.constexpr
+    ADDED: tl.constexpr  # of the H hidden units, the last so many (see widen.py)
     PACKED: tl.constexpr
     EVEN_B: tl.constexpr  # all sequences of all tiles exist at every step
     EVEN_H: tl.constexpr  # all hidden units of all tiles exist
@@ -59,6 +60,13 @@ def there(own, count, S: tl.constexpr):
     rows = tl.full((S.BLOCK_B, 1), True, tl.int1) if S.EVEN_B else (own.b < count)[:, None]
     columns = tl.full((1, S.BLOCK_H), True, tl.int1) if S.EVEN_H else (own.j < S.H)[None, :]
     return rows & columns
+
+
+@triton.jit
+def units_only(x, own, S: tl.constexpr):
+    """x, with zeros in the place of added units: before they are published or lead to what is, for zero weights make
+    NaN of what is infinite."""
+    return x if S.ADDED == 0 else tl.where((own.j < S.H - S.ADDED)[None, :], x, 0.0)
 
 
 @triton.jit

@@ -43,6 +43,7 @@ class Operands(NamedTuple):
     b_hn: Tensor | None  # (H,), variant "torch" only
     steps: Steps
     output: Tensor | None = None  # (N, H); None: memory of its own
+    added: int = 0  # of the hidden units, the last so many are none of the layer's (see widen.py)
 
 
 class Kept(NamedTuple):

@@ -48,12 +48,14 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     config, steps = run.config, operands.steps
     batch, hidden_size = operands.h0.shape
     args |= {"offsets_ptr": steps.row_offsets(operands.h0.device), "T": steps.seq_len, "B": batch, "H": hidden_size}
+    args["units"] = hidden_size - operands.added
     constexprs = {
         "VARIANT": run.variant,
         "REVERSE": run.reverse,
         "PACKED": steps.packed,
         "PRECISION": run.precision,
         "HIDDEN": power_of_two(hidden_size),
+        "EXACT": args["units"] == power_of_two(hidden_size),
         "BLOCK_B": config.block_b,
     }
     grid = (config.programs(batch),)

@@ -6,11 +6,11 @@ import triton.language as tl
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import Step, step_at, step_or_none, time_of
 from .products import multiply
-from .resident_forward import own_part
+from .resident_forward import own_part, units_only
 from .tiles import at, load_state, read, read_gates, there, write, write_gates
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "units"])
 def bptt_kernel(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -24,11 +24,13 @@ def bptt_kernel(
     T,
     B,
     H,
+    units,  # of the H, so many are the layer's, the others added (see widen.py)
     VARIANT: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
+    EXACT: tl.constexpr,  # whether all HIDDEN units are the layer's
     BLOCK_B: tl.constexpr,
 ):
     """All steps of one batch tile, last to first as forward ran."""
@@ -53,10 +55,11 @@ def bptt_kernel(
             write(at(d_an_ptr, row, b, j, H), d_an, live)
             d = direct + multiply(w_n, d_an.to(dtype), zero, PRECISION)
         else:
-            dr, through = reset_before_grad(multiply(w_n, dn.to(dtype), zero, PRECISION), h, r)
+            d_rh = multiply(w_n, dn.to(dtype), zero, PRECISION)
+            dr, through = reset_before_grad(units_only(d_rh, j, units, EXACT), h, r)
             d = direct + through
         write_gates(at(d_gates_ptr, row, b, j, 3 * H), (dr, dz, dn), live, H)
         d = multiply(w_r, dr.to(dtype), d, PRECISION)
         d = multiply(w_z, dz.to(dtype), d, PRECISION)
-        dh = tl.where((b < here.count)[None, :], d, dh)
+        dh = tl.where((b < here.count)[None, :], units_only(d, j, units, EXACT), dh)
     write(d_state, dh, exists)

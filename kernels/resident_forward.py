@@ -28,7 +28,14 @@ def own_part(w_hh_ptr, H, TRANSPOSED: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_
     return j, b, w_r, w_z, w_n
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit
+def units_only(x, j, units, EXACT: tl.constexpr):
+    """x, with zeros in the place of units that the layer does not have: before a product sums over them, for zero
+    weights make NaN of what is infinite."""
+    return x if EXACT else tl.where((j < units)[:, None], x, 0.0)
+
+
+@triton.jit(do_not_specialize=["T", "B", "units"])
 def forward_kernel(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -40,11 +47,13 @@ def forward_kernel(
     T,
     B,
     H,
+    units,  # of the H, so many are the layer's, the others added (see widen.py)
     VARIANT: tl.constexpr,
     REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
+    EXACT: tl.constexpr,  # whether all HIDDEN units are the layer's
     BLOCK_B: tl.constexpr,
 ):
     """All steps of one batch tile."""
@@ -65,9 +74,10 @@ def forward_kernel(
         if VARIANT == "torch":
             an = multiply(w_n, x, zero, PRECISION) + b_hn
         else:
-            an = multiply(w_n, (r * h).to(dtype), zero, PRECISION)
+            an = multiply(w_n, units_only(r * h, j, units, EXACT).to(dtype), zero, PRECISION)
         n = candidate(gn, an, r, VARIANT)
-        h = tl.where((b < count)[None, :], blend(h, z, n, VARIANT), h)
+        new = units_only(blend(h, z, n, VARIANT), j, units, EXACT)
+        h = tl.where((b < count)[None, :], new, h)
         write(at(output_ptr, row, b, j, H), h, live)
         if reserve_ptr is not None:
             if VARIANT == "torch":

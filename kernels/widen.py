@@ -2,6 +2,8 @@
 
 A unit whose weights, inputs and state are zero stays zero, forward and backward, and adds nothing to the others: its
 candidate is tanh(0), and every blend of zeros is zero. So the results are those of the layer, with columns to cut off.
+Only where another unit is infinite does its product with a zero weight give NaN; a kernel is told how many units are
+`added`, and puts zeros in their place before it multiplies by them.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ def operands(given: Operands, more: int) -> Operands:
         pad(given.w_hh.unflatten(0, (3, -1)), (0, more, 0, more)).flatten(0, 1),
         None if given.b_hn is None else pad(given.b_hn, (0, more)),
         given.steps,
+        added=more,
     )
 
 

@@ -150,3 +150,103 @@ def test_a_construction_raises_what_nn_gru_raises(options):
 def test_flags_are_flags():
     with pytest.raises(TypeError, match="bidirectional should be of type bool, got: int"):
         trigru.GRU(3, 4, bidirectional=1)
+
+
+def cell_x(*shape):
+    return torch.randn(shape or (2, 4))
+
+
+def cell_h(*shape):
+    return torch.zeros(shape or (2, 6))
+
+
+def with_cell_weight(cell, weight):
+    cell.weight_hh = nn.Parameter(weight)
+    return cell
+
+
+CELL_CALLS = {
+    "sparse state": lambda m: m(cell_x(), cell_h().to_sparse()),
+    "quantised input": lambda m: m(quantised(cell_x())),
+    "quantised state": lambda m: m(cell_x(), quantised(cell_h())),
+    "0-d input": lambda m: m(torch.tensor(1.0)),
+    "0-d state": lambda m: m(cell_x(), torch.tensor(0.0)),
+    "3-d input": lambda m: m(cell_x(1, 2, 4)),
+    "3-d state": lambda m: m(cell_x(), cell_h(1, 2, 6)),
+    "integer input": lambda m: m(cell_x().long()),
+    "integer state": lambda m: m(cell_x(), cell_h().long()),
+    "boolean state": lambda m: m(cell_x(), cell_h().bool()),
+    "complex input": lambda m: m(cell_x().to(torch.complex64)),
+    "complex state": lambda m: m(cell_x(), cell_h().to(torch.complex64)),
+    "no input": lambda m: m(None),
+    "list": lambda m: m([1.0]),
+    "array": lambda m: m(cell_x().numpy()),
+    "list of states": lambda m: m(cell_x(), [cell_h()]),
+    "pair of states": lambda m: m(cell_x(), (cell_h(), cell_h())),
+    "array as state": lambda m: m(cell_x(), cell_h().numpy()),
+    "float16 input": lambda m: m(cell_x().half()),
+    "float16 state": lambda m: m(cell_x(), cell_h().half()),
+    "float64 state": lambda m: m(cell_x(), cell_h().double()),
+    "float16 weights": lambda m: m.half()(cell_x()),
+    "other features": lambda m: m(cell_x(2, 5)),
+    "other features, unbatched": lambda m: m(cell_x(5)),
+    "no features": lambda m: m(cell_x(2, 0)),
+    "other batch": lambda m: m(cell_x(), cell_h(3, 6)),
+    "other hidden size": lambda m: m(cell_x(), cell_h(2, 5)),
+    "unbatched state": lambda m: m(cell_x(), cell_h(6)),
+    "batched state": lambda m: m(cell_x(4), cell_h(2, 6)),
+    "meta input": lambda m: m(cell_x().to("meta")),
+    "meta state": lambda m: m(cell_x(), cell_h().to("meta")),
+    "one weight of another dtype": lambda m: with_cell_weight(m, torch.randn(18, 6).double())(cell_x()),
+    "one weight of another shape": lambda m: with_cell_weight(m, torch.randn(18, 5))(cell_x()),
+    "two states": lambda m: m(cell_x(), cell_h(), cell_h()),
+    "nothing": lambda m: m(),
+}
+
+
+def outcome(call):
+    """The type of what it raises; the dtype and shape of what it returns."""
+    try:
+        found = call()
+    except Exception as error:  # whatever it is, it is compared
+        return type(error)
+    return (found.dtype, found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+
+
+@pytest.mark.parametrize("call", CELL_CALLS.values(), ids=CELL_CALLS)
+def test_a_call_of_a_cell_does_what_nn_grucell_does(call):
+    ours, theirs = (outcome(lambda cls=cls: call(cls(4, 6))) for cls in (trigru.GRUCell, nn.GRUCell))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("to", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["coo", "csr"])
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_a_cell_takes_sparse_input_as_nn_grucell_does(variant, to):
+    cell, x = trigru.GRUCell(4, 6, variant=variant), cell_x()
+    torch.testing.assert_close(cell(to(x)), cell(x))
+
+
+CELL_CONSTRUCTIONS = [
+    {"input_size": 0},
+    {"hidden_size": 0},
+    {"input_size": -1},
+    {"hidden_size": -1},
+    {"input_size": 3.0},
+    {"hidden_size": 3.0},
+    {"input_size": "3"},
+    {"input_size": None},
+    {"hidden_size": True},
+    {"bias": 1},
+    {"bias": None},
+    {"device": "nope"},
+    {"dtype": torch.int32},
+    {"dtype": "a"},
+    {"num_layers": 2},
+]
+
+
+@pytest.mark.parametrize("options", CELL_CONSTRUCTIONS, ids=str)
+def test_a_construction_of_a_cell_does_what_nn_grucell_does(options):
+    given = {"input_size": 3, "hidden_size": 4, **options}
+    ours, theirs = outcome(lambda: trigru.GRUCell(**given)), outcome(lambda: nn.GRUCell(**given))
+    assert ours == theirs

@@ -32,9 +32,20 @@ class GRU(Leaf, nn.RNNBase):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as `nn.GRU`.
-        variant: "torch" (nn.GRU's equations), "cho" or "chung"; see `trigru.reference`.
-        schedule: "auto", or a schedule by name; see `trigru.explain`.
-        memory: "keep", or "recompute" to keep less for backward and compute it again; see `trigru.gru`.
+        variant: which equations; `trigru.reference` has them.
+            "torch": nn.GRU's and cuDNN's. The reset gate scales the product W_hn h.
+            "cho": Cho et al. 2014. The reset gate scales the state before the product; for weights of such models.
+            "chung": Chung et al. 2014. As "cho", with an update gate that says how much is new, not how much stays.
+        schedule: what runs it; `trigru.explain` says what "auto" takes for a call.
+            "auto": the fastest of those below that can run here. What one wants, but to measure or to pin a choice.
+            "eager": torch operations. On any device, and in float64; what runs on a CPU.
+            "stepwise": a Triton kernel or two a step. On any GPU, of any hidden_size.
+            "resident": one Triton kernel for the sequence, all weights on one multiprocessor. For a small hidden_size.
+            "persistent": one cooperative Triton kernel, weights in registers across the GPU. For NVIDIA, up to
+            hidden_size 1024 in 16 bits.
+        memory: what forward leaves for backward.
+            "keep": the gates too. The faster one.
+            "recompute": the states alone, a fifth to a quarter of it; backward computes the gates again.
         proj_size: refused, as by `nn.GRU`.
 
     Inputs: input, hx
@@ -315,7 +326,7 @@ class GRUCell(Leaf, nn.RNNCellBase):
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
         if hx is None:
-            h = x.new_zeros(x.shape[0], self.hidden_size)
+            h = x.new_zeros(x.shape[0], self.hidden_size, layout=torch.strided)
         else:
             if hx.dim() != input.dim():
                 raise RuntimeError(f"hx: expected {input.dim()} dimensions as input, got {hx.dim()}")

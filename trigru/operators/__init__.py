@@ -1,8 +1,8 @@
 """The operators `torch.ops.trigru.gru` and `gru_backward`: all layers and directions of a call; see `schema`.
 
 Backward is an operator of its own, so that a compiler sees it whole; its own derivative goes through the reference
-implementation. What torch asks of an operator has a file each: `schema`, `derivative`, `batching`, `flops`; `compute`
-is what runs. No module and no user's argument is known here.
+implementation. What torch asks of an operator has a file each: `schema`, `derivative`, `batching`, `flops`,
+`sharding`; `compute` is what runs. No module and no user's argument is known here.
 
 `gru` below, which everything else calls, has four ways: the operator; where nothing but plain eager execution looks on,
 the same schedules without the dispatcher's Python layers, or torch's own GRU; and the reference, for derivatives that
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from ..checks import check
 from ..layer import Call, Layer
 from ..planning.plan import Site, plan
 from ..schedules.stack import empty_reserve, new_output, time_major
-from . import batching, compute, derivative, flops
+from . import batching, compute, derivative, flops, sharding
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
@@ -105,6 +106,7 @@ def _register() -> None:
 
 _register()
 when_imported("torch.utils.flop_counter", flops.register)
+when_imported("torch.distributed.tensor", partial(sharding.register, LIBRARY))
 
 
 class _GRU(torch.autograd.Function):
