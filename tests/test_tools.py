@@ -59,9 +59,8 @@ with counter:
 assert counter.get_total_flops() == 2 * 24 * 18 * 10
 """
     orders = ["import torch.utils.flop_counter, trigru", "import trigru, torch.utils.flop_counter"]
-    orders += [
-        "import trigru, importlib.util as u; u.find_spec('torch.utils.flop_counter'); import torch.utils.flop_counter"
-    ]
+    look = "import importlib.util; importlib.util.find_spec('torch.utils.flop_counter')"
+    orders.append(f"import trigru; {look}; import torch.utils.flop_counter")
     for order in orders:
         subprocess.run([sys.executable, "-c", code.format(order)], check=True)
 

@@ -1,8 +1,7 @@
-"""What autocast does to a layer: its tensors are cast to one dtype, the weights once for as long as autocast's own cache
-holds.
+"""What autocast does to a layer: its tensors are cast to one dtype, the weights once while autocast's own cache holds.
 
-That cache is within torch's C++ and serves torch's own operators. Here a cast is remembered, weakly, by the parameter it
-was made from: within one stretch of autocast, and as long as a graph holds it, every further call takes the same one.
+That cache is within torch's C++ and serves torch's own operators. Here a cast is remembered, weakly, by the parameter
+that it was made from: within one stretch of autocast, and as long as a graph holds it, further calls take the same one.
 """
 
 from __future__ import annotations
@@ -43,24 +42,23 @@ def cast(weights: Sequence[Tensor], call: Call) -> tuple[Sequence[Tensor], Call]
     call = call._replace(input=call.input.to(dtype), hx=call.hx.to(dtype))
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return [w.to(dtype) for w in weights], call
-    if torch.is_grad_enabled() and _is_another_stretch(
-        call.input.device, torch.get_autocast_dtype(call.input.device.type)
-    ):
+    if torch.is_grad_enabled() and _is_another_stretch(call.input.device):
         _casts.clear()
     return [_cast(w, dtype) for w in weights], call
 
 
-def _is_another_stretch(device: torch.device, dtype: torch.dtype) -> bool:
+def _is_another_stretch(device: torch.device) -> bool:
     """Whether autocast has dropped its own cache since the last call, as it does at its end, or keeps none: then a
     weight's values may have changed without a new version, by an optimizer or through `.data`.
 
     Told by a weight of one number, which autocast casts and keeps for a product with nothing."""
+    dtype = torch.get_autocast_dtype(device.type)
     if device not in _probes:
         _probes[device] = torch.ones(1, 1, device=device, requires_grad=True), {}
     weight, nothings = _probes[device]
     if dtype not in nothings:
         nothings[dtype] = torch.empty(0, 1, dtype=dtype, device=device, requires_grad=True)
-    cast = torch.mm(nothings[dtype], weight).grad_fn._saved_mat2
+    cast = torch.mm(nothings[dtype], weight).grad_fn._saved_mat2  # type: ignore[union-attr]
     before, _seen[device] = _seen.get(device), cast  # held, so that no other tensor takes its place in memory
     return before is None or before.data_ptr() != cast.data_ptr()
 
