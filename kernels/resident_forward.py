@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
-from .loop import step_at, time_of
+from .loop import before_first, step_after
 from .products import multiply
 from .tiles import at, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
 
@@ -28,7 +28,7 @@ def own_part(w_hh_ptr, H, TRANSPOSED: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_
     return j, b, w_r, w_z, w_n
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "direction"])
 def forward_kernel(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -40,8 +40,8 @@ def forward_kernel(
     T,
     B,
     H,
+    direction,  # of time, see loop.py
     VARIANT: tl.constexpr,
-    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -55,8 +55,10 @@ def forward_kernel(
     h = read(at(h0_ptr, 0, b, j, H), there(j, b, H, B))
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
+    here = before_first(T, B, direction)
     for i in range(T):
-        row, count = step_at(offsets_ptr, time_of(i, T, REVERSE), B, PACKED)
+        here = step_after(here, offsets_ptr, i, T, B, direction, PACKED)
+        row, count = here
         live = there(j, b, H, count)
         gr, gz, gn = read_gates(at(gates_in_ptr, row, b, j, 3 * H), live, H)
         x = h.to(dtype)
