@@ -141,14 +141,15 @@ class PersistentConfig:
     """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its
     warps. A launch has at most `tiles_at_once` batch tiles (None: all), because all its programs must be on the device
     together; others follow in launches of their own. `protocol`: how programs learn that a value is there, "data" or
-    "flags" (see exchange.py). `spins`: looks after which a wait gives up; a look takes about a microsecond."""
+    "flags" (see exchange.py). `timeout`: seconds after which a wait gives up; None:
+    those of `exchange.default_timeout`."""
 
     block_h: int = 16
     block_b: int = 16
     num_warps: int = 8
     tiles_at_once: int | None = None
     protocol: Protocol = "data"
-    spins: int = 1 << 22
+    timeout: float | None = None
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:
@@ -163,6 +164,13 @@ class PersistentConfig:
         """Number of programs along hidden units and sequences; those along hidden units must be on the device
         together."""
         return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)
+
+    @property
+    def on_a_multiprocessor(self) -> int:
+        """Programs that fit on a multiprocessor, with any version of Triton: each of its 65,536 registers (on every GPU
+        since 8.0) can go to a thread that has 256, the most there are. Their shared memory is at most 4 KiB a
+        warp."""
+        return max(1, 65536 // (256 * 32 * self.num_warps))
 
     def depth(self, hidden_size: int, dtype: torch.dtype) -> int:
         """Columns of W_hh that a warp multiplies: a power of two, and whole groups of four chunks of 16 bytes."""

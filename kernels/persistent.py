@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import exchange, widen
 from .config import PersistentConfig, Protocol, persistent_width
-from .launch import launch
+from .launch import prepare
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -46,15 +46,15 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         return widen.narrower(forward(run, widen.operands(operands, more), save), hidden_size, more)
     config, kept = _config(run), Kept.empty(run, operands, save)
-    _prepare(config, kept.output)
+    exchange.reserve(kept.output, config.protocol)
     args = kept.arguments(operands)
-    args["h0_ptr"] = exchange.canonical_nan(operands.h0) if config.protocol == "data" else operands.h0
+    args["h0_ptr"] = _first_state(operands.h0, config.protocol)
     if run.variant == "torch":
         args["b_hn_ptr"] = operands.b_hn
         _start(forward_torch, args, {}, run, operands)
     else:
         args["reset_state_ptr"] = torch.empty_like(kept.output)
-        _prepare(config, args["reset_state_ptr"])
+        exchange.reserve(args["reset_state_ptr"], config.protocol)
         _start(forward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return kept
 
@@ -66,12 +66,12 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
         wider = widen.operands(operands, more), widen.wider(kept, more), widen.wider(gradients, more)
         return widen.narrower(backward(run, *wider), hidden_size, more)
     config, derivatives = _config(run), Derivatives.empty(run, operands, gradients)
-    _prepare(config, derivatives.d_gates)
+    exchange.reserve(derivatives.d_gates, config.protocol)
     args = derivatives.arguments(operands, kept)
     args["grad_output_ptr"] = gradients.output
     if run.variant == "torch":
         assert derivatives.d_an is not None
-        _prepare(config, derivatives.d_an)
+        exchange.reserve(derivatives.d_an, config.protocol)
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
     else:
@@ -84,10 +84,11 @@ def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:
     return run.config if _protocol is None else replace(run.config, protocol=_protocol)
 
 
-def _prepare(config: PersistentConfig, exchanged: Tensor) -> None:
-    """Before a launch, what its protocol asks of a buffer through which values are exchanged."""
-    if config.protocol == "data":
-        exchange.reserve(exchanged)
+def _first_state(h0: Tensor, protocol: Protocol) -> Tensor:
+    """h0 as the kernels can wait for it: without the reserved pattern, at an address of whole chunks."""
+    if protocol == "data":
+        return exchange.canonical_nan(h0)
+    return h0.clone() if h0.data_ptr() % 16 else h0
 
 
 def _start(
@@ -110,8 +111,10 @@ def _start(
     programs, batch_tiles = config.grid(hidden_size, batch)
     # At most two exchanges a step.
     status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
+    watched = watch(h0.device, kernel.__name__, programs, batch_tiles, steps.seq_len, batch, hidden_size)
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
     args["direction"] = -1 if run.reverse else 1
+    args |= {"host_ptr": watched.word, "number": watched.number}
     constexprs |= tiles | {
         "H": hidden_size,
         "PACKED": steps.packed,
@@ -119,13 +122,12 @@ def _start(
         "EVEN_H": hidden_size % config.block_h == 0,
         "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
         "PROTOCOL": config.protocol,
-        "SPINS": config.spins,
+        "TIMEOUT": exchange.ticks(exchange.default_timeout() if config.timeout is None else config.timeout),
     }
-    at_once = config.tiles_at_once or batch_tiles
-    for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
-        grid = programs, min(at_once, batch_tiles - first)
-        turn = args | {"first_tile": first}
-        launch(kernel, grid, turn, constexprs, num_warps=config.num_warps, num_stages=1, cooperative=True)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
-    sizes = f"T={steps.seq_len}, B={batch}, H={hidden_size}"
-    watch(f"{kernel.__name__} on {programs} x {batch_tiles} programs, {sizes}", status)
+    at_once = config.tiles_at_once or batch_tiles
+    warps = config.num_warps
+    start = prepare(kernel, args, constexprs, ("first_tile",), num_warps=warps, num_stages=1, cooperative=True)
+    for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
+        start((programs, min(at_once, batch_tiles - first)), first)
+    watched.launched()

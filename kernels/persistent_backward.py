@@ -10,7 +10,7 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import by_thread, publish
+from .exchange import by_thread, publish, publish_two, report
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
@@ -55,7 +55,7 @@ def _in_float32(step):
     return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -67,24 +67,26 @@ def backward_torch(
     d_an_ptr,  # (N, H), filled with the reserved pattern: derivative by W_hn h + b_hn
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
     T,
     B,
     first_tile,  # number of the launch's first batch tile
     direction,  # of time, see loop.py
+    number,  # of the launch, see watch.py
     H: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
-    SPINS: tl.constexpr,
+    TIMEOUT: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
-    S: tl.constexpr = Shape(H, PACKED, EVEN_H, EVEN_K, PROTOCOL, SPINS, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(H, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -101,8 +103,10 @@ def backward_torch(
         dn, dz, direct = blend_grad(dh + dy, h, z, n, "torch")
         dr, d_an = reset_after_grad(dn, an, r)
         mask = there(own, here.count, S)
-        publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, None, PROTOCOL)
-        publish(tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, None, PROTOCOL)
+        publish_two(
+            tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, None,
+            PROTOCOL,
+        )  # fmt: skip
         publish(tile_at(d_an_ptr, here.row, own, 1, S), d_an, mask, flags + i, PROTOCOL)
         write(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask)
         direct = where_alive(own, here, direct, dh, S)
@@ -129,9 +133,10 @@ def backward_torch(
         dh = direct + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         here = following
     write(d_state, dh, exists)
+    report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -142,10 +147,12 @@ def backward_reset_first(
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
     T,
     B,
     first_tile,  # number of the launch's first batch tile
     direction,  # of time, see loop.py
+    number,  # of the launch, see watch.py
     H: tl.constexpr,
     VARIANT: tl.constexpr,
     PACKED: tl.constexpr,
@@ -153,7 +160,7 @@ def backward_reset_first(
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
-    SPINS: tl.constexpr,
+    TIMEOUT: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -161,7 +168,7 @@ def backward_reset_first(
 ):
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
-    S: tl.constexpr = Shape(H, PACKED, EVEN_H, EVEN_K, PROTOCOL, SPINS, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(H, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -179,8 +186,10 @@ def backward_reset_first(
         dy, h, r, z, n, _ = _in_float32(loaded)
         dn, dz, direct = blend_grad(dh + dy, h, z, n, VARIANT)
         mask = there(own, here.count, S)
-        publish(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask, None, PROTOCOL)
-        publish(tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, flags + i, PROTOCOL)
+        publish_two(
+            tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
+            flags + i, PROTOCOL,
+        )  # fmt: skip
         direct = where_alive(own, here, direct, dh, S)
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
@@ -198,3 +207,4 @@ def backward_reset_first(
         dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         here = following
     write(d_state, dh, exists)
+    report(status_ptr, host_ptr, number)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .config import one_use_of_a_fragment
-from .exchange import publish
+from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
 from .loop import before_first, step_after
 from .parts import four_gates, one_gate, two_gates
@@ -54,7 +54,7 @@ def _keep(reserve_ptr, own, here, values, S: tl.constexpr):
         write(tile_at(reserve_ptr, here.row, own, VALUES, S, g), values[g], there(own, here.count, S))
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -64,24 +64,26 @@ def forward_torch(
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
     T,
     B,
     first_tile,  # number of the launch's first batch tile
     direction,  # of time, see loop.py
+    number,  # of the launch, see watch.py
     H: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
-    SPINS: tl.constexpr,
+    TIMEOUT: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step, one product for the three gates."""
-    S: tl.constexpr = Shape(H, PACKED, EVEN_H, EVEN_K, PROTOCOL, SPINS, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(H, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S)
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
@@ -105,9 +107,10 @@ def forward_torch(
         if reserve_ptr is not None:
             _keep(reserve_ptr, own, here, (r, z, n, an), S)
         before = here
+    report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -117,10 +120,12 @@ def forward_reset_first(
     reserve_ptr,  # (N, 3H): r, z, n; or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
     T,
     B,
     first_tile,  # number of the launch's first batch tile
     direction,  # of time, see loop.py
+    number,  # of the launch, see watch.py
     H: tl.constexpr,
     VARIANT: tl.constexpr,
     PACKED: tl.constexpr,
@@ -128,7 +133,7 @@ def forward_reset_first(
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
-    SPINS: tl.constexpr,
+    TIMEOUT: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -136,7 +141,7 @@ def forward_reset_first(
 ):
     """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
     gate's product runs while the second is on its way."""
-    S: tl.constexpr = Shape(H, PACKED, EVEN_H, EVEN_K, PROTOCOL, SPINS, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(H, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S)
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
@@ -172,3 +177,4 @@ def forward_reset_first(
         if reserve_ptr is not None:
             _keep(reserve_ptr, own, here, (r, z, n), S)
         before = here
+    report(status_ptr, host_ptr, number)

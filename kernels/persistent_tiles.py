@@ -24,7 +24,7 @@ class Shape(NamedTuple):
     EVEN_H: tl.constexpr  # all hidden units of all tiles exist
     EVEN_K: tl.constexpr  # all columns of all warps' parts exist
     PROTOCOL: tl.constexpr
-    SPINS: tl.constexpr
+    TIMEOUT: tl.constexpr
     SPLIT: tl.constexpr
     DEPTH: tl.constexpr
     BLOCK_H: tl.constexpr
@@ -116,8 +116,8 @@ def _awaited(own, step, S: tl.constexpr):
 def _await(rows, own, step, flag, arrivals, S: tl.constexpr):
     MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
     return await_tile(
-        rows, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED,
-        S.SPINS,
+        rows, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B,
+        MASKED, S.TIMEOUT,
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def await_three_rows(first, second, third, own, step, flag, S: tl.constexpr):
     MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
     return await_three(
         first, second, third, _awaited(own, step, S), own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H,
-        S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED, S.SPINS,
+        S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED, S.TIMEOUT,
     )  # fmt: skip
 
 

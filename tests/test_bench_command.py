@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trigru.bench import run
+from trigru.bench.cases.case import Case
 from trigru.bench.cases.grid import Choice
 from trigru.bench.report import figures, report, summary
 from trigru.bench.run import Outcome
@@ -49,6 +50,30 @@ def test_suites_of_layers(tmp_path, capsys):
     assert ran["left_out"] == []
     assert ran["finished"]
     assert {row["variant"] for row in rows_in(tmp_path, "cpu")} == {"torch", "cho", "chung"}
+
+
+def test_triton_starts_nothing_while_its_part_is_measured():
+    from triton.compiler import CompiledKernel
+
+    run = CompiledKernel.__dict__["run"]
+    with overhead.nothing_started():
+        assert CompiledKernel.run.fget(None)(1, 2, 3) is None
+    assert CompiledKernel.__dict__["run"] is run
+
+
+def test_a_row_against_additions():
+    class Timer:
+        def durations(self, calls, rounds):
+            for call in calls:
+                call()
+            return [(2.0, 10.0, 4.0)] * rounds
+
+    started = []
+    rounds = overhead._against_additions(Timer(), [lambda: started.append(1), lambda: started.append(2)], 0.01)
+    assert len(started) >= 2 * overhead.CALLS
+    case = Case("overhead", "cuda", "fp16", "torch", 128, 16, 1, schedule="stepwise")
+    row = overhead._additions_row(case, "forward", [(mine, unit) for mine, _, unit in rounds])
+    assert row["times_additions"] == 0.5
 
 
 def test_overhead_goes_to_the_launch(tmp_path):

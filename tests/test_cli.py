@@ -15,10 +15,10 @@ import trigru
 from trigru.command import cli, info
 from trigru.command.cli import COMMANDS, main
 from trigru.command.options import Refused, place_to_write
-from trigru.command.started import only_for_help
 from trigru.command.tables import fitted, number
 from trigru.kernels import config
 from trigru.planning.plan import SCHEDULES
+from trigru.started import only_for_help
 
 
 def run(*argv, **options):

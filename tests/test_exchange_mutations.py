@@ -22,7 +22,10 @@ from trigru.kernels.watch import KernelTimeout
 pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
-FILES = ("fragments", "exchange", "parts", *(f"persistent{part}" for part in ("_tiles", "_forward", "_backward", "")))
+FILES = (
+    *("fragments", "assembly", "exchange", "parts"),
+    *(f"persistent{part}" for part in ("_tiles", "_forward", "_backward", "")),
+)
 
 
 @pytest.fixture
@@ -34,12 +37,11 @@ def mutated(tmp_path):
     def load(file: str, old: str | tuple[str, ...], new: str | tuple[str, ...]):
         package = f"mutant_{abs(hash((file, old, new)))}"
         pieces = [(old, new)] if isinstance(old, str) else list(zip(old, new, strict=True))
-        for name in FILES:
-            text = (SOURCES / f"{name}.py").read_text()
-            if name == file:
-                for one, other in pieces:
-                    assert text.count(one) >= 1, f"{file}.py has no {one!r}"
-                    text = text.replace(one, other)
+        texts = {name: (SOURCES / f"{name}.py").read_text() for name in FILES}
+        for one, other in pieces:
+            (where,) = {name for name in (file, "assembly") if one in texts[name]}
+            texts[where] = texts[where].replace(one, other)
+        for name, text in texts.items():
             for other in ("config", "gates", "launch", "loop", "recurrence", "tiles", "watch"):
                 text = text.replace(f"from .{other} import", f"from trigru.kernels.{other} import")
             for other in FILES:
@@ -63,14 +65,26 @@ def mutated(tmp_path):
         del sys.modules[name]
 
 
-def caught(persistent, *, variant="torch", hidden_size=48, spins=128, seeds=4, protocol="data", **order) -> str | None:
+def caught(
+    persistent,
+    *,
+    variant="torch",
+    hidden_size=48,
+    warps=None,
+    timeout=0.05,
+    seeds=4,
+    protocol="data",
+    strong=True,
+    **order,
+) -> str | None:
     """How the tests notice: "error" (the executor's, or the host's exception), "wrong" numbers, or None."""
     case = recurrence(3, 3, hidden_size, variant=variant)
     for seed in range(seeds):
         try:
-            with using(ptx_launcher(arch=90, **{"seed": seed, **order})):
+            with using(ptx_launcher(arch=90, strong=strong, **{"seed": seed, **order})):
                 config = replace(persistent_config(case.h0.dtype, 3, hidden_size), protocol=protocol)
-                errors = case.errors(case.run(persistent, config, spins=spins))
+                config = config if warps is None else replace(config, num_warps=warps)
+                errors = case.errors(case.run(persistent, config, timeout=timeout))
         except (PtxError, KernelTimeout):
             return "error"
         if not max(errors.values()) <= 1.5e-2:
@@ -78,6 +92,7 @@ def caught(persistent, *, variant="torch", hidden_size=48, spins=128, seeds=4, p
     return None
 
 
+SILENT = "number = _numbers_of(mask,", "number = _numbers_of(mask & (tl.program_id(0) != 1),"
 AS_A_WHOLE = "exchange", "_BY_THREAD and", "False and"  # how a Triton of unknown layouts makes programs wait
 
 
@@ -85,17 +100,27 @@ AS_A_WHOLE = "exchange", "_BY_THREAD and", "False and"  # how a Triton of unknow
 @pytest.mark.parametrize("piece", [("parts", "even + odd", "even + odd"), AS_A_WHOLE], ids=["thread", "program"])
 @pytest.mark.parametrize("variant", ["torch", "cho"])
 def test_nothing_is_caught_without_a_mutation(mutated, piece, protocol, variant):
-    assert caught(mutated(*piece), protocol=protocol, variant=variant, spins=1 << 20) is None
+    strong = piece != AS_A_WHOLE  # a program that waits as a whole accesses memory as Triton makes it
+    assert caught(mutated(*piece), protocol=protocol, variant=variant, timeout=60.0, strong=strong) is None
 
 
 def test_the_wait_removed(mutated):
     assert caught(mutated("exchange", '"@!p bra DONE;"', '"bra DONE;"')) == "wrong"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "how"),
+    [('"@p mov.b32 again, 1;", ', "", "wrong"), (', f"@p {load}"]', "]", "error")],
+    ids=["what is missing again not noted", "what was missing not looked at again"],
+)
+def test_a_second_look_removed(mutated, old, new, how):
+    assert caught(mutated("exchange", old, new)) == how
+
+
 def test_the_wait_of_a_program_removed(mutated):
-    old = "_BY_THREAD and", "while _missing(x) & (spins < SPINS)"
-    new = "False and", "while _missing(x) & (spins < 0)"
-    assert caught(mutated("exchange", old, new)) == "wrong"
+    old = "_BY_THREAD and", "while _missing(x) & (looks >= 0)"
+    new = "False and", "while _missing(x) & (looks < 0)"
+    assert caught(mutated("exchange", old, new), strong=False) == "wrong"
 
 
 NEW = "STATUS_WORDS.value + flags, dtype=torch.int32, device=like.device)"
@@ -118,10 +143,11 @@ def test_a_step_of_the_flag_protocol_left_out(mutated, old, new):
 
 
 def test_a_flag_before_the_value(mutated):
-    store = '    tl.store(pointers, x.to(dtype), mask=mask, cache_modifier=".cg")\n'
+    store = '        tl.store(pointers, x.to(dtype), mask=mask, cache_modifier=".cg")\n'
     flag = ('    if PROTOCOL == "flags" and flag is not None:\n        tl.debug_barrier()\n'
             '        tl.atomic_add(flag, 1, sem="release", scope="gpu")\n')  # fmt: skip
-    assert caught(mutated("exchange", store + flag, flag + store), protocol="flags", seeds=8, quantum=20) is not None
+    early = flag.replace("\n", "\n    ").replace("    if", "        if", 1).rstrip() + "\n"
+    assert caught(mutated("exchange", store + flag, early + store), protocol="flags", seeds=8, quantum=20) is not None
 
 
 @pytest.mark.parametrize(
@@ -144,24 +170,66 @@ def test_publishing_before_the_value_is_complete(mutated):
 
 
 def test_the_buffer_not_filled_with_the_pattern(mutated):
-    persistent = mutated("persistent", "exchange.reserve(exchanged)\n", "exchanged.zero_()\n")
+    persistent = mutated("exchange", "words), -1, dtype", "words), 0, dtype")
     assert caught(persistent) == "wrong"
 
 
 def test_a_nan_stored_as_the_pattern(mutated):
-    bits = "tl.where(x != x, -1, x.to(dtype).to(tl.int16, bitcast=True)).to(tl.int16)"
-    stored = f"tl.store(pointers, {bits}.to(dtype, bitcast=True)"
-    persistent = mutated("exchange", "tl.store(pointers, x.to(dtype)", stored)
+    line = 'f"cvt.rn.{pair}.f32 w{i}, {values[2 * i + 1]}, {values[2 * i]};"'
+    marked = """(f".reg .pred q{i}; setp.nan.f32 q{i}, {values[2 * i + 1]}, {values[2 * i]}; "
+                 f"cvt.rn.{pair}.f32 w{i}, {values[2 * i + 1]}, {values[2 * i]}; @q{i} mov.b32 w{i}, -1;")"""
+    persistent = mutated("exchange", line, marked)
     case = recurrence(2, 3, 48)
     case.gates_in[0, 100] = float("nan")
     with using(ptx_launcher(arch=90, seed=0)), pytest.raises(KernelTimeout):
-        case.run(persistent, PersistentConfig(num_warps=2), spins=128)
+        case.run(persistent, PersistentConfig(num_warps=2), timeout=0.05)
 
 
 def test_a_program_that_never_publishes(mutated):
-    silent = "mask & (tl.program_id(0) != 1), cache_modifier"
-    persistent = mutated("exchange", "mask=mask, cache_modifier", f"mask={silent}")
-    assert caught(persistent) == "error"
+    assert caught(mutated("exchange", *SILENT)) == "error"
+
+
+def test_the_host_not_told_that_a_wait_was_given_up(mutated):
+    told = "tl.store(host_ptr, number)"
+    persistent = mutated("exchange", (SILENT[0], told), (SILENT[1], "tl.store(host_ptr, 0)"))
+    assert caught(persistent) == "wrong"
+
+
+def test_the_beginning_of_a_wait_not_noted(mutated):
+    long = {"starve": 0, "quantum": 5000, "seeds": 1, "timeout": 60.0}
+    assert caught(mutated("parts", "even + odd", "even + odd"), **long) is None
+    assert caught(mutated("exchange", "@p mov.b32 since, t;", ""), **long) == "error"
+
+
+STRONG = 'st.relaxed.gpu.global" + (stored'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (STRONG, STRONG.replace("relaxed.gpu.global", "global.cg")),
+        ('load = "ld.relaxed.gpu" if', 'load = "ld" if'),
+        ('if PROTOCOL == "data" and layout_known(num_warps()):', "if False:"),
+    ],
+    ids=["weak store", "weak look", "halves of a word"],
+)  # fmt: skip
+def test_accesses_of_which_the_memory_model_says_nothing(mutated, old, new):
+    assert caught(mutated("exchange", old, new)) == "error"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "how"),
+    [
+        ("{values[0]}, 1, 31", "{values[0]}, 2, 31", "wrong"),
+        ("number % 32, -1)", "(number + 2) % 32, -1)", "error"),
+        ("t, {each - 1};", "t, {each};", None),
+    ],
+    ids=["another neighbour", "another order", "of several elements"],
+)
+def test_threads_that_hold_other_elements_than_assumed(mutated, old, new, how):
+    persistent = mutated("exchange", old, new)
+    assert caught(persistent, warps=8) == how
+    assert (caught(persistent, warps=4) == "error") == (how is None)
 
 
 def test_a_barrier_left_out():

@@ -10,15 +10,20 @@ from conftest import INTERPRETED, generated_code
 from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
 
+from trigru import reference
 from trigru.kernels import persistent
 from trigru.kernels.config import PersistentConfig, persistent_config
+from trigru.kernels.errors import DoesNotFit
 from trigru.kernels.launch import using
 from trigru.kernels.recurrence import Recurrence
 from trigru.kernels.steps import Steps
 from trigru.kernels.watch import KernelTimeout
+from trigru.layer import Weights
 from trigru.planning import cost, plan
 from trigru.planning.devices import PRESETS
 from trigru.reference import VARIANTS
+from trigru.schedules import fused
+from trigru.schedules.part import Part, Run, Upstream
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
 
@@ -39,7 +44,7 @@ PROTOCOLS = ("data", "flags")
 
 def check(case, *, arch=90, protocol="data", **order):
     config = replace(persistent_config(case.h0.dtype, *case.h0.shape), protocol=protocol)
-    launcher = ptx_launcher(arch=arch, **order)
+    launcher = ptx_launcher(arch=arch, strong=True, **order)
     with using(launcher):
         errors = case.errors(case.run(persistent, config))
     assert all(launch["race_check"] and launch["cooperative"] for launch in launcher.launches)
@@ -110,7 +115,7 @@ def test_a_wait_that_expires_is_an_error_and_ends(hidden_size, protocol):
         launcher(kernel, (grid[0] - 1, grid[1]), *args, **options)
 
     with using(without_the_last_program), pytest.raises(KernelTimeout, match=r"forward_torch on \d"):
-        case.run(persistent, config, spins=128)
+        case.run(persistent, config, timeout=0.05)
 
 
 def test_more_programs_than_the_device_holds_are_refused():
@@ -151,7 +156,8 @@ def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size):
     (planned,) = [c for c in plan.candidates(PRESETS[device], layer) if c.schedule == "persistent"]
     programs, tiles = planned.config.grid(hidden_size, 256)
     assert planned.obstacle is None
-    assert programs * planned.config.tiles_at_once <= PRESETS[device].multiprocessors
+    registers = 256 * 32 * planned.config.num_warps  # a thread has 255 at most, allotted by eight
+    assert programs * planned.config.tiles_at_once <= PRESETS[device].multiprocessors * (65536 // registers)
     assert planned.turns == -(-tiles // planned.config.tiles_at_once)
 
 
@@ -179,6 +185,50 @@ def test_amd_gpus_are_refused(monkeypatch):
     layer = cost.Layer("torch", torch.bfloat16, 16, 512)
     (planned,) = [c for c in plan.candidates(PRESETS["H100"], layer) if c.schedule == "persistent"]
     assert "NVIDIA" in planned.obstacle
+
+
+def test_a_state_that_no_wide_load_fits_is_copied():
+    case = recurrence(2, 16, 64)
+    odd = torch.empty(16 * 64 + 1, dtype=case.h0.dtype)[1:].view(16, 64).copy_(case.h0)
+    assert odd.data_ptr() % 16
+    for protocol in PROTOCOLS:
+        check(replace(case, h0=odd), protocol=protocol, seed=0)
+
+
+def refuses_cooperation(kernel, grid, *args, cooperative, **options):
+    if cooperative:
+        raise DoesNotFit("Triton Error [CUDA]: too many blocks in cooperative launch")
+    return ptx_launcher(arch=90)(kernel, grid, *args, cooperative=cooperative, **options)
+
+
+def test_where_programs_do_not_fit_auto_takes_a_schedule_that_does_not_wait(monkeypatch):
+    monkeypatch.setattr(plan, "_SHARED", set())
+    x, h0 = torch.randn(3, 2, 8).bfloat16(), torch.randn(2, 32).bfloat16()
+    weights = Weights(torch.randn(96, 8).bfloat16(), torch.randn(96, 32).bfloat16() / 6, None, None)
+    chosen = plan.Plan("persistent", "the fastest", PersistentConfig(num_warps=2))
+    part = Part(chosen, "torch", False, True)
+    run = Run(x, h0, Steps.padded(3, 2), torch.empty(6, 32).bfloat16(), torch.empty_like(h0))
+    with using(refuses_cooperation):
+        with pytest.warns(RuntimeWarning, match=r"'persistent' does not fit on cpu, '(stepwise|resident)' runs"):
+            gates = fused.forward(part, weights, run)
+        want, _ = reference.gru(*(t.double() for t in (x, h0, *weights[:2])), None, None, variant="torch")
+        assert (run.output.double() - want.flatten(0, 1)).norm() <= 1.5e-2 * want.norm()
+        upstream = Upstream(run.output.view(3, 2, 32), None, (True,) * 4 + (False,) * 2)
+        with pytest.warns(RuntimeWarning, match="does not fit"):
+            grads = fused.backward(part, weights, run, gates, upstream)
+        assert all(grad.isfinite().all() for grad in grads[:4])
+        named = part._replace(plan=replace(chosen, reason="asked for by name"))
+        with pytest.raises(DoesNotFit, match="too many blocks"):
+            fused.forward(named, weights, run)
+    assert x.device in plan._SHARED
+
+
+def test_auto_does_not_plan_to_wait_where_programs_did_not_fit():
+    layer = cost.Layer("torch", torch.bfloat16, 16, 512)
+    first = plan.planned("auto", PRESETS["H100"], layer, "forward", shared=False)
+    then = plan.planned("auto", PRESETS["H100"], layer, "forward", shared=True)
+    assert (first.schedule, then.schedule) == ("persistent", "stepwise")
+    assert "did not fit" in then.reason
 
 
 def test_exact_float32_is_refused():

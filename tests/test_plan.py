@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from trigru.bench.suites.work_persistent import floor
 from trigru.command.cli import main
 from trigru.kernels import config
 from trigru.planning import cost, plan
-from trigru.planning.devices import PRESETS, preset
+from trigru.planning.devices import PRESETS, present, preset
 
 HALVES = (torch.bfloat16, torch.float16)
 SIZES = [(batch, hidden_size) for batch in (1, 16, 64, 512) for hidden_size in (32, 100, 128, 512, 1000, 1024, 2048)]
@@ -52,8 +53,9 @@ def test_every_layer_has_a_plan_on_every_device_that_has_its_dtype(name):
             assert c.seconds > 0
             if c.schedule == "persistent":
                 programs = c.config.grid(layer.hidden_size, layer.batch)[0]
-                assert programs <= device.multiprocessors
-                assert c.turns * device.multiprocessors >= c.step.programs
+                there = device.multiprocessors * c.config.on_a_multiprocessor
+                assert programs * c.config.tiles_at_once <= there
+                assert c.turns * there >= c.step.programs
             if c.schedule == "resident":
                 assert c.config.shared_bytes(layer.dtype, layer.hidden_size) <= device.shared_per_block
 
@@ -147,3 +149,23 @@ def test_explain_prints_the_candidates_as_predictions(capsys, monkeypatch):
     ]
     assert named == ["persistent", "stepwise", "resident"]
     assert "resident cannot run: needs 1600 KiB of shared memory a program, 227 are there" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "multiprocessors", "alike"),
+    [
+        ("NVIDIA L40S", (8, 9), 142, "RTX 4090"),
+        ("NVIDIA L4", (8, 9), 58, "L4"),
+        ("NVIDIA H100 80GB HBM3", (9, 0), 132, "H100"),
+        ("NVIDIA A100-SXM4-40GB", (8, 0), 108, "A100"),
+        ("NVIDIA RTX PRO 6000", (12, 0), 188, "B200"),
+    ],
+)
+def test_a_device_at_hand_gets_the_rates_of_the_one_most_like_it(monkeypatch, name, capability, multiprocessors, alike):
+    properties = SimpleNamespace(
+        name=name, major=capability[0], minor=capability[1], multi_processor_count=multiprocessors
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    found = present.__wrapped__(0)
+    assert (found.name, found.capability, found.multiprocessors) == (name, capability, multiprocessors)
+    assert found.l2_bandwidth == PRESETS[alike].l2_bandwidth

@@ -19,10 +19,10 @@ pytestmark = generated_code
 BATCH = 16
 # Work of one step: longest path of a warp, barriers of a program; sm_90, H = 512, bfloat16, gates kept for backward.
 BUDGET = {
-    "forward_torch": (236, 2),
-    "backward_torch": (265, 2),
-    "forward_reset_first": (301, 6),
-    "backward_reset_first": (307, 4),
+    "forward_torch": (238, 2),
+    "backward_torch": (271, 2),
+    "forward_reset_first": (306, 6),
+    "backward_reset_first": (313, 4),
 }
 SLACK = 1.1  # another version of Triton may need a little more
 
@@ -64,3 +64,17 @@ def test_work_of_a_step(variant):
 )
 def test_real_sizes(variant, hidden_size, dtype, arch):
     assert len(steps_of_work(2, variant, hidden_size, dtype, arch)) == 2
+
+
+def test_looks_at_what_comes_late_are_few_bytes():
+    """A program is late by 2000 instructions; every thread that waits for it looks at that program's part alone."""
+    torch.manual_seed(0)
+    case = recurrence(2, BATCH, 512)
+    from ptx import ptx_launcher
+
+    launcher = ptx_launcher(90, "round-robin", behind=(3, 2000), quantum=100)
+    with using(launcher):
+        errors = case.errors(case.run(persistent, persistent_config(torch.bfloat16, BATCH, 512)))
+    assert max(errors.values()) <= 1.5e-2, errors
+    _, backward = launcher.launches
+    assert backward["global_load_bytes"] <= SLACK * 5811 * 1024  # 7573 where a look in vain is repeated as a whole

@@ -7,7 +7,9 @@
 
 `KernelTimeout` is raised when a program of a persistent kernel waited in vain for the others. The kernel does not hang:
 it leaves, and the host raises when it next launches a persistent kernel after that, so possibly at a later call than
-the one whose results are not valid. Go back to a checkpoint, and go on by a schedule whose programs do not wait:
+the one whose results are not valid. A wait lasts 60 seconds, or as many as `TRIGRU_TIMEOUT` in the environment says
+when the first such kernel is launched: more for a debugger or a sanitizer. Go back to a checkpoint, and go on by a
+schedule whose programs do not wait:
 
     >>> import copy
     >>> def train(layer, x, steps):
@@ -27,10 +29,11 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from .command.started import only_for_help
+from .started import only_for_help
 
 # The command prints its help without torch, whose import takes seconds.
 if TYPE_CHECKING or not only_for_help():
+    from . import exporters as _exporters  # noqa: F401  registers
     from .explain import explain
     from .functional import gru
     from .kernels.errors import KernelTimeout

@@ -2,7 +2,7 @@
 
     torch.onnx.export(model, args, "model.onnx", dynamo=True)   # or dynamo=False, TorchScript's
 
-There is nothing to pass and nothing to import: `trigru.operators.exporters` tells torch where to ask.
+There is nothing to pass and nothing to import: `trigru.exporters` tells torch where to ask.
 linear_before_reset is 1 for "torch" and 0 for "cho" and "chung". The last swaps the roles of z and 1 - z, which ONNX
 has not; since 1 - sigmoid(x) = sigmoid(-x), it is written with the weights of z negated. torch's exporter with
 dynamo=True needs onnxscript: pip install "trigru[onnx]".

@@ -2,14 +2,19 @@
 
 T = B = 1 and H = 16, so that nn.GRU on the CPU computes next to nothing and its time is that of its own Python path and
 dispatch. trigru takes its way to a kernel on CPU tensors, and a stub stands where the kernel would start.
+
+With a GPU, rows of its own for calls on CUDA tensors, Triton's part included: all but its launcher, which does nothing
+meanwhile. They are compared with 1000 additions in Python, for hosts differ: `times_additions`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +31,7 @@ from ..measuring.timers import HostTimer, Timer, in_turns
 # sizes nn.GRU has something to compute.
 SIZE = 16
 SCHEDULES = ("resident", "stepwise", "persistent", "torch")
+FEW, MANY = 1, 33  # steps of a call by "stepwise"; a step is the difference
 CALLS = 20  # in a timed call, for one alone is too short for the clock
 IMPORTS = {"tiny": 1, "quick": 3}
 IMPORT = (
@@ -51,6 +57,10 @@ def rows(budget_s: float, size: str, timer: Timer | None = None) -> Iterator[dic
     for schedule in SCHEDULES:
         for direction in ("forward", "forward with gradients"):
             yield _call(schedule, direction, timer or HostTimer(), budget_s)
+    if torch.cuda.is_available():
+        with nothing_started():
+            # CPU time, of the thread too in which autograd goes back.
+            yield from _on_cuda(timer or HostTimer(time.process_time), budget_s)
     yield import_times(IMPORTS.get(size, 7))
 
 
@@ -81,6 +91,74 @@ def _call(schedule: str, direction: str, timer: Timer, budget_s: float) -> dict[
     row = {**case.fields(), "direction": direction, "mode": "eager", "peer": "nn.GRU", **summed_up(per_call)}
     row["times_nn_gru"] = row["ours_ms"] / row["peer_ms"]
     row["to_launch_ms"] = quantiles(launched)["p20"] * 1e3 if launched else None
+    return row
+
+
+@contextlib.contextmanager
+def nothing_started() -> Iterator[None]:
+    """Within the block Triton does all that it does for a launch, but for the call of its launcher."""
+    from triton.compiler import CompiledKernel
+
+    from trigru.kernels import launch
+
+    before: Any = CompiledKernel.__dict__["run"]
+    CompiledKernel.run = property(lambda kernel: lambda *arguments: None)  # type: ignore[assignment]
+    launch.forget()
+    try:
+        yield
+    finally:
+        CompiledKernel.run = before
+        launch.forget()
+
+
+def _on_cuda(timer: Timer, budget_s: float) -> Iterator[dict[str, Any]]:
+    for schedule in SCHEDULES[:3]:
+        case = Case("overhead", "cuda", "fp16", "torch", SIZE, 1, FEW, schedule=schedule)
+        options = {"schedule": schedule, "dtype": case.number, "device": "cuda"}
+        module = trigru.GRU(case.hidden_size, case.hidden_size, **options)  # type: ignore[arg-type]
+        few, many = (
+            torch.zeros(steps, case.batch, case.hidden_size, dtype=case.number, device="cuda") for steps in (FEW, MANY)
+        )
+        for direction, call in (("forward", _forward), ("forward+backward", _forward_and_backward)):
+            short, long = functools.partial(call, module, few), functools.partial(call, module, many)
+            taken = _against_additions(timer, [short], budget_s)
+            yield _additions_row(case, direction, [(mine, unit) for mine, unit in taken])
+            if schedule == "stepwise":
+                taken = _against_additions(timer, [short, long], budget_s)
+                steps = [((more - less) / (MANY - FEW), unit) for less, more, unit in taken]
+                yield _additions_row(case, f"{direction}, a step", steps)
+
+
+def _forward(module: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        module(x)
+
+
+def _forward_and_backward(module: nn.Module, x: torch.Tensor) -> None:
+    output = module(x)[0]
+    output.backward(output.detach())
+
+
+def _against_additions(timer: Timer, calls: list[Callable[[], None]], budget_s: float) -> list[tuple[float, ...]]:
+    """Seconds of each call, and at the end of 1000 additions, in rounds."""
+
+    def additions() -> None:
+        total = 0
+        for i in range(1000):
+            total = total + i
+
+    taken = in_turns(timer, [functools.partial(_repeated, call) for call in (*calls, additions)], budget_s)
+    return [tuple(seconds / CALLS for seconds in turn) for turn in taken]
+
+
+def _repeated(call: Callable[[], None]) -> None:
+    for _ in range(CALLS):
+        call()
+
+
+def _additions_row(case: Case, direction: str, rounds: list[tuple[float, float]]) -> dict[str, Any]:
+    row = {**case.fields(), "direction": direction, "mode": "eager", "peer": "additions", **summed_up(rounds)}
+    row["times_additions"] = row["ours_ms"] / row["peer_ms"]
     return row
 
 

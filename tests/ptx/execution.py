@@ -68,8 +68,10 @@ def run_ptx(
     max_instructions: int = 50_000_000,
     checks: bool = True,
     races: bool = True,
+    strong: bool = False,
     global_scratch: int = 0,
     starve: int | None = None,
+    behind: tuple[int, int] | None = None,
     resident_programs: int | None = None,
     touched: dict[str, list[tuple[int, int, bool]]] | None = None,
 ) -> dict[str, Any]:
@@ -84,10 +86,10 @@ def run_ptx(
     """
     if not 1 <= len(grid) <= 3:
         raise ValueError(f"a grid has one to three axes, not {len(grid)}")
-    policy = make_policy(seed, quantum, starve)
+    policy = make_policy(seed, quantum, starve, behind)
     program = _decode(text, num_warps, shared)
     module = program.module
-    memory = GlobalMemory(checks)
+    memory = GlobalMemory(checks, strong)
     constants = {memory.add(name, len(data)): data for name, (_, data) in module.constants.items()}
     address = memory.add_tensors({n: _bytes_of(n, v) for n, v in args.items() if isinstance(v, torch.Tensor)})
     values = [address.get(name, value) for name, value in args.items()]
@@ -133,7 +135,9 @@ def emulate_ptx(
     max_instructions: int = 50_000_000,
     checks: bool = True,
     races: bool = True,
+    strong: bool = False,
     starve: int | None = None,
+    behind: tuple[int, int] | None = None,
     resident_programs: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -153,7 +157,10 @@ def emulate_ptx(
         max_instructions: more warp-instructions than these are an error.
         checks: check accesses.
         races: check for races.
+        strong: and let programs that race use strong accesses of one size only.
         starve: index, in launch order, of a program that runs only when the others seem to wait for it.
+        behind: index of a program and the number of instructions by which it comes late, whenever it has stored
+            something; all run in turn.
         resident_programs: how many programs are on the device at once, None: all.
         options: Triton's (num_stages, ...).
 
@@ -180,8 +187,10 @@ def emulate_ptx(
         max_instructions,
         checks,
         races,
+        strong,
         compiled.global_scratch,
         starve,
+        behind,
         resident_programs,
     )
     return {**stats, "compiled": compiled}

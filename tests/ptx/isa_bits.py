@@ -11,7 +11,8 @@ from .isa_arith import is_float, loader
 from .parse import Imm, Instruction, Pair, Sym, Vec
 from .program import Op, Program, alu, decoder, unsigned, width
 
-_CLOCKS = ("%clock", "%clock64", "%globaltimer", "%globaltimer_lo")
+_CLOCKS = ("%clock", "%clock64")
+_TIMERS = ("%globaltimer", "%globaltimer_lo")
 
 
 @decoder("mov")
@@ -46,6 +47,13 @@ def _mov(ins: Instruction, p: Program) -> Op:
             R[d][:] = np.uint64(cta.clock).astype(R[d].dtype)
 
         return alu(clock, d)
+    if isinstance(source, Sym) and source.name in _TIMERS:
+        d = p.dst(to, unsigned(kind))
+
+        def timer(cta, R):
+            R[d][:] = np.uint64(cta.timer.read(cta.number)).astype(R[d].dtype)
+
+        return alu(timer, d)
     k = unsigned(kind)
     d, s = p.dst(to, k), p.src(source, k)
     return alu(lambda cta, R: np.copyto(R[d], R[s]), d)

@@ -59,7 +59,8 @@ def _ld(ins: Instruction, p: Program) -> Op:
     counter = f"{space}_load_bytes"
     address = p.address(ins.operands[1], "u32" if space == "shared" else "u64")
     single = ds[0] if count == 1 else None
-    weak = space == "global" and not set(ins.parts) & {"volatile", "relaxed", "acquire", "mmio", "cv", "cg"}
+    strong = bool(set(ins.parts) & {"volatile", "relaxed", "acquire", "mmio"})
+    fresh = strong or bool(set(ins.parts) & {"cv", "cg"})  # weak, too, but not out of a stale cache line
     acquire = "acquire" in ins.parts
 
     def run(cta, R, m):
@@ -71,10 +72,12 @@ def _ld(ins: Instruction, p: Program) -> Op:
         if space == "global":
             idx = cta.memory.index(a, nbytes)
             view = cta.memory.view(item, count)
-            if weak:
+            if not (strong if cta.memory.strong else fresh):
                 cta.memory.check_weak(idx, nbytes, cta)
-            elif acquire:
-                cta.memory.order(cta, True, False)
+            else:
+                if acquire:
+                    cta.memory.order(cta, True, False)
+                cta.memory.check_strong(idx, nbytes, cta, item)
         elif space == "shared":
             sm = cta.shared
             idx = sm.index(a, nbytes)
@@ -117,6 +120,7 @@ def _st(ins: Instruction, p: Program) -> Op:
     address = p.address(ins.operands[0], "u32" if space == "shared" else "u64")
     dtype = np.dtype(f"u{item}")
     release = "release" in ins.parts
+    strong = item if set(ins.parts) & {"volatile", "relaxed", "release", "mmio"} else 0
 
     def run(cta, R, m):
         if m is None:
@@ -134,7 +138,7 @@ def _st(ins: Instruction, p: Program) -> Op:
             idx, view = cta.memory.index(a, nbytes), cta.memory.view(item, count)
             if release:
                 cta.memory.order(cta, False, True)
-            cta.memory.note_write(idx, nbytes, cta.number)
+            cta.memory.note_write(idx, nbytes, cta.number, strong)
         elif space == "shared":
             sm = cta.shared
             idx = sm.index(a, nbytes)
@@ -231,7 +235,7 @@ def _atom(ins: Instruction, p: Program) -> Op:
         if space == "global":
             idx, view = cta.memory.index(a, nbytes), cta.memory.view(item, count)
             cta.memory.order(cta, acquire, release)
-            cta.memory.note_write(idx, nbytes, cta.number)
+            cta.memory.note_write(idx, nbytes, cta.number, item)
         else:
             sm = cta.shared
             idx = sm.index(a, nbytes)

@@ -86,11 +86,13 @@ def ptx_launcher(
     *,
     sequential: bool = False,
     starve: int | None = None,
+    behind: tuple[int, int] | None = None,
     resident_programs: int | None = None,
     quantum: int = 200,
     max_instructions: int = 50_000_000,
     checks: bool = True,
     races: bool = True,
+    strong: bool = False,
 ) -> PtxLauncher:
     """A starter for `trigru.kernels.launch.using` that executes the compiled kernels on CPU tensors.
 
@@ -102,20 +104,25 @@ def ptx_launcher(
         sequential: one after another in cooperative launches, too: to count the work of kernels that are given what
             they would wait for.
         starve: index, in launch order, of a program that runs only when the others seem to wait for it.
+        behind: index of a program and the number of instructions by which it comes late, whenever it has stored
+            something; all run in turn.
         resident_programs: how many programs fit on the device at once. A cooperative launch of more is an error, as
             with the driver; in other launches later programs start when earlier ones have ended, as on hardware.
         quantum: instructions of a program's turn.
         max_instructions: more warp-instructions than these in a launch are an error.
         checks: check accesses.
         races: check for races.
+        strong: and let programs that race use strong accesses of one size only.
     """
     if sequential and (seed is not None or starve is not None):
         raise ValueError("sequential excludes seed and starve")
     options = {
         "starve": starve,
+        "behind": behind,
         "quantum": quantum,
         "max_instructions": max_instructions,
         "checks": checks,
         "races": races,
+        "strong": strong,
     }
     return PtxLauncher(arch, seed, sequential, resident_programs, options)

@@ -44,6 +44,26 @@ class Group:
                 self.whole = 128
 
 
+class Timer:
+    """%globaltimer, in nanoseconds: every instruction of the grid takes one. Where a program asks again, and nothing
+    has been stored since it last did, it waits for what is slow to come: the time jumps, twice as far each time, so
+    that a wait that is in vain ends soon."""
+
+    def __init__(self, counts: dict[str, int]):
+        self.counts, self.jumped = counts, 1_750_000_000 * 10**9  # a Unix clock
+        self.asked: dict[int, tuple[int, int]] = {}  # by program: bytes stored until then, how often in a row
+
+    def read(self, program: int) -> int:
+        """The time that this program is given."""
+        stored = self.counts["global_store_bytes"]
+        before, times = self.asked.get(program, (-1, 0))
+        times = times + 1 if stored == before else 0
+        self.asked[program] = stored, times
+        if times:
+            self.jumped += 1 << (20 + times)
+        return self.counts["instructions"] + self.jumped
+
+
 class Cta:
     """One program of the grid."""
 
@@ -56,10 +76,11 @@ class Cta:
         ident: tuple[int, int, int],
         grid: tuple[int, int, int],
         counts: dict[str, int],
+        timer: Timer,
         checks: bool,
         races: bool,
     ):
-        self.program, self.memory, self.ident, self.counts = program, memory, ident, counts
+        self.program, self.memory, self.ident, self.counts, self.timer = program, memory, ident, counts, timer
         self.number, self.acquired = number, 0  # 1, 2, ... in the grid; memory.clock when it last acquired
         self.lanes = program.lanes
         self.R = program.build_slots(

@@ -37,7 +37,8 @@ class GlobalMemory:
 
     Addresses keep a tensor's alignment up to 256 bytes."""
 
-    def __init__(self, checks: bool = True):
+    def __init__(self, checks: bool = True, strong: bool = False):
+        self.strong = strong  # see check_strong
         self.regions: list[tuple[str, int, int]] = []  # name, start offset, bytes
         self.sources: dict[str, np.ndarray] = {}  # of those that are tensors: the bytes in main memory
         self.size = _GAP
@@ -152,6 +153,7 @@ class GlobalMemory:
         self.tracking, self.granule, self.programs = True, granule, programs
         self.owner = np.zeros(self.size // granule, np.int32)  # 1 + number of the program that wrote last
         self.stamp = np.zeros(self.size // granule, np.int64)  # when
+        self.item = np.zeros(self.size // granule, np.int8)  # by a strong access of items of so many bytes; 0: weak
         self.clock = 0
         self.released = np.zeros(len(programs) + 1, np.int64)  # when each program last released its writes
 
@@ -162,10 +164,12 @@ class GlobalMemory:
             self.views[key] = getattr(self, name).reshape(-1, max(width // granule, 1))
         return self.views[key]
 
-    def note_write(self, idx: np.ndarray, width: int, number: int) -> None:
-        """Program `number` writes these units."""
+    def note_write(self, idx: np.ndarray, width: int, number: int, item: int) -> None:
+        """Program `number` writes these units, of items of `item` bytes, 0 where the access is weak."""
         if self.tracking:
             self.clock += 1
+            if self.strong:
+                self._state("item", width)[idx] = item
             self._state("owner", width)[idx] = number
             self._state("stamp", width)[idx] = self.clock
         if self.observed:
@@ -196,6 +200,27 @@ class GlobalMemory:
                     f"{self.where(GLOBAL_BASE + int(idx[i]) * width)}",
                     i,
                 )
+
+    def check_strong(self, idx: np.ndarray, width: int, cta: Cta, item: int) -> None:
+        """With `strong`, a strong load of items of `item` bytes: what another program wrote in this launch, and nothing
+        orders before it, must have been written by strong accesses of such items. The memory model says nothing of a
+        race with a weak access or one of another size."""
+        if not (self.tracking and self.strong):
+            return
+        owner = self._state("owner", width).take(idx, axis=0)
+        stamp = self._state("stamp", width).take(idx, axis=0)
+        racing = (owner != 0) & (owner != cta.number) & ((stamp > cta.acquired) | (stamp > self.released[owner]))
+        written = self._state("item", width).take(idx, axis=0)
+        bad = racing & (written != item)
+        if np.count_nonzero(bad):
+            i = int(np.flatnonzero(bad.any(1))[0])
+            writer, size = self.programs[int(owner[bad][0]) - 1], int(written[bad][0])
+            how = f"by items of {size} bytes" if size else "by a weak store"
+            raise Fault(
+                f"race of a strong load of items of {item} bytes with program {writer}, which wrote {how}: "
+                f"{self.where(GLOBAL_BASE + int(idx[i]) * width)}",
+                i,
+            )
 
     def order(self, cta: Cta, acquire: bool, release: bool) -> None:
         """A fence, or an atomic or access with these semantics."""

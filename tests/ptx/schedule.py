@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .machine import Cta, PtxError
+from .machine import Cta, PtxError, Timer
 from .memory import GlobalMemory
 from .program import Program
 
@@ -91,10 +91,40 @@ class Starve:
         return starved, self.quantum, None
 
 
-def make_policy(seed: int | str | None, quantum: int = 200, starve: int | None = None) -> Policy:
+class Behind:
+    """All programs in turn, `quantum` instructions each, but number `index` (from 0): whenever it has stored something,
+    it stands still until each of the others has had turns of `cycles` instructions. Every step it is that much late."""
+
+    def __init__(self, index: int, cycles: int, quantum: int):
+        self.number, self.turns, self.others = index + 1, cycles // quantum, RoundRobin(quantum)
+        self.stored = self.left = 0
+
+    def turn(self, live: Sequence[Cta]) -> Turn:
+        """The next one, without the one that stands still."""
+        late = next((c for c in live if c.number == self.number), None)
+        if late is not None and self.others.last == self.number and late.counts["global_store_bytes"] != self.stored:
+            self.left = self.turns * (len(live) - 1)
+        rest = [c for c in live if c is not late]
+        if self.left and rest:
+            self.left -= 1
+            live = rest
+        turn = self.others.turn(live)
+        self.stored = turn[0].counts["global_store_bytes"]
+        return turn
+
+
+def make_policy(
+    seed: int | str | None,
+    quantum: int = 200,
+    starve: int | None = None,
+    behind: tuple[int, int] | None = None,
+) -> Policy:
     """The policy for `seed`: None (one program after another), "round-robin", or an integer (at random).
 
-    With `starve`, the policy orders all programs but the one of this index; None then means "round-robin"."""
+    With `starve`, the policy orders all programs but the one of this index; None then means "round-robin". `behind`:
+    all in turn, the program of this index so many instructions late."""
+    if behind is not None:
+        return Behind(*behind, quantum)
     if isinstance(seed, str) and seed != "round-robin":
         raise ValueError(f"a schedule is None, an integer or 'round-robin', not {seed!r}")
     if seed is None and starve is None:
@@ -141,11 +171,13 @@ def run_grid(
     if checks and races and len(ids) > 1:
         memory.track(program.global_granule, ids)
     live: list[Cta] = []
+    timer = Timer(counts)
     with np.errstate(all="ignore"):
         while live or started < len(ids):
             while started < len(ids) and (resident is None or len(live) < resident):
                 started += 1
-                live.append(Cta(program, memory, params, started, ids[started - 1], (x, y, z), counts, checks, races))
+                ident = ids[started - 1]
+                live.append(Cta(program, memory, params, started, ident, (x, y, z), counts, timer, checks, races))
             cta, limit, rng = policy.turn(live)
             cta.turn(limit, rng)
             turns += 1

@@ -22,12 +22,12 @@ from ..checks import check
 from ..layer import Call, Layer
 from ..planning.plan import Site, torch_serves
 from ..schedules.stack import empty_reserve, new_output, time_major
-from . import batching, compute, derivative, exporters, flops
+from . import batching, compute, derivative, flops
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
 
-_LIBRARY = new_library()
+LIBRARY = new_library()
 
 
 def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
@@ -95,13 +95,12 @@ def _register() -> None:
         ),
     }
     for name, (compute_, fake, backward, setup, batched) in operators.items():
-        _LIBRARY.impl(name, compute_, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"trigru::{name}", fake, lib=_LIBRARY)
-        torch.library.register_autograd(f"trigru::{name}", backward, setup_context=setup, lib=_LIBRARY)
-        torch.library.register_vmap(f"trigru::{name}", batched, lib=_LIBRARY)
+        LIBRARY.impl(name, compute_, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"trigru::{name}", fake, lib=LIBRARY)
+        torch.library.register_autograd(f"trigru::{name}", backward, setup_context=setup, lib=LIBRARY)
+        torch.library.register_vmap(f"trigru::{name}", batched, lib=LIBRARY)
         for key in ("AutocastCPU", "AutocastCUDA"):
-            _LIBRARY.impl(name, _without_autocast(getattr(torch.ops.trigru, name).default, key), key)
-    exporters.register(_LIBRARY)
+            LIBRARY.impl(name, _without_autocast(getattr(torch.ops.trigru, name).default, key), key)
 
 
 _register()

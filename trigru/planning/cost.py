@@ -64,6 +64,7 @@ class Step:
     shared_bytes: int  # read by a program out of shared memory
     flops: int  # a program
     together: int = 1  # programs that wait for each other, and so must be on the device together
+    sharing: int = 1  # programs that fit on a multiprocessor together
 
     @property
     def total_l2_bytes(self) -> int:
@@ -116,7 +117,7 @@ def resident(layer: Layer, block_b: int, direction: str = "forward") -> Step:
 
 def turns(step: Step, device: Device) -> int:
     """How many times the device has to be filled for all programs to have run."""
-    groups_at_once = max(1, device.multiprocessors // step.together)
+    groups_at_once = max(1, step.sharing * device.multiprocessors // step.together)
     return cdiv(step.programs // step.together, groups_at_once)
 
 
@@ -126,7 +127,8 @@ def time(step: Step, device: Device, layer: Layer) -> float:
     shared = step.shared_bytes / (SHARED_BYTES_PER_CLOCK * device.clock)
     arithmetic = step.flops / (device.flops(layer.dtype, layer.precision) / device.multiprocessors)
     latency = L2_LATENCY_CLOCKS / device.clock
-    work = turns(step, device) * (latency + max(l2, shared, arithmetic))
+    crowd = min(step.sharing, cdiv(step.programs, device.multiprocessors))  # each gets its share of a multiprocessor
+    work = turns(step, device) * (latency + crowd * max(l2, shared, arithmetic))
     # With programs in turns, each turn runs the whole sequence and waits for exchanges of its own.
     waiting = step.exchanges * device.exchange_time * turns(step, device)
     return step.launches * (device.launch_time + latency) + waiting + work

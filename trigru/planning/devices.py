@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,8 +106,13 @@ def present(index: int) -> Device:
     """CUDA device `index` of this machine: its own counts, and the rates of the preset that is most like it."""
     properties = torch.cuda.get_device_properties(index)
     capability = (properties.major, properties.minor)
-    named = [device for known, device in PRESETS.items() if known in properties.name]
-    alike = named or sorted(PRESETS.values(), key=lambda d: abs(d.capability[0] - capability[0]))
+    named = [device for known, device in PRESETS.items() if re.search(rf"\b{known}\b", properties.name)]
+
+    def unlike(device: Device) -> tuple[int, ...]:
+        major, minor = (abs(a - b) for a, b in zip(device.capability, capability, strict=True))
+        return major, minor, abs(device.multiprocessors - properties.multi_processor_count)
+
+    alike = named or sorted(PRESETS.values(), key=unlike)
     shared = getattr(properties, "shared_memory_per_block_optin", alike[0].shared_per_block)
     return replace(
         alike[0],

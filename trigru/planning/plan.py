@@ -7,6 +7,7 @@ adds what the machine at hand can run.
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import NamedTuple
@@ -125,7 +126,7 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
     run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
     programs, _ = config.grid(run.hidden_size, layer.batch)
-    config = replace(config, tiles_at_once=max(1, device.multiprocessors // programs))
+    config = replace(config, tiles_at_once=max(1, config.on_a_multiprocessor * device.multiprocessors // programs))
     largest = config.largest(layer.dtype, layer.precision)
     obstacle = None
     if torch.version.hip is not None:
@@ -138,9 +139,10 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
         obstacle = f"its registers spill above hidden_size {largest}"
         if not waits_by_thread():
             obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
-    elif programs > device.multiprocessors:
+    elif programs > config.on_a_multiprocessor * device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
-    return "persistent", config, cost.persistent(run, config.block_h, config.block_b, direction), obstacle
+    step = cost.persistent(run, config.block_h, config.block_b, direction)
+    return "persistent", config, replace(step, sharing=config.on_a_multiprocessor), obstacle
 
 
 class Site(NamedTuple):
@@ -285,15 +287,46 @@ def _chosen(
             return Plan("eager", "on a CPU torch operations are the fastest schedule")
     elif obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
-    # Without a GPU (interpreter, replaced launcher) tiles are those of an H100.
-    described = present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
-    return planned(schedule, described, layer, direction)
+    shared = schedule == "auto" and device in _SHARED
+    return planned(schedule, _described(device), layer, direction, shared)
 
 
-def planned(schedule: str, device: Device, layer: cost.Layer, direction: str) -> Plan:
-    """The plan among Triton's schedules."""
+def _described(device: torch.device) -> Device:
+    """Without a GPU (interpreter, replaced launcher) tiles are those of an H100."""
+    return present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
+
+
+_SHARED: set[torch.device] = set()
+"""Devices of which this process has a part only: programs that wait for each other did not fit on them."""
+
+
+def instead(refused: Plan, error: Exception, state: torch.Tensor, variant: str, direction: str) -> Plan:
+    """The plan in place of one whose programs did not fit on the device together; "auto" makes no such plan for this
+    device again. Warns.
+
+    Raises:
+        Exception: the given one, where the refused schedule was asked for by name.
+    """
+    if refused.reason == _BY_NAME.reason:
+        raise error
+    _SHARED.add(state.device)
+    _chosen.cache_clear()
+    batch, hidden_size = state.shape
+    layer = cost.Layer(variant, state.dtype, max(batch, 1), hidden_size, precision=precision_of(state.dtype))
+    plan = planned("auto", _described(state.device), layer, direction, shared=True)
+    said = f"trigru: schedule {refused.schedule!r} does not fit on {state.device}, {plan.schedule!r} runs: {error}"
+    warnings.warn(said, RuntimeWarning, stacklevel=2)
+    return plan
+
+
+def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, shared: bool = False) -> Plan:
+    """The plan among Triton's schedules; `shared`: no program may wait for another."""
     ranked = candidates(device, layer, direction)
+    if shared:
+        why = "its programs did not fit on the device together"
+        ranked = [replace(c, obstacle=c.obstacle or why) if c.step.together > 1 else c for c in ranked]
+        ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
     if schedule == "auto":
         best = ranked[0]
         if best.obstacle is not None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..kernels import persistent, resident, stepwise
+from ..kernels.errors import DoesNotFit
 from ..kernels.recurrence import Gradients as Upstreams
 from ..kernels.recurrence import Kept, Operands, Recurrence
 from ..layer import Weights
-from ..planning.plan import precision_of
+from ..planning.plan import Plan, instead, precision_of
 from .part import Gradients, Part, Run, Upstream
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again
@@ -26,15 +29,25 @@ def forward(part: Part, weights: Weights, run: Run) -> Tensor | None:
     assert run.h_n is not None
     gates_in, b_hn = project_input(run.rows, weights, part.variant)
     operands = Operands(gates_in, run.h0.contiguous(), weights.hh.contiguous(), b_hn, run.steps, run.output)
-    kept = SCHEDULES[part.plan.schedule].forward(_recurrence(part, run), operands, part.keep)
+    kept = _by_plan("forward", part, run, operands, part.keep)
     if kept.output is not run.output:
         run.output.copy_(kept.output)
     final_state(run.output, run.steps, part.reverse, out=run.h_n)
     return None if kept.reserve is None else kept.reserve.view(-1)
 
 
-def _recurrence(part: Part, run: Run) -> Recurrence:
-    return Recurrence(part.variant, part.reverse, precision_of(run.output.dtype), part.plan.config)
+def _by_plan(direction: str, part: Part, run: Run, operands: Operands, *given: Any) -> Any:
+    """By the plan's schedule, or by another one where its programs do not fit on the device together."""
+    try:
+        return _by(part.plan, direction, part, run, operands, *given)
+    except DoesNotFit as error:
+        plan = instead(part.plan, error, operands.h0, part.variant, direction)
+    return _by(plan, direction, part, run, operands, *given)
+
+
+def _by(plan: Plan, direction: str, part: Part, run: Run, operands: Operands, *given: Any) -> Any:
+    recurrence = Recurrence(part.variant, part.reverse, precision_of(run.output.dtype), plan.config)
+    return getattr(SCHEDULES[plan.schedule], direction)(recurrence, operands, *given)
 
 
 def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Upstream) -> Gradients:
@@ -66,12 +79,9 @@ def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Up
         else:
             assert x is not None
             kept = gates_again(Run(x[here], start, chunk, rows[here]), weights, part.variant, reverse)
-        d_gates, d_an, d_start = SCHEDULES[part.plan.schedule].backward(
-            _recurrence(part, run),
-            Operands(None, start, weights.hh.contiguous(), None, chunk),
-            Kept(rows[here], kept),
-            Upstreams(d_rows[here], d_state[: chunk.batch]),
-        )
+        operands = Operands(None, start, weights.hh.contiguous(), None, chunk)
+        upstreams = Upstreams(d_rows[here], d_state[: chunk.batch])
+        d_gates, d_an, d_start = _by_plan("backward", part, run, operands, Kept(rows[here], kept), upstreams)
         d_state[: chunk.batch] = d_start
         r = kept[:, :hidden_size]
         inputs = None if x is None else x[here]

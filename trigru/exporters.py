@@ -9,7 +9,8 @@ import torch
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
-from .late import when_imported
+from .operators import LIBRARY
+from .operators.late import when_imported
 
 
 def _is_asked() -> bool:
@@ -22,7 +23,7 @@ def _trace(mode: ProxyTorchDispatchMode, operator: OpOverload, types: Any, args:
     """Trace a call of the operator: for ONNX as a node of its own, else as any operator is traced."""
     if not _is_asked():
         return mode.__torch_dispatch__(operator, types, args, kwargs)
-    from .. import onnx
+    from . import onnx
 
     with mode:
         return onnx.decompose(*args, **(kwargs or {}))
@@ -30,13 +31,16 @@ def _trace(mode: ProxyTorchDispatchMode, operator: OpOverload, types: Any, args:
 
 def _symbolic(g: Any, *arguments: Any) -> Any:
     """A call in a graph of TorchScript's exporter."""
-    from .. import onnx
+    from . import onnx
 
     return onnx.symbolic(g, *arguments)
 
 
-def register(library: torch.library.Library) -> None:
-    """Register with both exporters, for as long as the operator's library lives."""
-    torch.library.register_torch_dispatch("trigru::gru", ProxyTorchDispatchMode, _trace, lib=library)
+def _register() -> None:
+    """With both exporters, for as long as the operators' library lives."""
+    torch.library.register_torch_dispatch("trigru::gru", ProxyTorchDispatchMode, _trace, lib=LIBRARY)
     opset = 13  # and later ones
     when_imported("torch.onnx", lambda onnx: onnx.register_custom_op_symbolic("trigru::gru", _symbolic, opset))
+
+
+_register()

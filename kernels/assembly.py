@@ -1,0 +1,164 @@
+"""The texts of the inline assembly with which threads wait and publish; what they mean is said in exchange.py."""
+
+import triton
+import triton.language as tl
+
+ERROR_WORD = 4  # index in the status buffer; the words before it are zeros, and stay so
+TICK = tl.constexpr(20)  # waits count in 2^20 ns, in 32 bits
+_LOOKS_PER_CHECK = 64  # of the error word and the clock
+_REGISTERS = tl.constexpr((".reg .pred p;", ".reg .b32 m, n, t, since, again;", ".reg .b64 now;"))  # of a wait
+
+
+@triton.constexpr_function
+def _look_again(label, timeout, status):
+    """Lines that end a look in vain: back to the label, or on to what follows where the wait has been given up. `n` (0
+    at first), `t` and `since` are 32-bit registers, `now` a 64-bit one, `p` a predicate; `status`: operand that holds
+    the status buffer's address."""
+    return [
+        "add.u32 n, n, 1;",
+        f"and.b32 t, n, {_LOOKS_PER_CHECK - 1};",
+        "setp.ne.b32 p, t, 0;",
+        f"@p bra {label};",
+        f"ld.relaxed.gpu.global.b32 t, [{status}+{4 * ERROR_WORD}];",
+        "setp.ne.b32 p, t, 0;",
+        "@p bra DONE;",
+        "mov.u64 now, %globaltimer;",
+        f"shr.u64 now, now, {TICK.value};",
+        "cvt.u32.u64 t, now;",
+        f"setp.eq.b32 p, n, {_LOOKS_PER_CHECK};",
+        "@p mov.b32 since, t;",
+        "sub.u32 t, t, since;",
+        f"setp.lt.u32 p, t, {timeout};",
+        f"@p bra {label};",
+        "mov.b32 t, 1;",
+        f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",
+    ]
+
+
+@triton.constexpr_function
+def flag_assembly(timeout):
+    """Look at the counter $1 until it is at least $2. Result: 0, for the addresses of loads that must come later."""
+    text = ["{", *_REGISTERS.value, "mov.b32 n, 0;", "LOOK:", "ld.acquire.gpu.global.b32 t, [$1];"]
+    text += ["setp.ge.s32 p, t, $2;", "@p bra DONE;", *_look_again("LOOK", timeout, "$3")]
+    return "\n".join([*text, "DONE:", "mov.b32 $0, 0;", "}"])
+
+
+@triton.constexpr_function
+def look_assembly(tiles, chunks, bits, timeout, packed_max, compared):
+    """Look at `chunks` chunks in each of `tiles` tiles, then again at those that miss something, until no element is
+    the reserved pattern; just once, where they are not `compared` with it.
+
+    Results: for each tile, the words 0 and 2 of every chunk, then the words 1 and 3. Operands: for each tile the
+    address of its chunk, for every element; the elements' numbers within a half of a chunk; the status buffer's
+    address.
+    """
+    per_half = 64 // bits
+    pack = chunks * per_half
+    words = [
+        f"${4 * chunks * t + 2 * chunks * (w % 2) + 2 * c + w // 2}"
+        for t in range(tiles)
+        for c in range(chunks)
+        for w in range(4)
+    ]
+    first_address = 4 * chunks * tiles
+    first_number = first_address + pack * tiles
+    status = first_number + chunks
+    load = "ld.relaxed.gpu" if compared else "ld"
+    expected = "0x03020100" if bits == 16 else "0x00010000"
+    text = ["{", *_REGISTERS.value, ".reg .b16 lo, hi;"]
+    for c in range(chunks):
+        text.append(f"setp.ne.{'or.' if c else ''}b32 p, ${first_number + c}, {expected}{', p' if c else ''};")
+    loads = []
+    for t in range(tiles):
+        for c in range(chunks):
+            at = 4 * (t * chunks + c)
+            chunk = ", ".join(words[at : at + 4])
+            loads.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
+    text += ["@p trap;", "mov.b32 n, 0;", *loads]
+    if not compared:
+        return "\n".join([*text, "}"])
+    text += [*_is_missing(words, bits, packed_max), "@!p bra DONE;", "MORE:", "mov.b32 again, 0;"]
+    for i, load in enumerate(loads):  # in vain: what has arrived is not looked at again
+        text += [*_is_missing(words[4 * i : 4 * i + 4], bits, packed_max), "@p mov.b32 again, 1;", f"@p {load}"]
+    text += ["setp.eq.b32 p, again, 0;", "@p bra DONE;", *_look_again("MORE", timeout, f"${status}"), "DONE:", "}"]
+    return "\n".join(text)
+
+
+@triton.constexpr_function
+def _is_missing(words, bits, packed_max):
+    """Lines that set `p` where an element of the words is the reserved pattern; `m`, `t`, `lo` and `hi` are used."""
+    if bits == 32 or packed_max:  # the pattern is the largest unsigned number
+        largest = "max.u32" if bits == 32 else "max.u16x2"
+        text = [f"{largest} m, {words[0]}, {words[1]};", *(f"{largest} m, m, {word};" for word in words[2:])]
+        if bits == 32:
+            return [*text, "setp.eq.b32 p, m, 0xFFFFFFFF;"]
+        return [*text, "mov.b32 {lo, hi}, m;", "max.u16 lo, lo, hi;", "setp.eq.u16 p, lo, 0xFFFF;"]
+    # w has a half of all ones where ~w has a half of zeros: (~w - 0x00010001) & w & 0x80008000
+    text = ["mov.b32 m, 0;"]
+    for word in words:
+        text += [f"sub.u32 t, 0xFFFEFFFE, {word};", f"lop3.b32 m, t, {word}, m, 0xEA;"]
+    return [*text, "and.b32 m, m, 0x80008000;", "setp.ne.b32 p, m, 0;"]
+
+
+@triton.constexpr_function
+def look_constraints(tiles, chunks, bits):
+    pack = chunks * (64 // bits)
+    return ",".join(["=&r"] * (4 * chunks * tiles) + ["l"] * (pack * tiles) + ["r"] * chunks + ["l"] * pack)
+
+
+@triton.constexpr_function
+def types_of_words(tiles, bits):
+    """Types of the results: two halves for each tile."""
+    return (tl.int16 if bits == 16 else tl.int32,) * (2 * tiles)
+
+
+@triton.constexpr_function
+def publish_assembly(tiles, bits, each, pair):
+    """Store, of each of `tiles` tiles, the `each` neighbours of a row that a thread holds, in words of 32 bits; where
+    it holds a single element of 16 bits, every other thread stores its own and the one of the thread after it.
+
+    Operands: for each tile `each` addresses; then their values in float32; the elements' numbers; the thread's lane. A
+    thread stores where it has the elements that it was meant to have: where numbers are consecutive or, for a single
+    element of 16 bits, equal to the lane. Others store nothing, so that an order of threads that is not the one assumed
+    ends as a timeout.
+    """
+    numbers = each * (1 + 2 * tiles)
+    words = max(1, each * bits // 32)
+    text = ["{", ".reg .pred p;", f".reg .b32 t, {', '.join(f'w{i}' for i in range(words))};"]
+    if each > 1:
+        text += [f"sub.u32 t, ${numbers + each - 1}, ${numbers};", f"setp.eq.b32 p, t, {each - 1};"]
+    elif bits == 32:
+        text.append(f"setp.ge.s32 p, ${numbers}, 0;")
+    else:
+        text.append(f"setp.eq.b32 p, ${numbers}, ${numbers + 1};")
+    for tile in range(tiles):
+        values = [f"${each * (1 + tiles + tile) + i}" for i in range(each)]
+        if bits == 16 and each == 1:
+            text.append(f"shfl.sync.bfly.b32 t, {values[0]}, 1, 31, -1;")
+            values.append("t")
+        if bits == 16:
+            text += [f"cvt.rn.{pair}.f32 w{i}, {values[2 * i + 1]}, {values[2 * i]};" for i in range(words)]
+            values = [f"w{i}" for i in range(words)]
+        stored = f".v{words}.b32 [${each * (1 + tile)}], {{{', '.join(values)}}};"
+        text.append(
+            "@p st.relaxed.gpu.global" + (stored if words > 1 else f".b32 [${each * (1 + tile)}], {values[0]};")
+        )
+    return "\n".join([*text, "}"])
+
+
+@triton.constexpr_function
+def publish_constraints(tiles, each):
+    kinds = ["=r", *["l"] * tiles, *["r"] * tiles, "r", "r"]  # nothing is returned, but Triton wants a result
+    return ",".join(kind for kind in kinds for _ in range(each))
+
+
+@triton.constexpr_function
+def elements_each(tile, num_warps):
+    """Elements of a tile that a thread holds."""
+    return max(1, tile // (32 * num_warps))
+
+
+@triton.constexpr_function
+def pair_of(dtype):
+    """What PTX calls two of them."""
+    return "bf16x2" if dtype == tl.bfloat16 else "f16x2"
