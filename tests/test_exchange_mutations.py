@@ -170,7 +170,7 @@ def test_publishing_before_the_value_is_complete(mutated):
 
 
 def test_the_buffer_not_filled_with_the_pattern(mutated):
-    persistent = mutated("exchange", "words), -1, dtype", "words), 0, dtype")
+    persistent = mutated("exchange", "view(torch.int32).fill_(-1)", "view(torch.int32).fill_(0)")
     assert caught(persistent) == "wrong"
 
 
