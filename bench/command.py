@@ -23,6 +23,7 @@ from trigru.reference import VARIANTS
 
 from .cases.case import DIRECTIONS
 from .cases.grid import Choice
+from .cases.workloads import named
 from .fitting import fit
 from .measuring import conditions
 from .peers import PEERS
@@ -39,11 +40,14 @@ from .run import (
     execute,
     why_no_suite,
 )
+from .suites.workload_ways import WAYS
+from .suites.workloads import Asked
 
 MINUTES = {("cpu", "quick"): 2.0, ("cpu", "tiny"): 1.2, ("cuda", "quick"): 4.0, ("cuda", "full"): 18.0}
 """Of a run by device and size, where --minutes does not say: then the rest is left out."""
 SECONDS = {"tiny": 0.01, "quick": 0.2, "full": 0.5, "short": 0.5}
 SECONDS_ON_CUDA = 0.25
+OF_GRIDS = ("hidden", "batch", "seq_len", "variant")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="tf32: float32 multiplied in TF32 by both sides")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS)
     parser.add_argument("--direction", nargs="+", choices=DIRECTIONS, help="(default on a CPU: forward+backward)")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, metavar="PEER", help=f"of {', '.join(PEERS)}")
+    peers = list(dict.fromkeys([*PEERS, *WAYS]))
+    parser.add_argument("--peers", nargs="+", choices=peers, metavar="PEER", help=f"of {', '.join(peers)}")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="of suite workloads: names or numbers, however long")
     size = parser.add_mutually_exclusive_group()
     for name, said in (
         ("quick", "few sizes"),
@@ -152,18 +158,35 @@ def _request(args: argparse.Namespace, device: str) -> Request:
         args.memory,
     )
     suites = args.suite or default_suites(choice)
+    workloads = _workloads(args, suites)
     now = datetime.datetime.now(datetime.timezone.utc)
     seconds = SECONDS_ON_CUDA if device == "cuda" else SECONDS[args.size]
     return Request(
         choice,
         suites,
         args.direction or default_directions(device),
-        [PEERS[name] for name in args.peers] if args.peers else default_peers(device),
+        [PEERS[name] for name in args.peers if name in PEERS] if args.peers else default_peers(device),
         seconds if args.seconds is None else args.seconds,
         MINUTES.get((device, args.size)) if args.minutes is None else args.minutes,
         args.out or Path("out", "bench", f"{now:%Y%m%d-%H%M%S}"),
         conditions.of_run(device),
+        workloads,
     )
+
+
+def _workloads(args: argparse.Namespace, suites: Sequence[str]) -> Asked:
+    """What is asked of suite "workloads", which has sizes and equations of its own."""
+    taken = "workloads" in suites
+    if args.rows and not taken:
+        raise Refused("--rows: is for --suite workloads")
+    if taken and (sizes := [name for name in OF_GRIDS if getattr(args, name)]):
+        raise Refused(f"--{sizes[0].replace('_', '-')}: suite workloads has its own; give it --rows")
+    try:
+        chosen = named(args.rows) if args.rows else None
+    except ValueError as error:
+        raise Refused(f"--rows: {error}") from None
+    ways = [WAYS[name] for name in args.peers or WAYS if name in WAYS]
+    return Asked(chosen, ways, args.direction)
 
 
 def _drawn(rows: Sequence[dict], out: Path) -> list[Path]:

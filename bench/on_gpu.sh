@@ -33,6 +33,7 @@ parts=( # name, limit in seconds, group, what it says
     "full-module|400|tables|trigru bench --suite module"
     "full-step|400|tables|trigru bench --suite step"
     "full-memory|300|tables|trigru bench --suite memory overhead"
+    "workloads|590|tables|trigru bench --suite workloads"
     "fit-rows|540|tables|layers by each schedule, for the fit"
     "fit|120|tables|the plan's constants from the rows of full-layer and fit-rows"
 )
@@ -180,6 +181,13 @@ run_full() { # minutes, suites...
         bench "full-$1" --suite "$@" --minutes "$minutes"
     fi
 }
+run_workloads() {
+    if [ "$tiny" = 1 ]; then
+        bench workloads --suite workloads --tiny --rows rmvpe --peers nn.GRU
+    else
+        bench workloads --suite workloads --minutes 9
+    fi
+}
 run_fit_rows() { # what "auto" would not choose, too
     local name code=0 names="stepwise resident persistent"
     if [ "$tiny" = 1 ]; then
@@ -198,7 +206,7 @@ run_fit() {
     "$python" -m trigru bench --fit "$out/fitted-rows.jsonl"
 }
 
-export -f installed install first bench run_machine run_tests run_check run_quick run_full run_fit_rows run_fit
+export -f installed install first bench run_machine run_tests run_check run_quick run_full run_workloads run_fit_rows run_fit
 export root python scratch dry tiny
 
 part install 120 log.txt bash -c install

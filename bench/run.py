@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from .measuring.compare import Plan, rows_of
 from .measuring.timers import timer_for
 from .peers import PEERS, Peer
 from .report.outcome import Outcome
-from .suites import bounds, memory, overhead
+from .suites import bounds, memory, overhead, workloads
 
-SUITES = ("layer", "step", "module", "memory", "overhead", "cpu", "work")
+SUITES = ("layer", "step", "module", "memory", "overhead", "cpu", "work", "workloads")
 OF_DEVICE = {
     "cpu": ("cpu", "module", "memory", "step", "overhead", "work"),
     "cuda": ("layer", "module", "step", "memory", "overhead"),
@@ -46,6 +46,7 @@ class Request:
     minutes: float | None
     out: Path
     shared: dict[str, Any]  # fields of every row
+    of_workloads: workloads.Asked = field(default_factory=workloads.Asked)
 
 
 def default_suites(choice: Choice) -> tuple[str, ...]:
@@ -127,7 +128,6 @@ def _rows(suite: str, request: Request, deadline: Deadline, outcome: Outcome) ->
 
 def _compared(suite: str, request: Request, deadline: Deadline, outcome: Outcome) -> Iterator[dict[str, Any]]:
     choice = request.choice
-    found = grid.cases(suite, choice)
     on_gpu = choice.device == "cuda"
     plan = Plan(
         request.peers,
@@ -137,6 +137,12 @@ def _compared(suite: str, request: Request, deadline: Deadline, outcome: Outcome
         request.budget_s,
         skipped=outcome.skipped,
     )
+    if suite == "workloads":
+        cases = workloads.measured(choice, request.of_workloads)
+        begun = tracked(until(deadline, cases, outcome.left_out), len(cases), suite)
+        yield from workloads.rows(begun, choice, request.of_workloads, plan)
+        return
+    found = grid.cases(suite, choice)
     if on_gpu:
         plan.add = bounds.Bounds(outcome.latencies)
     for case in tracked(until(deadline, found, outcome.left_out), len(found), suite):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from trigru.checks import layer_of
@@ -9,18 +11,19 @@ from trigru.functional import cell_way
 from trigru.planning.plan import Site, choose, plan
 
 from .cases.case import Case
+from .cases.workloads import Gru
 
 
-def _place(case: Case) -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if case.device == "cuda" else torch.device(case.device)
+def _place(device: str) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
 def why_not(case: Case) -> str | None:
     """Why the schedule that the case names cannot run it, or None."""
     sizes = (case.batch, case.hidden_size)
     try:
-        choose(case.schedule, _place(case), case.number, *sizes, variant=case.variant)
-        choose(case.schedule, _place(case), case.number, *sizes, variant=case.variant, direction="backward")
+        choose(case.schedule, _place(case.device), case.number, *sizes, variant=case.variant)
+        choose(case.schedule, _place(case.device), case.number, *sizes, variant=case.variant, direction="backward")
     except RuntimeError as error:
         return str(error)
     return None
@@ -39,5 +42,20 @@ def schedule_of(case: Case) -> str:
         schedule=case.schedule,
         memory=case.memory,
     )
-    site = Site(_place(case), case.number, case.seq_len, case.batch, case.packed, recording=True, plain=True)
+    site = Site(_place(case.device), case.number, case.seq_len, case.batch, case.packed, recording=True, plain=True)
+    return plan(layer, site)[0].schedule
+
+
+def schedule_of_gru(gru: Gru, device: str, dtype: torch.dtype, schedule: str, memory: str, recording: bool) -> str:
+    """The schedule that runs a workload's GRU; as `schedule_of`.
+
+    Raises:
+        RuntimeError: `schedule` cannot run it.
+    """
+    if gru.cell and device == "cpu":
+        return cell_way(gru.variant)
+    layer = gru.layer if gru.cell else replace(gru.layer, schedule=schedule, memory=memory)
+    packed = gru.rows in ("packed", "resets") and not gru.cell
+    seq_len = 1 if gru.cell else gru.seq_len
+    site = Site(_place(device), dtype, seq_len, gru.sequences, packed, recording, plain=True)
     return plan(layer, site)[0].schedule

@@ -223,7 +223,8 @@ def test_summary_of_a_folder(tmp_path):
     folder.mkdir()
     (tmp_path / "parts.tsv").write_text("install\tok\t3\tdone\ntests\tFAILED with exit code 1\t9\t2 failed\n")
     bad = {**row(direction="backward"), "error": "KernelTimeout: gave up"}
-    (folder / "layer.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (row(), bad)))
+    real = row(suite="workloads", workload="rmvpe", ratio=1.25)
+    (folder / "layer.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (row(), real, bad)))
     ran = {
         "device_name": "H100", "date": "2030-01-01T00:00:00Z", "commit": "abc", "versions": {"torch": "3"},
         "left_out": ["layer: something"], "skipped": [{"peer": "haste", "reason": "is not installed", "cases": 4}],
@@ -241,6 +242,7 @@ def test_summary_of_a_folder(tmp_path):
         "- full: left out, for the time was up: 1 (layer: something)",
         "- full: the run was cut off; what it had measured is above",
         "| exchange",
+        "| rmvpe    | bfloat16 | forward | in a graph | 2.05 |         1.25 |",
     ):
         assert said in text, said
 
@@ -254,6 +256,30 @@ def test_the_table_has_geometric_mean_and_lowest():
     lines = report.lines([row(ratio=1.0, batch=1), row(ratio=4.0), row(error="no time", ratio=9.0)])
     ((*_, count, mean, lowest, at),) = lines
     assert (count, mean, lowest, at) == (2, pytest.approx(2.0), 1.0, "H 512, B 1, T 1024")
+
+
+OTHERS = [{"input_size": 7}, {"num_layers": 2}, {"bidirectional": True}, {"cell": True}]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_other_shapes_are_in_the_table_but_not_beside_plain_layers(other, tmp_path):
+    """Figures, headline and the table of speeds know a layer by its sizes alone."""
+    plain = row(direction="forward+backward", input_size=512, num_layers=1, bidirectional=False, cell=False)
+    odd = {**plain, **other, "ratio": 9.0}
+    assert report.headline([plain, odd]) == report.headline([plain])
+    assert summary.speeds([odd]) == summary.speeds([])
+    assert figures.draw([odd], tmp_path) == []
+    ((*_, count, _, _, at),) = report.lines([{**plain, **other, "ratio": 0.1}, plain])
+    assert count == 2
+    assert (
+        at
+        == {
+            "input_size": "I 7, H 512, B 64, T 1024",
+            "num_layers": "H 512, B 64, T 1024, 2 layers",
+            "bidirectional": "H 512, B 64, T 1024, both directions",
+            "cell": "H 512, B 64, T 1024",
+        }[next(iter(other))]
+    )
 
 
 def test_a_row_without_a_time_is_noted():

@@ -38,6 +38,7 @@ def plan(*peers, **options):
         LAYER,
         replace(LAYER, variant="chung", packed=True),
         replace(LAYER, variant="cho", num_layers=2, bidirectional=True),
+        replace(LAYER, features=4, num_layers=2),
         replace(LAYER, num_layers=2, bidirectional=True, packed=True),
         replace(LAYER, cell=True, seq_len=1, variant="cho"),
         replace(LAYER, dtype="bf16", memory="recompute"),
@@ -55,6 +56,7 @@ def test_rows_are_whole(case):
         assert row["ours_ms_p20"] <= row["ours_ms_p50"] <= row["ours_ms_p80"]
         assert row["precision"] == "ieee"
         assert row["packed"] == case.packed
+        assert row["input_size"] == (case.features or case.hidden_size)
 
 
 def test_a_graph_is_recorded_for_each_side_and_direction():

@@ -127,6 +127,30 @@ def test_the_grid_has_what_was_promised():
     assert {case.dtype for case in chosen if with_all_peers(case)} == {"bf16", "fp16", "tf32", "fp32"}
 
 
+@pytest.mark.parametrize("choice", [Choice("cuda"), Choice("cuda", dtypes=["bf16"]), Choice("cpu")], ids=str)
+def test_the_grid_has_shapes_as_people_run_them(choice):
+    """Small states, batches of thousands, inputs of another size, layers and directions, cells, long sequences."""
+    chosen = [case for case in cases("layer", choice) if case.variant == "torch"]
+    assert {case.hidden_size for case in chosen} >= {4, 8, 16, 32}
+    assert sum(case.batch >= 1000 for case in chosen) >= 4
+    assert any(case.input_size > case.hidden_size for case in chosen)
+    assert any(case.input_size < case.hidden_size for case in chosen)
+    assert any(case.num_layers > 1 and case.bidirectional for case in chosen)
+    assert all(case.seq_len == 1 for case in chosen if case.cell)
+    assert any(case.cell for case in chosen)
+    assert any(case.seq_len >= 10000 for case in chosen)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_must_be_quick_has_none_of_them(device):
+    for size in ("quick", "tiny"):
+        for case in cases("layer", Choice(device, size)):
+            assert case.input_size == case.hidden_size
+            assert case.seq_len <= 256
+            assert case.num_layers == 1
+            assert not case.cell
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("suite", ["layer", "step", "module", "cpu"])

@@ -31,11 +31,12 @@ class Case:
     cell: bool = False
     schedule: str = "auto"
     memory: str = "keep"
+    features: int | None = None  # of the input, where they are not hidden_size
 
     @property
     def input_size(self) -> int:
-        """That of the first layer: hidden_size, in every case."""
-        return self.hidden_size
+        """That of the first layer."""
+        return self.hidden_size if self.features is None else self.features
 
     @property
     def number(self) -> torch.dtype:
@@ -68,13 +69,16 @@ class Case:
             "num_layers": self.num_layers,
             "bidirectional": self.bidirectional,
             "packed": self.packed,
+            "cell": self.cell,
         }
 
     def __str__(self) -> str:
         kind = "cell " if self.cell else f"{self.num_layers} layers " if self.num_layers > 1 else ""
+        both = "both directions " if self.bidirectional else ""
         packed = " packed" if self.packed else ""
-        sizes = f"hidden_size {self.hidden_size}, batch {self.batch}, seq_len {self.seq_len}"
-        return f"{kind}{self.variant} {self.dtype}{packed}, {sizes}"
+        inputs = "" if self.features is None else f"input_size {self.features}, "
+        sizes = f"{inputs}hidden_size {self.hidden_size}, batch {self.batch}, seq_len {self.seq_len}"
+        return f"{kind}{both}{self.variant} {self.dtype}{packed}, {sizes}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The cases of each suite, the telling ones first, for a run may end before the last.
 
 A full product of the axes would take days, so the sizes of a grid are those of a star: a base case, and each axis
-varied alone through it; and, for the heat map, hidden_size by batch.
+varied alone through it; for the heat map, hidden_size by batch; and shapes as people run them, away from the star.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from trigru.reference import VARIANTS
 
@@ -21,6 +22,22 @@ BATCHES = (64, 1, 8, 16, 32, 128, 512)
 SEQ_LENS = (1024, 64, 256, 4096)
 BASE = (512, 64, 1024)
 HEAT_HIDDEN_SIZES, HEAT_BATCHES, HEAT_SEQ_LEN = (64, 128, 256, 512, 1024, 2048), (1, 16, 64, 128, 512), 256
+AWAY: tuple[dict[str, Any], ...] = (
+    *({"hidden_size": size, "batch": 64, "seq_len": 256} for size in (4, 8, 16, 32)),
+    {"hidden_size": 4, "batch": 4096, "seq_len": 33, "features": 8, "bidirectional": True},
+    {"hidden_size": 64, "batch": 1024, "seq_len": 60, "features": 6, "num_layers": 2},
+    {"hidden_size": 128, "batch": 2048, "seq_len": 50, "features": 64},
+    {"hidden_size": 64, "batch": 2560, "seq_len": 10},
+    {"hidden_size": 200, "batch": 128, "seq_len": 72, "features": 1, "num_layers": 2},
+    {"hidden_size": 512, "batch": 64, "seq_len": 64, "features": 4096},
+    {"hidden_size": 256, "batch": 12, "seq_len": 1000, "features": 768, "num_layers": 2, "bidirectional": True},
+    {"hidden_size": 256, "batch": 64, "seq_len": 300, "num_layers": 5},
+    {"hidden_size": 512, "batch": 240, "seq_len": 1, "cell": True},
+    {"hidden_size": 128, "batch": 512, "seq_len": 1, "cell": True},
+    {"hidden_size": 128, "batch": 16, "seq_len": 10000, "features": 10},
+    {"hidden_size": 32, "batch": 4, "seq_len": 17984},
+)
+"""Small hidden sizes, large batches, inputs of another size, layers and directions, single steps, long sequences."""
 FEW = (128, 512, 1024)  # hidden sizes of the dtypes and variants that are not the base's
 PEERS_AT = {"bf16": (128, 512), "tf32": (128, 512), "fp16": (512,), "fp32": (512,)}  # hidden sizes, for all peers
 
@@ -71,7 +88,7 @@ def _cpu(choice: Choice) -> Iterator[Case]:
 
 
 def _layer(choice: Choice) -> Iterator[Case]:
-    """One layer in one direction, padded and packed."""
+    """One layer in one direction, padded and packed; then layers as people have them."""
     variants, dtypes = choice.variants or VARIANTS, choice.dtypes or (DTYPES if choice.device == "cuda" else ("fp32",))
     if choice.size == "tiny" or _asked(choice):
         for dtype, variant in product(dtypes, variants):
@@ -83,6 +100,8 @@ def _layer(choice: Choice) -> Iterator[Case]:
         return
     if choice.device == "cpu":  # the star is a GPU's; a CPU's grid is that of the suite of its own
         yield from (replace(case, suite="layer") for case in _cpu(choice))
+        if choice.size == "full":
+            yield from _away(choice, dtypes[0], variants[0])
         return
     hidden_size, batch, seq_len = BASE
     if choice.size in ("quick", "short"):
@@ -106,8 +125,15 @@ def _layer(choice: Choice) -> Iterator[Case]:
     for dtype, variant in product(dtypes[:2], variants[1:]):  # other equations
         sizes = FEW if variant == variants[1] else (hidden_size,)
         yield from (replace(short, dtype=dtype, variant=variant, hidden_size=size) for size in sizes)
+    # In TF32, which most people train in; for every dtype a run would take too long.
+    yield from _away(choice, "tf32" if "tf32" in dtypes else dtypes[0], variants[0])
     for size, batch in product(HEAT_HIDDEN_SIZES, HEAT_BATCHES):  # the heat map
         yield replace(base, hidden_size=size, batch=batch, seq_len=HEAT_SEQ_LEN)
+
+
+def _away(choice: Choice, dtype: str, variant: str) -> Iterator[Case]:
+    for sizes in AWAY:
+        yield Case("layer", choice.device, dtype, variant, **sizes)
 
 
 def _step(choice: Choice) -> Iterator[Case]:

@@ -26,6 +26,7 @@ from trigru.planning.devices import FITTED, PUBLISHED, Device, slug
 from trigru.planning.plan import candidates
 
 from ..measuring.stats import geometric_mean
+from ..report.report import of_one_layer
 from .least_squares import nonnegative
 
 SCHEDULES = ("stepwise", "resident", "persistent")
@@ -92,7 +93,8 @@ def samples(rows: Iterable[dict[str, Any]], device: Device) -> list[Sample]:
     found: dict[tuple, Sample] = {}
     for row in rows:
         wanted = row["suite"] == "layer" and row.get("direction") == "forward" and row.get("mode") == "graph"
-        if not wanted or row["packed"] or row["schedule"] not in SCHEDULES or row.get("ours_ms") is None:
+        wanted = wanted and not row["packed"] and of_one_layer(row)
+        if not wanted or row["schedule"] not in SCHEDULES or row.get("ours_ms") is None:
             continue
         layer = cost.Layer(
             row["variant"],
@@ -134,11 +136,12 @@ def _row(sample: Sample, device: Device) -> tuple[list[float], float]:
     fixed = (step.launches + turns) * latency
     values = dict.fromkeys(COLUMNS, 0.0)
     values["launch_time"], values["exchange_time"] = step.launches, step.exchanges * turns
+    times = turns * cost.crowd(step, device)
     if slowest == "shared":
-        fixed += turns * _works(sample, device)["shared"]
+        fixed += times * _works(sample, device)["shared"]
     else:
         count = step.l2_bytes if slowest == "l2_bandwidth" else step.flops
-        values[slowest] = turns * count * device.multiprocessors
+        values[slowest] = times * count * device.multiprocessors
     values["projection"], values["call"] = _projection_flops(sample), 1 / sample.seq_len
     return [values[name] for name in COLUMNS], fixed
 

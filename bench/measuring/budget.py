@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from ..cases.case import Case
 from ..cases.grid import with_all_peers
@@ -33,7 +34,10 @@ class Deadline:
         return self.end is not None and self.clock() >= self.end
 
 
-def until(deadline: Deadline, cases: Iterable[Case], left_out: list[str]) -> Iterator[Case]:
+Each = TypeVar("Each", Case, Any)
+
+
+def until(deadline: Deadline, cases: Iterable[Each], left_out: list[str]) -> Iterator[Each]:
     """The cases until the deadline passes; the others by name in `left_out`."""
     for case in cases:
         if deadline.passed():

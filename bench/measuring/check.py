@@ -113,8 +113,23 @@ def check(short: Side, whole: Side, source: nn.Module, case: Case, inputs: Input
         found = errors(short, source, case, inputs.first(CHECKED_STEPS))
         if not case.cell and case.num_layers == case.directions == 1:
             found["some step of the whole sequence"] = error_of_steps(whole, source, case, inputs)
-    allowed = TOLERANCE[case.dtype]
     for name, error in found.items():
-        if not error <= allowed:
-            raise WrongResult(f"{short.name}: {name} is {error:.1e} from the reference, {allowed:.0e} allowed")
+        _allowed(f"{short.name}: {name}", error, case.dtype)
     return max(found.values())
+
+
+def _allowed(name: str, error: float, dtype: str) -> None:
+    allowed = TOLERANCE[dtype]
+    if not error <= allowed:
+        raise WrongResult(f"{name} is {error:.1e} away, {allowed:.0e} allowed")
+
+
+def within(name: str, got: Tensor, exact: Tensor, dtype: str) -> float:
+    """The relative error of one tensor.
+
+    Raises:
+        WrongResult: it is above TOLERANCE, or no number.
+    """
+    error = _error(got, exact)
+    _allowed(name, error, dtype)
+    return error

@@ -68,13 +68,13 @@ def _against(peer: Peer, case: Case, plan: Plan, source: nn.Module, inputs: Inpu
     try:
         own, own_error = _checked(ours, case, source, inputs)
     except Exception as error:
-        yield {**named, "error": _said(error)}
+        yield {**named, "error": said(error)}
         return
     try:
         other, other_error = _checked(peer.side, theirs, source, inputs)
     except Exception as error:  # whatever a package raises is the reason why it has no row
-        plan.skip(peer.name, _said(error))
-        yield {**named, "error": _said(error)}
+        plan.skip(peer.name, said(error))
+        yield {**named, "error": said(error)}
         return
     checked = {"ours_error": own_error, "peer_error": other_error}
     for mode in plan.modes:
@@ -84,7 +84,7 @@ def _against(peer: Peer, case: Case, plan: Plan, source: nn.Module, inputs: Inpu
                 row |= times(own, other, direction, mode, plan)
                 row |= plan.add(case, row)
             except Exception as error:  # a graph that cannot be recorded, memory that is not there
-                row["error"] = _said(error)
+                row["error"] = said(error)
             yield row
 
 
@@ -98,7 +98,8 @@ def _checked(
     return whole, check.check(short, whole, source, case, inputs)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """The first line of what an error says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ class Side:
 
     Args:
         name: as rows name it.
-        call: computes the output from `leaves`.
+        call: computes the output from `leaves`; or a list of outputs, of several layers called one after another, which
+            has no `results`.
         leaves: what backward differentiates by: input, initial state, parameters.
-        grad: gradient of the output, in the output's layout.
+        grad: gradient of the output, in the output's layout; or a list.
         output: turns the output into nn.GRU's layout.
         grads: turns gradients by `leaves` into those by input, initial state and nn.GRU's parameters; None where there
             is none to compare.
@@ -32,9 +34,9 @@ class Side:
     def __init__(
         self,
         name: str,
-        call: Callable[[], Tensor],
+        call: Callable[[], Any],
         leaves: Sequence[Tensor],
-        grad: Tensor,
+        grad: Tensor | Sequence[Tensor],
         *,
         output: Callable[[Tensor], Tensor] = lambda out: out,
         grads: Callable[[Sequence[Tensor]], Grads] = lambda found: found,
@@ -64,7 +66,7 @@ class Side:
         found = torch.autograd.grad(out, self.leaves, self.grad)
         return self.output(out.detach()), self.grads(found)
 
-    def _forward(self) -> Tensor:
+    def _forward(self) -> Any:
         with torch.no_grad():
             return self.call()
 

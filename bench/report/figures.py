@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from .report import timed
+from .report import of_one_layer, timed
 
 Row = dict[str, Any]
 AXES = {"hidden_size": "hidden size", "batch": "batch", "seq_len": "time steps"}
@@ -32,7 +32,7 @@ def draw(rows: Sequence[Row], out: Path) -> list[Path]:
     """Write every figure that there are rows for, and return their paths."""
     drawn = []
     for suite in ("layer", "cpu"):
-        own = [row for row in timed(rows) if row["suite"] == suite and not row["packed"]]
+        own = [row for row in timed(rows) if row["suite"] == suite and not row["packed"] and of_one_layer(row)]
         if own:
             drawn += [times_by_size(own, out / f"{suite}-time.png"), speedups(own, out / f"{suite}-speedup.png")]
     counted = [row for row in rows if row["suite"] == "work"]

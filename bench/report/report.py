@@ -13,6 +13,7 @@ from .outcome import Outcome
 BY_SCHEDULE = ("overhead", "work")  # suites that measure each schedule by its name
 KIND = ("suite", "dtype", "precision", "variant", "packed", "memory", "mode", "direction", "peer")
 HEADINGS = ("suite", "numbers", "variant", "what", "against", "rows", "trigru, on average", "at worst", "at")
+OF_WORKLOADS = ("workload", "numbers", "what", "how", "ms", "nn.GRU by it", "fastest other way", "by it")
 HEADLINE = ("layer", "cpu")  # suites whose first line says it all
 WORDS = {"memory": ("less", "more"), "work": ("fewer", "more")}  # of bytes; the others measure times
 
@@ -56,10 +57,43 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
     return found
 
 
+def by_workload(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
+    """A line for each workload and pass: milliseconds, nn.GRU's time by it, and the fastest of the other ways."""
+    kinds: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in timed(rows):
+        if row["suite"] == "workloads":
+            kind = row["workload"], row["dtype"], row["direction"], row["mode"]
+            kinds.setdefault(kind, {})[row["peer"]] = row
+    found: list[list[object]] = []
+    for (workload, dtype, direction, mode), ways in kinds.items():
+        gru = ways.pop("nn.GRU", None)
+        best = min(ways.values(), key=lambda row: row["ratio"], default=None)
+        mine = (gru or best or {})["ours_ms"]
+        other = [None, None] if best is None else [best["peer"], best["ratio"]]
+        ratio = None if gru is None else gru["ratio"]
+        found.append([workload, dtype, direction, "in a graph" if mode == "graph" else mode, mine, ratio, *other])
+    return found
+
+
 def place(row: dict[str, Any]) -> str:
-    """Sizes of a row, short."""
+    """Sizes of a row, short; of a workload its name."""
+    if "workload" in row:
+        return str(row["workload"])
     named = {"H": "hidden_size", "B": "batch", "T": "seq_len"}
-    return ", ".join(f"{short} {row[name]}" for short, name in named.items() if row.get(name) is not None)
+    said = [f"{short} {row[name]}" for short, name in named.items() if row.get(name) is not None]
+    if row.get("input_size") not in (None, row.get("hidden_size")):
+        said.insert(0, f"I {row['input_size']}")
+    if row.get("num_layers", 1) > 1:
+        said.append(f"{row['num_layers']} layers")
+    if row.get("bidirectional"):
+        said.append("both directions")
+    return ", ".join(said)
+
+
+def of_one_layer(row: dict[str, Any]) -> bool:
+    """Whether a row's sizes say all of it: one layer, one direction, inputs as wide as the state, no single step."""
+    other = row.get("input_size") not in (None, row["hidden_size"]) or row.get("cell")
+    return not other and row.get("num_layers", 1) == 1 and not row.get("bidirectional")
 
 
 def better(ratio: float, suite: str) -> str:
@@ -90,6 +124,7 @@ def headline(rows: Sequence[dict[str, Any]]) -> str | None:
         row
         for row in timed(rows)
         if row["suite"] in HEADLINE and row["peer"] == "nn.GRU" and row["variant"] == "torch" and not row["packed"]
+        if of_one_layer(row)
     ]
     own = [row for row in own if row["direction"] == "forward+backward"]
     kinds = {(row["suite"], row["dtype"], row["precision"], row["mode"], row["memory"]) for row in own}
@@ -109,6 +144,8 @@ def show(outcome: Outcome) -> None:
         print(f"{wrapped(said)}\n")
     if found := worded(outcome.rows):
         print(fitted(HEADINGS, found))
+    if each := by_workload(outcome.rows):
+        print(f"\n{fitted(OF_WORKLOADS, each)}")
     for note in notes(outcome):
         print(wrapped(note, indent="    ", first=""))
 

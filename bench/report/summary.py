@@ -12,7 +12,7 @@ from typing import Any
 from trigru.command.tables import markdown
 
 from .outcome import Outcome
-from .report import notes, place, table
+from .report import OF_WORKLOADS, by_workload, notes, of_one_layer, place, table
 
 Row = dict[str, Any]
 # The lines of the table of speeds, for the README once they are measured: numbers, variant, hidden_size, batch,
@@ -38,7 +38,7 @@ def numbers(row: Row) -> str:
 
 def speeds(rows: Sequence[Row]) -> str:
     """The table of speeds: inside a CUDA graph, us a step, and nn.GRU's time by ours; what has no row is so named."""
-    timed = [row for row in rows if _counts(row)]
+    timed = [row for row in rows if _counts(row) and of_one_layer(row)]
     lines = []
     for dtype, variant, hidden_size, batch, seq_len, packed in HEADLINES:
         sizes = {"variant": variant, "hidden_size": hidden_size, "batch": batch, "seq_len": seq_len, "packed": packed}
@@ -125,6 +125,12 @@ def summary(folder: Path) -> str:
     if latencies:
         said.append("Latencies: " + ", ".join(f"{name[:-2]} {s * 1e6:.2f} us" for name, s in latencies.items()) + ".")
     said += ["## Every comparison", "Geometric means.", table(rows)]
+    if each := by_workload(rows):
+        said += [
+            "## Workloads",
+            "How many times as long nn.GRU, and the fastest other way, take.",
+            markdown(OF_WORKLOADS, each),
+        ]
     if any(row.get("bound_ratio") for row in rows):
         said += ["## What the hardware allows", bounded(rows)]
     said.append("## Without a time")

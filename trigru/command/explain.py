@@ -1,4 +1,6 @@
-"""Say which schedule "auto" takes for a layer on a device that need not be there, and what each would cost."""
+"""Say which schedule "auto" takes for a layer on a device that need not be there, and what each would cost.
+
+With --workloads: for the GRUs of 31 models that people run."""
 
 from __future__ import annotations
 
@@ -15,10 +17,22 @@ from ..planning.devices import PRESETS, Device, preset
 from ..planning.plan import DIRECTIONS, MICRO, Plan, Site, candidates, plan, planned
 from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
+from . import explain_workloads
 from .options import Refused, at_least
 from .tables import fitted, wrapped
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+OF_A_LAYER = {
+    "hidden": 512,
+    "batch": 64,
+    "seq_len": 256,
+    "layers": 1,
+    "dtype": "bf16",
+    "variant": "torch",
+    "direction": "forward",
+    "tf32": False,
+}
+"""Options that describe a layer, and their defaults."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,15 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join([*PRESETS, "cpu"])
     size = at_least(1)
     parser.add_argument("--device", default="h100", help=f"one of {names} (default: %(default)s)")
-    parser.add_argument("--hidden", type=size, default=512, metavar="SIZE", help="hidden_size (default: %(default)s)")
-    parser.add_argument("--batch", type=size, default=64, metavar="SIZE", help="sequences (default: %(default)s)")
-    parser.add_argument("--seq-len", type=size, default=256, metavar="STEPS", help="(default: %(default)s)")
-    parser.add_argument("--layers", type=size, default=1, help="layers of the same size (default: %(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: %(default)s)")
-    parser.add_argument("--variant", choices=VARIANTS, default="torch", help="(default: %(default)s)")
-    parser.add_argument("--direction", choices=DIRECTIONS, default="forward", help="(default: %(default)s)")
+    parser.add_argument("--hidden", type=size, metavar="SIZE", help="hidden_size (default: %(default)s)")
+    parser.add_argument("--batch", type=size, metavar="SIZE", help="sequences (default: %(default)s)")
+    parser.add_argument("--seq-len", type=size, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--layers", type=size, help="layers of the same size (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="(default: %(default)s)")
+    parser.add_argument("--variant", choices=VARIANTS, help="(default: %(default)s)")
+    parser.add_argument("--direction", choices=DIRECTIONS, help="(default: %(default)s)")
     parser.add_argument("--tf32", action="store_true", help="multiply fp32 in TF32, as torch's RNNs may")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(**OF_A_LAYER)
+    parser.add_argument(
+        "--workloads",
+        action="store_true",
+        help="instead of one layer: 31 models that people run, both passes of each, with launches and turns",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object; with --workloads a list of them")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
         raise Refused(f"--tf32: is for --dtype fp32, got {args.dtype}")
     on_cpu = args.device.lower() == "cpu"
     device = None if on_cpu else _preset(args.device)
+    if args.workloads:
+        if beside := [name for name, usual in OF_A_LAYER.items() if getattr(args, name) != usual]:
+            raise Refused(f"--workloads: expected no sizes of a layer beside it, got --{beside[0].replace('_', '-')}")
+        explain_workloads.show(device, as_json=args.json)
+        return 0
     plan, rows = (_on_cpu(args), []) if device is None else _on_gpu(args, device)
     asked = {
         "device": "cpu" if device is None else device.name,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..checks import check
 from ..layer import Call, Layer
-from ..planning.plan import Site, torch_serves
+from ..planning.plan import Site, plan
 from ..schedules.stack import empty_reserve, new_output, time_major
 from . import batching, compute, derivative, flops
 from .late import when_imported
@@ -111,8 +111,8 @@ class _GRU(torch.autograd.Function):
     """The operator `gru` and its derivative without the dispatcher, whose Python layers cost some 100 us a call."""
 
     @staticmethod
-    def forward(ctx, forward: Recorded, has_input: bool, batch_sizes, input, shape, hx, *weights):  # type: ignore[no-untyped-def]
-        result = compute.forward(forward)
+    def forward(ctx, forward: Recorded, plans, has_input, batch_sizes, input, shape, hx, *weights):  # type: ignore[no-untyped-def]
+        result = compute.forward(forward, plans)
         if not has_input:
             forward = forward._replace(call=forward.call._replace(input=shape))
         derivative.save(ctx, forward, result, has_input)
@@ -120,9 +120,10 @@ class _GRU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
-        _, _, _, need_input, _, *needs = ctx.needs_input_grad
+        *_, need_input, _, need_hx = ctx.needs_input_grad[:7]
+        needs = [need_hx, *ctx.needs_input_grad[7:]]
         d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, [need_input, *needs])
-        return None, None, None, d_input, None, *others
+        return None, None, None, None, d_input, None, *others
 
 
 # What a profiler shows.
@@ -162,16 +163,17 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:
         return torch.ops.trigru.gru(*flat(forward))[:2]
-    if torch_serves(layer, site):
+    plans = plan(layer, site)
+    if plans[0].schedule == "torch":
         return compute.by_torch(layer, weights, call)
     if site.recording:
         has_input = derivative.reads_input(forward, [w.requires_grad for w in weights])
         shape = None if has_input else derivative.Shape.apply(call.input)
-        return _GRU.apply(forward, has_input, call.batch_sizes, call.input, shape, call.hx, *weights)
+        return _GRU.apply(forward, plans, has_input, call.batch_sizes, call.input, shape, call.hx, *weights)
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):
-            return compute.forward(forward)[:2]
-    return compute.forward(forward)[:2]
+            return compute.forward(forward, plans)[:2]
+    return compute.forward(forward, plans)[:2]
 
 
 def _drawn(layer: Layer, call: Call) -> list[Tensor | None]:

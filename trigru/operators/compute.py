@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..checks import batch_sizes_of
 from ..layer import Call, Layer
-from ..planning.plan import Site, plan
+from ..planning.plan import Plan, Site, plan
 from ..schedules import stack
 from ..schedules.part import Part, Run
 from ..schedules.unsquash import share_of_input
@@ -24,10 +24,12 @@ def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = 
     return Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
 
 
-def forward(recorded: Recorded) -> stack.Result:
-    """By the schedules that the plan takes."""
+def forward(recorded: Recorded, plans: Sequence[Plan] | None = None) -> stack.Result:
+    """By the schedules of `plans`, of each layer, or those that the plan takes."""
     layer, weights, call, first_kept = recorded
-    return stack.forward(layer, weights, call, plan(layer, site_of(layer, call)), first_kept)
+    if plans is None:
+        plans = plan(layer, site_of(layer, call))
+    return stack.forward(layer, weights, call, plans, first_kept)
 
 
 def backward(backward: Backward) -> list[Tensor | None]:

@@ -121,14 +121,18 @@ def turns(step: Step, device: Device) -> int:
     return cdiv(step.programs // step.together, groups_at_once)
 
 
+def crowd(step: Step, device: Device) -> int:
+    """How many programs share a multiprocessor, each with its share of what that does."""
+    return min(step.sharing, cdiv(step.programs, device.multiprocessors))
+
+
 def time(step: Step, device: Device, layer: Layer) -> float:
     """Predicted seconds of one time step."""
     l2 = step.l2_bytes / (device.l2_bandwidth / device.multiprocessors)
     shared = step.shared_bytes / (SHARED_BYTES_PER_CLOCK * device.clock)
     arithmetic = step.flops / (device.flops(layer.dtype, layer.precision) / device.multiprocessors)
     latency = L2_LATENCY_CLOCKS / device.clock
-    crowd = min(step.sharing, cdiv(step.programs, device.multiprocessors))  # each gets its share of a multiprocessor
-    work = turns(step, device) * (latency + crowd * max(l2, shared, arithmetic))
+    work = turns(step, device) * (latency + crowd(step, device) * max(l2, shared, arithmetic))
     # With programs in turns, each turn runs the whole sequence and waits for exchanges of its own.
     waiting = step.exchanges * device.exchange_time * turns(step, device)
     return step.launches * (device.launch_time + latency) + waiting + work
