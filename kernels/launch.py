@@ -173,7 +173,7 @@ class _Prepared:
             try:
                 compiled = self.kernel[grid](**self.args, **given, **self.constexprs, **self.options)
             except RuntimeError as error:
-                raise _named(error) from None
+                raise _in_capture(error, self.kernel.__name__) or _named(error) from None
         if self.key is not None and not any(value >= _PAST_32_BITS for value in values):
             names = self.kernel.arg_names
             first = names.index(self.varying[0]) if self.varying else 0
@@ -197,6 +197,16 @@ _HERE = contextlib.nullcontext()
 def _named(error: RuntimeError) -> RuntimeError:
     """CUDA's error 720 as one that can be told from others."""
     return DoesNotFit(str(error)) if "cooperative launch" in str(error) else error
+
+
+def _in_capture(error: RuntimeError, kernel: str) -> RuntimeError | None:
+    """CUDA's error at what a capture does not allow, with what to do about it; None for others."""
+    if "captur" not in str(error):
+        return None
+    return RuntimeError(
+        f"{error}. {kernel} is launched for the first time here, and cannot be loaded while a CUDA graph is captured: "
+        "before the capture, call the layer once with an input of these sizes, and go back through it if the graph does"
+    )
 
 
 def _values_of(names: Sequence[str]) -> Values:

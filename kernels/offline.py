@@ -182,12 +182,14 @@ def _compile(special: Specialisation) -> Compiled:
     if any(isinstance(kind, (tuple, list)) for kind in kinds):
         raise TypeError(f"{kernel.__name__}: arguments that are tuples are not supported")
     values = list(special.values.values())
+    # As `JITFunction.run` has them: they are a part of the name under which a binary is kept on disk.
+    attributes = ["" if kind == "constexpr" else attribute for kind, attribute in special.kinds]
     backend = make_backend(special.target)
     source = ASTSource(
         fn=kernel,
         signature=dict(zip(names, kinds, strict=True)),
         constexprs={(i,): values[i] for i, kind in enumerate(kinds) if kind == "constexpr"},
-        attrs={(i,): backend.parse_attr(attr) for i, (_, attr) in enumerate(special.kinds) if isinstance(attr, str)},
+        attrs={(i,): backend.parse_attr(attr) for i, attr in enumerate(attributes) if isinstance(attr, str)},
     )
     result = triton.compile(source, target=special.target, options={"debug": kernel.debug, **special.options})
     there = tuple(name for name, kind in zip(names, kinds, strict=True) if kind != "constexpr")

@@ -113,14 +113,13 @@ def _start(
     status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
     watched = watch(h0.device, kernel.__name__, programs, batch_tiles, steps.seq_len, batch, hidden_size)
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
+    args["direction"] = -1 if run.reverse else 1
     args |= {"host_ptr": watched.word, "number": watched.number}
     constexprs |= tiles | {
         "H": hidden_size,
         "ADDED": operands.added,
-        "REVERSE": run.reverse,
         "PACKED": steps.packed,
         "PRECISION": run.precision,
-        "EVEN_B": not steps.packed and batch % config.block_b == 0,
         "EVEN_H": hidden_size % config.block_h == 0,
         "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
         "PROTOCOL": config.protocol,

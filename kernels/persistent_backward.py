@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .exchange import by_thread, publish, publish_two, report
 from .gates import blend_grad, reset_after_grad, reset_before_grad
-from .loop import Step, step_or_none
+from .loop import last_steps, next_steps
 from .parts import one_gate
 from .persistent_tiles import (
     Shape,
@@ -21,6 +21,7 @@ from .persistent_tiles import (
     flags_of,
     load_columns,
     own_tile,
+    readable,
     rows_at,
     state_rows,
     there,
@@ -32,29 +33,11 @@ from .tiles import read, write
 
 
 @triton.jit
-def _first_step(offsets_ptr, T, B, REVERSE: tl.constexpr, PACKED: tl.constexpr):
-    """The time step that forward took last, and where that and the one before it lie."""
-    t = tl.zeros((), tl.int32) if REVERSE else T - 1
-    before = t + 1 if REVERSE else t - 1
-    return t, step_or_none(offsets_ptr, t, T, B, PACKED), step_or_none(offsets_ptr, before, T, B, PACKED)
-
-
-@triton.jit
-def _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE: tl.constexpr, PACKED: tl.constexpr):
-    """From step number i on to the one that forward took before it. The last has none: it stands for itself again, for
-    loads that nothing uses."""
-    last = i + 1 == T
-    following = Step(tl.where(last, here.row, before.row), tl.where(last, here.count, before.count))
-    ONE: tl.constexpr = 1 if REVERSE else -1
-    return t + ONE, following, step_or_none(offsets_ptr, t + 2 * ONE, T, B, PACKED)
-
-
-@triton.jit
 def _load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr):
     """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
     (else n again). kept: pointers to the output's derivative, h0, the output and the reserve."""
     grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
-    mask = there(own, here.count, S)
+    mask = readable(own, here.count, S)
     dy = tl.load(tile_at(grad_output_ptr, here.row, own, 1, S), mask=mask, other=0.0)
     state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
     h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
@@ -73,7 +56,7 @@ def _in_float32(step):
     return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "number"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -89,13 +72,12 @@ def backward_torch(
     T,
     B,
     first_tile,  # number of the launch's first batch tile
+    direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H: tl.constexpr,
     ADDED: tl.constexpr,
-    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_B: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
@@ -106,8 +88,8 @@ def backward_torch(
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
-    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, status_ptr, S)
+    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    own = own_tile(first_tile, B, status_ptr, S)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     w_n = load_columns(w_hh_ptr, 2, own, S)
@@ -115,7 +97,7 @@ def backward_torch(
     flags = flags_of(own, 0, T, B, S)
     d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
     dh = read(d_state, exists)
-    t, here, before = _first_step(offsets_ptr, T, B, REVERSE, PACKED)
+    t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     loaded = _load_step(kept, own, here, before, T == 1, 4, S)
     for i in range(T):
@@ -131,14 +113,14 @@ def backward_torch(
         write(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask)
         direct = where_alive(own, here, direct, dh, S)
 
-        t, following, before = _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE, PACKED)
+        t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
         loaded = _load_step(kept, own, following, before, i + 2 >= T, 4, S)
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
         source_an = rows_at(d_an_ptr, here.row, own, 1, S)
         BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
         # One look at all three with masks takes more registers than there are; waiting as a whole has no such look.
-        if (not (EVEN_B and EVEN_K) and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
+        if ((PACKED or not EVEN_K) and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
             x = await_rows(source, own, here, flags + i, S)
             a = tl.dot(w_r, x, input_precision=PRECISION)
             x = await_rows(source + H, own, here, None, S)
@@ -156,7 +138,7 @@ def backward_torch(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "number"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -171,14 +153,13 @@ def backward_reset_first(
     T,
     B,
     first_tile,  # number of the launch's first batch tile
+    direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H: tl.constexpr,
     ADDED: tl.constexpr,
     VARIANT: tl.constexpr,
-    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_B: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
@@ -190,8 +171,8 @@ def backward_reset_first(
 ):
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
-    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, status_ptr, S)
+    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    own = own_tile(first_tile, B, status_ptr, S)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     if EVEN_H:  # all addresses at once spill at H = 768 on sm_100; waiting here spills at H = 1000 on sm_80
@@ -201,7 +182,7 @@ def backward_reset_first(
     flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
     d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
     dh = read(d_state, exists)
-    t, here, before = _first_step(offsets_ptr, T, B, REVERSE, PACKED)
+    t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     loaded = _load_step(kept, own, here, before, T == 1, 3, S)
     for i in range(T):
@@ -214,7 +195,7 @@ def backward_reset_first(
         )  # fmt: skip
         direct = where_alive(own, here, direct, dh, S)
 
-        t, following, before = _next_step(offsets_ptr, i, t, here, before, T, B, REVERSE, PACKED)
+        t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
         loaded = _load_step(kept, own, following, before, i + 2 >= T, 3, S)
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)

@@ -13,7 +13,7 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
-from .loop import Step, step_or_none, time_of
+from .loop import before_first, step_after
 from .parts import four_gates, one_gate, two_gates
 from .persistent_tiles import (
     Shape,
@@ -22,6 +22,7 @@ from .persistent_tiles import (
     flags_of,
     load_rows,
     own_tile,
+    readable,
     rows_at,
     there,
     tile_at,
@@ -34,16 +35,16 @@ _ONE_USE = tl.constexpr(one_use_of_a_fragment())
 
 
 @triton.jit
-def _load_start(h0_ptr, own, B, S: tl.constexpr):
+def _load_start(h0_ptr, own, T, B, direction, S: tl.constexpr):
     """The own tile of h0, and what stands for the step before the first."""
     h = read(tile_at(h0_ptr, 0, own, 1, S), there(own, B, S))
-    return h, Step(tl.zeros((), tl.int64), tl.zeros((), tl.int32))
+    return h, before_first(T, B, direction)
 
 
 @triton.jit
 def _load_inputs(gates_in_ptr, own, here, S: tl.constexpr):
     """The input's share of the pre-activations of r, z, n."""
-    return read_gates(tile_at(gates_in_ptr, here.row, own, 3, S), there(own, here.count, S), S.H)
+    return read_gates(tile_at(gates_in_ptr, here.row, own, 3, S), readable(own, here.count, S), S.H)
 
 
 @triton.jit
@@ -54,7 +55,7 @@ def _keep(reserve_ptr, own, here, values, S: tl.constexpr):
         write(tile_at(reserve_ptr, here.row, own, VALUES, S, g), values[g], there(own, here.count, S))
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "number"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -68,13 +69,12 @@ def forward_torch(
     T,
     B,
     first_tile,  # number of the launch's first batch tile
+    direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H: tl.constexpr,
     ADDED: tl.constexpr,
-    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_B: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
@@ -85,16 +85,16 @@ def forward_torch(
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step, one product for the three gates."""
-    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, status_ptr, S)
+    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    own = own_tile(first_tile, B, status_ptr, S)
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
         b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
 
     flags = flags_of(own, 0, T, B, S)
-    h, before = _load_start(h0_ptr, own, B, S)
+    h, before = _load_start(h0_ptr, own, T, B, direction, S)
     for i in range(T):
-        here = step_or_none(offsets_ptr, time_of(i, T, REVERSE), T, B, PACKED)
+        here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
         x = await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
@@ -112,7 +112,7 @@ def forward_torch(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "number"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -126,14 +126,13 @@ def forward_reset_first(
     T,
     B,
     first_tile,  # number of the launch's first batch tile
+    direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H: tl.constexpr,
     ADDED: tl.constexpr,
     VARIANT: tl.constexpr,
-    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
-    EVEN_B: tl.constexpr,
     EVEN_H: tl.constexpr,
     EVEN_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
@@ -145,8 +144,8 @@ def forward_reset_first(
 ):
     """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
     gate's product runs while the second is on its way."""
-    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_B, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, status_ptr, S)
+    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    own = own_tile(first_tile, B, status_ptr, S)
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
     else:
@@ -155,9 +154,9 @@ def forward_reset_first(
     w_n = load_rows(w_hh_ptr, 2, 1, own, S)
 
     flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
-    h, before = _load_start(h0_ptr, own, B, S)
+    h, before = _load_start(h0_ptr, own, T, B, direction, S)
     for i in range(T):
-        here = step_or_none(offsets_ptr, time_of(i, T, REVERSE), T, B, PACKED)
+        here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
         x = await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
         if _ONE_USE:

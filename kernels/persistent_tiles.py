@@ -2,6 +2,9 @@
 that it keeps, where a step's values lie, and the waits for them.
 
 Tiles are (BLOCK_B, BLOCK_H), hidden units fastest, as in memory. Offsets within a step are counted in 32 bits.
+
+A tile that the batch does not fill has sequences that do not exist. In a padded sequence they read the last one's rows
+instead, and compute what it computes, so that no load and no wait has a mask for them; what they have is not stored.
 """
 
 from typing import NamedTuple
@@ -19,7 +22,6 @@ class Shape(NamedTuple):
     H: tl.constexpr
     ADDED: tl.constexpr  # of the H hidden units, the last so many (see widen.py)
     PACKED: tl.constexpr
-    EVEN_B: tl.constexpr  # all sequences of all tiles exist at every step
     EVEN_H: tl.constexpr  # all hidden units of all tiles exist
     EVEN_K: tl.constexpr  # all columns of all warps' parts exist
     PROTOCOL: tl.constexpr
@@ -36,16 +38,18 @@ class Own(NamedTuple):
     tile: tl.tensor  # number of its batch tile
     j: tl.tensor  # its hidden units, (BLOCK_H,)
     b: tl.tensor  # its sequences, (BLOCK_B,)
+    row: tl.tensor  # where their rows lie within a step, (BLOCK_B,)
     status_ptr: tl.tensor  # see exchange.py
 
 
 @triton.jit
-def own_tile(first_tile, status_ptr, S: tl.constexpr):
+def own_tile(first_tile, B, status_ptr, S: tl.constexpr):
     """What this program owns. first_tile: number of the launch's first batch tile."""
     tile = tl.program_id(1) + first_tile
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
-    return Own(tile, j, b, status_ptr)
+    row = b if S.PACKED else tl.minimum(b, B - 1)
+    return Own(tile, j, b, row, status_ptr)
 
 
 @triton.jit
@@ -56,10 +60,20 @@ def flags_of(own, exchange, T, B, S: tl.constexpr):
 
 @triton.jit
 def there(own, count, S: tl.constexpr):
-    """Which elements of the own tile exist; a constant where all do, which leaves accesses without a mask."""
-    rows = tl.full((S.BLOCK_B, 1), True, tl.int1) if S.EVEN_B else (own.b < count)[:, None]
-    columns = tl.full((1, S.BLOCK_H), True, tl.int1) if S.EVEN_H else (own.j < S.H)[None, :]
-    return rows & columns
+    """Which elements of the own tile exist, and are stored."""
+    return (own.b < count)[:, None] & _units(own, S)
+
+
+@triton.jit
+def readable(own, count, S: tl.constexpr):
+    """Which elements of the own tile are loaded; a constant where all are, which leaves loads without a mask."""
+    rows = (own.b < count)[:, None] if S.PACKED else tl.full((S.BLOCK_B, 1), True, tl.int1)
+    return rows & _units(own, S)
+
+
+@triton.jit
+def _units(own, S: tl.constexpr):
+    return tl.full((1, S.BLOCK_H), True, tl.int1) if S.EVEN_H else (own.j < S.H)[None, :]
 
 
 @triton.jit
@@ -72,21 +86,21 @@ def units_only(x, own, S: tl.constexpr):
 @triton.jit
 def where_alive(own, step, new, old, S: tl.constexpr):
     """`new` for sequences that are alive at a step, `old` for the others."""
-    return new if S.EVEN_B else tl.where((own.b < step.count)[:, None], new, old)
+    return tl.where((own.b < step.count)[:, None], new, old) if S.PACKED else new
 
 
 @triton.jit
 def rows_at(pointer, row, own, VALUES: tl.constexpr, S: tl.constexpr):
     """Where the rows of the own sequences begin, (BLOCK_B,), in a tensor of so many values of each unit; `row`: first
     row of the step."""
-    return pointer + row * (VALUES * S.H) + own.b * (VALUES * S.H)
+    return pointer + row * (VALUES * S.H) + own.row * (VALUES * S.H)
 
 
 @triton.jit
 def tile_at(pointer, row, own, VALUES: tl.constexpr, S: tl.constexpr, NUMBER: tl.constexpr = 0):
     """Addresses of the own tile's values of that number. What is one for the tile is summed first: the other way round
     a step took up to 5 % more instructions."""
-    return pointer + row * (VALUES * S.H) + NUMBER * S.H + (own.b[:, None] * (VALUES * S.H) + own.j[None, :])
+    return pointer + row * (VALUES * S.H) + NUMBER * S.H + (own.row[:, None] * (VALUES * S.H) + own.j[None, :])
 
 
 @triton.jit
@@ -95,17 +109,23 @@ def state_rows(output_ptr, h0_ptr, own, here, before, first, S: tl.constexpr):
     rows = output_ptr + before.row * S.H
     if S.PACKED:
         carried = tl.minimum(here.count, before.count)
-        return tl.where(own.b < carried, rows + own.b * S.H, h0_ptr + own.b * S.H)
+        return tl.where(own.b < carried, rows + own.row * S.H, h0_ptr + own.row * S.H)
     else:
-        return tl.where(first, h0_ptr, rows) + own.b * S.H
+        return tl.where(first, h0_ptr, rows) + own.row * S.H
+
+
+@triton.jit
+def _awaited(own, step, S: tl.constexpr):
+    """Which of the own sequences' rows are waited for."""
+    return own.b < step.count if S.PACKED else tl.full((S.BLOCK_B,), True, tl.int1)
 
 
 @triton.jit
 def _await(rows, own, step, flag, arrivals, S: tl.constexpr):
-    MASKED: tl.constexpr = not (S.EVEN_B and S.EVEN_K)
+    MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
     return await_tile(
-        rows, own.b < step.count, own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED,
-        S.TIMEOUT,
+        rows, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B,
+        MASKED, S.TIMEOUT,
     )  # fmt: skip
 
 
@@ -127,9 +147,9 @@ def await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr
 @triton.jit
 def await_three_rows(first, second, third, own, step, flag, S: tl.constexpr):
     """`await_rows` for three with one look at all of them."""
-    MASKED: tl.constexpr = not (S.EVEN_B and S.EVEN_K)
+    MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
     return await_three(
-        first, second, third, own.b < step.count, own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H,
+        first, second, third, _awaited(own, step, S), own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H,
         S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED, S.TIMEOUT,
     )  # fmt: skip
 

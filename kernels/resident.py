@@ -49,9 +49,9 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     batch, hidden_size = operands.h0.shape
     args |= {"offsets_ptr": steps.row_offsets(operands.h0.device), "T": steps.seq_len, "B": batch, "H": hidden_size}
     args["units"] = hidden_size - operands.added
+    args["direction"] = -1 if run.reverse else 1
     constexprs = {
         "VARIANT": run.variant,
-        "REVERSE": run.reverse,
         "PACKED": steps.packed,
         "PRECISION": run.precision,
         "HIDDEN": power_of_two(hidden_size),

@@ -4,13 +4,13 @@ import triton
 import triton.language as tl
 
 from .gates import blend_grad, reset_after_grad, reset_before_grad
-from .loop import Step, step_at, step_or_none, time_of
+from .loop import Step, last_steps, next_steps
 from .products import multiply
 from .resident_forward import own_part, units_only
 from .tiles import at, load_state, read, read_gates, there, write, write_gates
 
 
-@triton.jit(do_not_specialize=["T", "B", "units"])
+@triton.jit(do_not_specialize=["T", "B", "units", "direction"])
 def bptt_kernel(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -25,8 +25,8 @@ def bptt_kernel(
     B,
     H,
     units,  # of the H, so many are the layer's, the others added (see widen.py)
+    direction,  # of time, see loop.py
     VARIANT: tl.constexpr,
-    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -39,15 +39,13 @@ def bptt_kernel(
     dh = read(d_state, exists)
     dtype: tl.constexpr = d_gates_ptr.dtype.element_ty
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
+    t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     for i in range(T):
-        t = time_of(T - 1 - i, T, REVERSE)
-        here = step_at(offsets_ptr, t, B, PACKED)
-        before = step_or_none(offsets_ptr, t + 1 if REVERSE else t - 1, T, B, PACKED)
-        before = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
+        carried = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
         row, live = here.row, there(j, b, H, here.count)
         reserve = at(reserve_ptr, row, b, j, (4 if VARIANT == "torch" else 3) * H)
         r, z, n = read_gates(reserve, live, H)
-        h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
+        h = load_state(output_ptr, h0_ptr, b, j, here, carried, H).to(tl.float32)
         d = dh + read(at(grad_output_ptr, row, b, j, H), live)
         dn, dz, direct = blend_grad(d, h, z, n, VARIANT)
         if VARIANT == "torch":
@@ -62,4 +60,5 @@ def bptt_kernel(
         d = multiply(w_r, dr.to(dtype), d, PRECISION)
         d = multiply(w_z, dz.to(dtype), d, PRECISION)
         dh = tl.where((b < here.count)[None, :], units_only(d, j, units, EXACT), dh)
+        t, here, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
     write(d_state, dh, exists)

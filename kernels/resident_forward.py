@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
-from .loop import step_at, time_of
+from .loop import before_first, step_after
 from .products import multiply
 from .tiles import at, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
 
@@ -35,7 +35,7 @@ def units_only(x, j, units, EXACT: tl.constexpr):
     return x if EXACT else tl.where((j < units)[:, None], x, 0.0)
 
 
-@triton.jit(do_not_specialize=["T", "B", "units"])
+@triton.jit(do_not_specialize=["T", "B", "units", "direction"])
 def forward_kernel(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -48,8 +48,8 @@ def forward_kernel(
     B,
     H,
     units,  # of the H, so many are the layer's, the others added (see widen.py)
+    direction,  # of time, see loop.py
     VARIANT: tl.constexpr,
-    REVERSE: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -64,8 +64,10 @@ def forward_kernel(
     h = read(at(h0_ptr, 0, b, j, H), there(j, b, H, B))
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
+    here = before_first(T, B, direction)
     for i in range(T):
-        row, count = step_at(offsets_ptr, time_of(i, T, REVERSE), B, PACKED)
+        here = step_after(here, offsets_ptr, i, T, B, direction, PACKED)
+        row, count = here
         live = there(j, b, H, count)
         gr, gz, gn = read_gates(at(gates_in_ptr, row, b, j, 3 * H), live, H)
         x = h.to(dtype)

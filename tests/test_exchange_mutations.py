@@ -153,7 +153,7 @@ def test_a_flag_before_the_value(mutated):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("persistent_forward", "before = here", "before = Step(here.row - B * tl.minimum(i, 1), here.count)"),
+        ("persistent_forward", "await_state(output_ptr", "await_state(output_ptr - tl.where(i > 1, B * H, 0)"),
         ("persistent_backward", "rows_at(d_gates_ptr, here", "rows_at(d_gates_ptr, tl.minimum(i, 1) * B + here"),
     ],
     ids=["forward", "backward"],
@@ -170,7 +170,7 @@ def test_publishing_before_the_value_is_complete(mutated):
 
 
 def test_the_buffer_not_filled_with_the_pattern(mutated):
-    persistent = mutated("exchange", "words), -1, dtype", "words), 0, dtype")
+    persistent = mutated("exchange", "view(torch.int32).fill_(-1)", "view(torch.int32).fill_(0)")
     assert caught(persistent) == "wrong"
 
 

@@ -11,9 +11,10 @@ import torch
 from conftest import generated_code
 
 from trigru.kernels import persistent
-from trigru.kernels.config import one_use_of_a_fragment, persistent_config, persistent_width
+from trigru.kernels.config import kept_values, one_use_of_a_fragment, persistent_config, persistent_width
 from trigru.kernels.launch import using
 from trigru.kernels.offline import Recorder, compile_launch, target_of
+from trigru.kernels.recurrence import Gradients, Kept, Operands, Recurrence
 from trigru.kernels.steps import Steps
 
 pytestmark = generated_code
@@ -75,21 +76,21 @@ def launches(variant: str, dtype: torch.dtype, batch: int, hidden_size: int, pro
     """A forward and a backward launch of a layer."""
     hidden_size = persistent_width(dtype, hidden_size)
     steps = Steps.of_batch_sizes([batch, batch - 1]) if packed else Steps.padded(2, batch)
-    rows, kept = steps.num_rows, 4 if variant == "torch" else 3
+    rows = steps.num_rows
 
     def empty(*sizes: int) -> torch.Tensor:
         return torch.empty(sizes, dtype=dtype, device="meta")
 
     config = replace(persistent_config(dtype, batch, hidden_size), protocol=protocol)
-    options = {"variant": variant, "reverse": packed, "precision": "tf32", "config": config}
-    state, weights, output = empty(batch, hidden_size), empty(3 * hidden_size, hidden_size), empty(rows, hidden_size)
+    run = Recurrence(variant, packed, "tf32", config)
+    bias = empty(hidden_size) if variant == "torch" else None
+    state, output = empty(batch, hidden_size), empty(rows, hidden_size)
+    operands = Operands(empty(rows, 3 * hidden_size), state, empty(3 * hidden_size, hidden_size), bias, steps)
     recorder = Recorder()
     with using(recorder):
-        bias = empty(hidden_size) if variant == "torch" else None
-        persistent.forward(empty(rows, 3 * hidden_size), state, weights, bias, steps, save=True, **options)
-        persistent.backward(
-            output, state, state, weights, steps, output, empty(rows, kept * hidden_size), **options
-        )  # fmt: skip
+        persistent.forward(run, operands, save=True)
+        kept = Kept(output, empty(rows, kept_values(variant) * hidden_size))
+        persistent.backward(run, operands, kept, Gradients(output, state))
     return recorder.launches
 
 

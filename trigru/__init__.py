@@ -40,6 +40,7 @@ if TYPE_CHECKING or not only_for_help():
     from .modules import GRU, GRUCell
     from .reference import VARIANTS
     from .swap import swap, unswap
+    from .warm import warm
 
 if TYPE_CHECKING:
     from . import convert as convert
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "VARIANTS", "GRUCell", "KernelTimeout", "__version__", "explain", "gru", "swap", "unswap"]
+__all__ = ["GRU", "VARIANTS", "GRUCell", "KernelTimeout", "__version__", "explain", "gru", "swap", "unswap", "warm"]
 
 _LAZY = ("convert", "onnx")  # rooms that cost an import of their own at their first use
 

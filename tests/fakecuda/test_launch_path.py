@@ -27,7 +27,7 @@ def _nothing_expired():
         watch.check()
 
 
-def forward(seq_len=3, batch=3, hidden_size=64, steps=None, h0=None, device="cuda", **config):
+def forward(seq_len=3, batch=3, hidden_size=64, steps=None, h0=None, device="cuda", reverse=False, **config):
     """`persistent.forward` on random tensors. config: fields of it."""
     steps = Steps.padded(seq_len, batch) if steps is None else steps
 
@@ -42,7 +42,7 @@ def forward(seq_len=3, batch=3, hidden_size=64, steps=None, h0=None, device="cud
         random(hidden_size),
         steps,
     )
-    return persistent.forward(Recurrence("torch", False, "ieee", config), operands, True)
+    return persistent.forward(Recurrence("torch", reverse, "ieee", config), operands, True)
 
 
 @pytest.mark.parametrize("schedule", ["stepwise", "resident", "persistent"])
@@ -151,8 +151,19 @@ def test_a_copy_from_pageable_memory_in_a_capture(monkeypatch):
 def test_a_kernel_that_is_first_used_in_a_capture():
     forward()
     graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="a kernel is loaded"), torch.cuda.graph(graph):
+    said = r"a kernel is loaded.* forward_torch .* before the capture, call the layer once"
+    with pytest.raises(RuntimeError, match=said), torch.cuda.graph(graph):
         forward(hidden_size=96)
+
+
+def test_sizes_and_a_direction_that_are_first_used_in_a_capture():
+    """They are no other kernels."""
+    forward(batch=16)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward(seq_len=5, batch=3, reverse=True)
+    graph.replay()
+    assert captured.output.isfinite().all()
 
 
 def test_tensors_of_the_cpu():

@@ -1,0 +1,141 @@
+"""Kernels compiled ahead of time are those that a launch finds on disk."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from conftest import INTERPRETED
+from fakecuda import driver_only
+from recurrences import recurrence
+
+import trigru
+from trigru.command import cli
+from trigru.kernels import launch, offline, resident
+from trigru.kernels.config import resident_config
+from trigru.planning.plan import MEMORY
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="compiles kernels")
+
+
+_devices = itertools.count(2000)  # Triton keeps what it compiled by the device's number
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder for Triton's binaries, and nothing compiled in this process."""
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setattr(offline, "_compiled", {})
+    monkeypatch.setattr(driver_only, "DEVICE", next(_devices))
+    return tmp_path
+
+
+def binaries(folder: Path) -> set[str]:
+    return {path.parent.name for path in folder.glob("*/*.cubin")}
+
+
+def by_triton(kernel, grid, args, constexprs, *, num_warps, num_stages, cooperative):
+    """A starter that goes through Triton's own launch."""
+    options = launch.EVERY | (launch.COOPERATIVE if cooperative else {})
+    kernel[grid](**args, **constexprs, num_warps=num_warps, num_stages=num_stages, **options)
+
+
+def trained_and_evaluated(layer, *batches):
+    """Both on inputs of each batch size; the kernels launched."""
+    with driver_only.active() as launches, launch.using(by_triton):
+        for batch in batches:
+            x = torch.randn(3, batch, layer.input_size, dtype=layer.weight_hh_l0.dtype)
+            layer(x)[0].sum().backward()
+            with torch.no_grad():
+                layer(x)
+    return {launched["kernel"] for launched in launches}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "variant", "count"), [("persistent", "torch", 3), ("resident", "cho", 3), ("stepwise", "torch", 3)]
+)
+def test_a_launch_finds_what_was_compiled_ahead(cache, schedule, variant, count):
+    """Two layers of two directions, trained, evaluated, with a last batch that fills no tile: few binaries in all."""
+    sizes = {"num_layers": 2, "bidirectional": True, "dtype": torch.bfloat16}
+    layer = trigru.GRU(8, 32, **sizes, schedule=schedule, variant=variant)
+    names = trigru.warm(layer, 16, 5, device="h100", packed=False, jobs=2)
+    ahead = binaries(cache)
+    assert len(names) == len(ahead) == count
+    assert trained_and_evaluated(layer, 16, 5) == set(names)
+    assert binaries(cache) == ahead
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("options", [{"packed": True}, {"packed": False}, {}])
+def test_direction_and_last_batch_make_no_binary(monkeypatch, memory, options):
+    """Of a persistent layer: forward with and without gates kept, backward; of packed sequences the same again."""
+    compiled = []
+    monkeypatch.setattr(offline, "compile_launch", lambda start, target: compiled.append(target))
+    model = torch.nn.ModuleDict(
+        {
+            "two ways": trigru.GRU(8, 128, 2, bidirectional=True, schedule="persistent", memory=memory),
+            "one way": trigru.GRU(8, 128, schedule="persistent", memory=memory),
+        }
+    )
+    names = trigru.warm(model, 64, 48, 7, 1, device="A100", dtype=torch.float16, **options)
+    kinds = 2 if options == {} else 1
+    assert len(compiled) == len(names) == kinds * (3 if memory == "keep" else 2)
+    assert set(names) == {"forward_torch", "backward_torch"}
+    assert {target.arch for target in compiled} == {80}
+
+
+def test_what_torch_operations_run_needs_no_kernel():
+    assert trigru.warm(trigru.GRU(8, 16, dtype=torch.float64), 4, device="h100") == []
+    assert trigru.warm(trigru.GRU(8, 16, schedule="eager"), 4, device="h100") == []
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "options", "error", "text"),
+    [
+        (torch.nn.GRU(8, 16), (4,), {}, TypeError, "model: expected a trigru.GRU or a model of some, got GRU"),
+        (trigru.GRU(8, 16), (), {}, ValueError, "batches: expected numbers of at least 1"),
+        (trigru.GRU(8, 16), (4, 0), {}, ValueError, "batches: expected numbers of at least 1"),
+        (trigru.GRU(8, 16), (4,), {"jobs": 0}, ValueError, "jobs: expected at least 1, got 0"),
+        (trigru.GRU(8, 16), (4,), {"device": "h999"}, ValueError, "device: expected one of A100, .* got 'h999'"),
+        (trigru.GRU(8, 16), (4,), {}, RuntimeError, "no GPU is there; name the one to compile for"),
+        (trigru.GRU(8, 4096, schedule="resident", device="meta"), (4,), {"device": "t4"}, RuntimeError, "cannot run"),
+    ],
+)
+def test_refused(monkeypatch, model, batches, options, error, text):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(error, match=text):
+        trigru.warm(model, *batches, **options)
+
+
+def test_the_command(cache, capsys):
+    argv = ["warm", "--device", "h100", "--hidden", "32", "--schedule", "stepwise", "--batch", "3", "--json"]
+    assert cli.main(argv) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"kernels": ["bptt_step", "forward_step", "forward_step"], "folder": str(cache)}
+    assert len(binaries(cache)) == 3
+
+
+def test_the_command_says_what_does_not_fit(capsys):
+    assert cli.main(["warm", "--device", "h999"]) == 2
+    assert "--device: expected one of A100" in capsys.readouterr().err
+    assert cli.main(["warm", "--device", "h100", "--hidden", "4096", "--schedule", "persistent"]) == 1
+    assert "cannot run here" in capsys.readouterr().err
+
+
+def test_a_kernel_first_launched_in_a_capture(monkeypatch):
+    """CUDA refuses to load it; the error says what to do."""
+
+    def load_binary(*args):
+        raise RuntimeError("Triton Error [CUDA]: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(driver_only.Driver, "load_binary", load_binary)
+    monkeypatch.setattr(driver_only, "DEVICE", next(_devices))
+    case = recurrence(2, 3, 32, dtype=torch.float16)
+    config = resident_config(torch.float16, 3, 32)
+    said = r"capturing\. forward_kernel .* before the capture, call the layer once"
+    with driver_only.active(), pytest.raises(RuntimeError, match=said):
+        case.run(resident, config)

@@ -1,0 +1,142 @@
+"""Compile ahead of time what a model will launch, into Triton's cache on disk: also where no GPU is, as while an image
+for a container is built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layer import Call, Layer
+from .modules import GRU
+from .planning import cost
+from .planning.devices import Device, present, preset
+from .planning.plan import DIRECTIONS, DTYPES, Plan, planned, precision_of
+from .planning.triton_state import interpreted, why_unusable
+from .schedules import stack
+
+_STEPS = 3  # how many there are is nothing that a kernel is compiled for
+
+
+def warm(
+    model: nn.Module,
+    *batches: int,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    packed: bool | None = None,
+    jobs: int | None = None,
+) -> list[str]:
+    """Compile the kernels of every `trigru.GRU` in a model, for training and evaluation, and keep them on disk.
+
+    A process that launches them later finds them in Triton's cache (`TRITON_CACHE_DIR`, or `~/.triton/cache`), if its
+    versions of Triton and trigru, its settings of TF32 and its GPU are the same. Sequence lengths do not matter, and of
+    batch sizes only the plan and tiles that come of them.
+
+    Args:
+        model: a `trigru.GRU`, or a model that holds some; on any device, "meta" too.
+        batches: numbers of sequences in a call.
+        device: a GPU that need not be there, as `trigru explain` names them ("h100"); None: the current one.
+        dtype: of the inputs, where they are not the weights', as under autocast.
+        packed: whether inputs are PackedSequences; None: both kinds are compiled for.
+        jobs: kernels compiled at once; None: as many as there are CPUs.
+
+    Returns:
+        Names of the kernels, sorted, one for each binary.
+
+    Raises:
+        TypeError: `model` holds no trigru.GRU.
+        ValueError: no batch, or one below 1; jobs below 1; an unknown device.
+        RuntimeError: Triton cannot compile here; no device named, and none is there; a schedule asked for by name
+            cannot run.
+
+    Example:
+        >>> layer = trigru.GRU(8, 16, bidirectional=True, dtype=torch.bfloat16)
+        >>> trigru.warm(layer, 64, 7, device="h100", packed=False)  # doctest: +SKIP
+        ['bptt_kernel', 'forward_kernel', 'forward_kernel']
+    """
+    layers = [module for module in model.modules() if isinstance(module, GRU)]
+    if not layers:
+        raise TypeError(f"model: expected a trigru.GRU or a model of some, got {type(model).__name__} without any")
+    if not batches or min(batches) < 1:
+        raise ValueError(f"batches: expected numbers of at least 1, got {batches}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, got {jobs}")
+    if (reason := why_unusable()) is not None:
+        raise RuntimeError(f"nothing can be compiled: {reason}")
+    if interpreted():
+        raise RuntimeError("nothing can be compiled: TRITON_INTERPRET=1 is set")
+    from .kernels import offline
+
+    described, target = _target(device)
+    binaries: dict[Any, Any] = {}
+    for layer in layers:
+        for batch in batches:
+            for is_packed in (False, True) if packed is None else (packed,):
+                for launch in _launches(layer, batch, dtype, is_packed, described):
+                    binaries.setdefault(offline.specialise_launch(launch, target).key, launch)
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:  # ptxas, which takes the longest, is a process
+        list(pool.map(lambda launch: offline.compile_launch(launch, target), binaries.values()))
+    return sorted(launch.kernel.__name__ for launch in binaries.values())
+
+
+def _target(name: str | None) -> tuple[Device, Any]:
+    """The GPU as the plan and as Triton know it."""
+    from .kernels.offline import target_of
+
+    if name is not None:
+        described = preset(name)
+        return described, target_of(described.target)
+    if not torch.cuda.is_available():
+        raise RuntimeError("device: no GPU is there; name the one to compile for, such as device='h100'")
+    from triton.runtime import driver
+
+    return present(torch.cuda.current_device()), driver.active.get_current_target()
+
+
+def _launches(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool, device: Device) -> Iterable[Any]:
+    """What calls of the module launch: with gradients, and without. Nothing is computed: tensors have shapes only."""
+    from .kernels.launch import using
+    from .kernels.offline import Recorder
+
+    layer, weights, call = _records(module, batch, dtype, packed)
+    if call.input.dtype not in DTYPES:
+        return []
+    forward, backward = ((_plan(layer, call, device, direction),) * layer.num_layers for direction in DIRECTIONS)
+    recorder = Recorder()
+    with using(recorder), torch.no_grad():
+        if forward[0].schedule != "eager":
+            stack.forward(layer, weights, call, forward, layer.num_layers)
+        if forward[0].schedule != "eager" or backward[0].schedule != "eager":
+            output, h_n, reserve = stack.forward(layer, weights, call, forward, 0)
+            if stack.shares_output(layer, call.input.device):
+                reserve = [*reserve, output]
+            wanted = stack.Wanted(output, h_n, [True] * (2 + len(weights)))
+            stack.backward(layer, weights, call, backward, 0, reserve, wanted)
+    return recorder.launches
+
+
+def _records(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool) -> tuple[Layer, list[Tensor], Call]:
+    """A call of the module, all of its tensors on "meta"."""
+    given = module._weights()
+    layer, *_ = module._records(given[0].new_zeros(1, 1, module.input_size), None)
+    dtype = dtype or given[0].dtype
+
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    rows = (batch * _STEPS,) if packed else (batch, _STEPS) if layer.batch_first else (_STEPS, batch)
+    sizes = torch.full((_STEPS,), batch) if packed else None
+    call = Call(meta(*rows, layer.input_size), meta(layer.parts, batch, layer.hidden_size), sizes)
+    return layer, [meta(*weight.shape) for weight in given], call
+
+
+def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
+    if layer.schedule == "eager":
+        return Plan("eager", "asked for by name")
+    dtype, batch = call.input.dtype, call.hx.shape[1]
+    sizes = cost.Layer(layer.variant, dtype, batch, layer.hidden_size, precision=precision_of(dtype))
+    return planned(layer.schedule, device, sizes, direction)
