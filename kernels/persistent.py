@@ -4,6 +4,7 @@ One launch runs the whole sequence for as many batch tiles as fit on the device 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,18 +66,30 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         wider = widen.operands(operands, more), widen.wider(kept, more), widen.wider(gradients, more)
         return widen.narrower(backward(run, *wider), hidden_size, more)
-    config, derivatives = _config(run), Derivatives.empty(run, operands, gradients)
-    exchange.reserve(derivatives.d_gates, config.protocol)
+    derivatives = _derivatives(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args["grad_output_ptr"] = gradients.output
     if run.variant == "torch":
-        assert derivatives.d_an is not None
-        exchange.reserve(derivatives.d_an, config.protocol)
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
     else:
         _start(backward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return derivatives
+
+
+def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradients: Gradients) -> Derivatives:
+    """Memory for them; what is exchanged lies together, so that one launch fills it."""
+    protocol = _config(run).protocol
+    if run.variant != "torch":
+        derivatives = Derivatives.empty(run, operands, gradients)
+        exchange.reserve(derivatives.d_gates, protocol)
+        return derivatives
+    h0, rows = operands.h0, operands.steps.num_rows
+    hidden_size = h0.shape[1]
+    memory = h0.new_empty(4 * rows * hidden_size)  # d_an begins at a whole chunk, for rows are whole chunks
+    exchange.reserve(memory, protocol)
+    d_gates, d_an = memory.split_with_sizes((3 * rows * hidden_size, rows * hidden_size))
+    return Derivatives(d_gates.view(rows, 3 * hidden_size), d_an.view(rows, hidden_size), gradients.last_state(h0))
 
 
 def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:
@@ -89,6 +102,31 @@ def _first_state(h0: Tensor, protocol: Protocol) -> Tensor:
     if protocol == "data":
         return exchange.canonical_nan(h0)
     return h0.clone() if h0.data_ptr() % 16 else h0
+
+
+@functools.lru_cache(maxsize=256)
+def _constexprs(
+    config: PersistentConfig,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    packed: bool,
+    precision: str,
+    timeout: float,
+) -> dict[str, Any]:
+    """The compile-time arguments of every kernel. size: hidden units, and how many of them were added. Not to be
+    changed."""
+    hidden_size, added = size
+    tiles = config.constexprs(hidden_size, dtype)
+    return tiles | {
+        "H": hidden_size,
+        "ADDED": added,
+        "PACKED": packed,
+        "PRECISION": precision,
+        "EVEN_H": hidden_size % config.block_h == 0,
+        "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
+        "PROTOCOL": config.protocol,
+        "TIMEOUT": exchange.ticks(timeout),
+    }
 
 
 def _start(
@@ -107,7 +145,6 @@ def _start(
     batch, hidden_size = h0.shape
     if not batch:
         return
-    tiles = config.constexprs(hidden_size, h0.dtype)
     programs, batch_tiles = config.grid(hidden_size, batch)
     # At most two exchanges a step.
     status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
@@ -115,16 +152,9 @@ def _start(
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
     args["direction"] = -1 if run.reverse else 1
     args |= {"host_ptr": watched.word, "number": watched.number}
-    constexprs |= tiles | {
-        "H": hidden_size,
-        "ADDED": operands.added,
-        "PACKED": steps.packed,
-        "PRECISION": run.precision,
-        "EVEN_H": hidden_size % config.block_h == 0,
-        "EVEN_K": tiles["SPLIT"] * tiles["DEPTH"] == hidden_size,
-        "PROTOCOL": config.protocol,
-        "TIMEOUT": exchange.ticks(exchange.default_timeout() if config.timeout is None else config.timeout),
-    }
+    timeout = exchange.default_timeout() if config.timeout is None else config.timeout
+    size = hidden_size, operands.added
+    constexprs |= _constexprs(config, size, h0.dtype, steps.packed, run.precision, timeout)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     at_once = config.tiles_at_once or batch_tiles
     warps = config.num_warps

@@ -75,7 +75,13 @@ class Gradients(NamedTuple):
     """Derivatives of the loss by what forward gave."""
 
     output: Tensor  # (N, H)
-    h_n: Tensor  # (B, H), of any strides, or float32
+    h_n: Tensor | None  # (B, H), of any strides, or float32; None: zeros
+
+    def last_state(self, h0: Tensor) -> Tensor:
+        """The derivative by the running state at the end of time, in float32, to be run backwards."""
+        if self.h_n is None:
+            return h0.new_zeros(h0.shape, dtype=torch.float32)
+        return self.h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 class Derivatives(NamedTuple):
@@ -91,8 +97,7 @@ class Derivatives(NamedTuple):
         h0, rows = operands.h0, operands.steps.num_rows
         hidden_size = h0.shape[1]
         d_an = h0.new_empty(rows, hidden_size) if run.variant == "torch" else None
-        d_state = gradients.h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        return cls(h0.new_empty(rows, 3 * hidden_size), d_an, d_state)
+        return cls(h0.new_empty(rows, 3 * hidden_size), d_an, gradients.last_state(h0))
 
     def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:
         """The tensors that every backward kernel of every schedule takes, by name."""

@@ -20,8 +20,9 @@ from trigru.kernels.launch import launch
 
 SPINS = 1 << 22  # looks; one takes about a microsecond
 PATTERN = -1  # never sent
-ACCESSES = ("volatile", "relaxed")
-"""How values are passed: a weak store around L1 and a volatile look; both relaxed, in the scope of the GPU."""
+ACCESSES = ("relaxed", "volatile")
+"""How values are passed: both relaxed, in the scope of the GPU, as in the kernels' exchange; a weak store around L1 and
+a volatile look."""
 
 
 @triton.jit

@@ -311,6 +311,7 @@ def _execute(handle: Function, record: dict[str, Any]) -> dict[str, Any]:
 
     arguments: dict[str, Any] = {}
     at: dict[str, int] = {}
+    of_the_host = set()  # page-locked memory: what the kernel writes there arrives late
     for name, _, _, value in record["params"]:
         where, begin, size = _block(value) if value else (-2, 0, 0)
         if where == -2:
@@ -318,6 +319,9 @@ def _execute(handle: Function, record: dict[str, Any]) -> dict[str, Any]:
             continue
         left = begin + size - value
         memory = np.frombuffer((ctypes.c_uint8 * left).from_address(value), np.uint8)
+        if where == -1:
+            of_the_host.add(name)
+            memory = memory.copy()
         arguments[name] = torch.from_numpy(memory)
         at[name] = value
     grid = record["grid"]
@@ -337,6 +341,10 @@ def _execute(handle: Function, record: dict[str, Any]) -> dict[str, Any]:
         resident_programs=record["blocks_per_sm"] * SMS,
         touched=touched,
     )
+    for name in of_the_host:
+        for begin, end, write in touched.get(name, []):
+            if write:
+                torch_library.fakecuda_arrives_late(at[name] + begin, arguments[name].data_ptr() + begin, end - begin)
     spans = [
         (at[name] + begin, at[name] + end, write) for name, found in touched.items() for begin, end, write in found
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -74,6 +75,7 @@ def test_on_the_device_and_stream_of_its_tensors():
     assert torch.cuda.current_device() == 0
     fakecuda.launches.clear()
     stream = torch.cuda.Stream(device=1)
+    stream.wait_stream(torch.cuda.current_stream(1))
     with torch.cuda.device(1), torch.cuda.stream(stream):
         loss = module(x)[0].float().sum()
     loss.backward()  # on the stream that forward ran on
@@ -91,6 +93,23 @@ def test_an_expired_wait_is_reported_by_the_next_launch():
     with pytest.raises(KernelTimeout, match="forward_torch"):
         forward()
     watch.check()  # once
+
+
+def test_an_expired_wait_is_not_known_before_the_device_is_done():
+    """Nor does a launch wait for it; two streams may write to the one word."""
+    forward()
+    torch.cuda.synchronize()
+    fakecuda.options["quantum"] = 50_000
+    before = fakecuda.counts()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        forward(**SHORT)
+    forward(seq_len=4, **SHORT)
+    assert fakecuda.counts() == {**before, "blocks": ANY, "blocks_made": ANY}
+    watch.check()
+    torch.cuda.synchronize()
+    with pytest.raises(KernelTimeout, match="T=4"):
+        watch.check()
+    watch.check()
 
 
 def test_an_expired_wait_in_a_graph():
@@ -126,9 +145,10 @@ def test_all_sizes_share_a_binary():
 
 def test_without_the_cooperative_attribute_programs_run_one_after_another(monkeypatch):
     monkeypatch.setattr(launch, "COOPERATIVE", {})
-    fakecuda.options["max_instructions"] = 1_000_000
-    with pytest.raises(RuntimeError, match="Triton Error"):
-        forward()
+    forward()
+    torch.cuda.synchronize()
+    with pytest.raises(KernelTimeout, match="forward_torch"):
+        watch.check()
 
 
 def test_a_misspelt_option(monkeypatch):
@@ -173,7 +193,11 @@ def test_tensors_of_the_cpu():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="FAKECUDA_DEVICES=2")
 def test_a_launch_without_the_device_guard(monkeypatch):
+    forward(device="cuda:1")
     monkeypatch.setattr(launch.torch.cuda, "device", lambda device: contextlib.nullcontext())
+    with pytest.raises(RuntimeError, match="the kernel was loaded on device 1, not 0"):
+        forward(device="cuda:1")
+    launch.forget()  # and where Triton starts it
     with pytest.raises(RuntimeError, match="illegal memory access"):
         forward(device="cuda:1")
 
@@ -188,11 +212,6 @@ def test_an_h0_whose_rows_are_not_aligned(protocol):
 def test_rows_that_are_not_aligned(monkeypatch):
     """If nothing took care of it."""
     h0 = torch.randn(3 * 64 + 1, device="cuda", dtype=HALF)[1:].view(3, 64)
-    real = launch.launch
-
-    def with_it(kernel, grid, args, constexprs, **options):
-        real(kernel, grid, {**args, "h0_ptr": h0}, constexprs, **options)
-
-    monkeypatch.setattr(persistent, "launch", with_it)
+    monkeypatch.setattr(persistent, "_first_state", lambda h0, protocol: h0)
     with pytest.raises(RuntimeError, match="isaligned"):
-        forward()
+        forward(h0=h0)

@@ -73,6 +73,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "fakecuda_event_query": (None, _POINTER, _INT),
     "fakecuda_counts": (ctypes.POINTER(_LONG),),
     "fakecuda_use": (_TEXT, ctypes.c_uint64, ctypes.c_uint64, _LONG, _INT, _INT, _TEXT),
+    "fakecuda_arrives_late": (None, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64),
     "fakecuda_problems": (_TEXT,),
     "fakecuda_replay": (_INT, _INT, _TEXT, _INT),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,45 +56,68 @@ def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Up
 
     Where forward kept no gates, they are computed again, a chunk of steps at a time, before the reverse loop reaches
     it: with every state known, the recurrent products of a chunk are one GEMM."""
-    steps, rows, reverse = run.steps, run.output, part.reverse
+    rows = run.output
     num_rows, hidden_size = rows.shape
-    h0 = run.h0.contiguous()
-    need_input, need_h0, *need_weights = upstream.needs
-    whole = gates.numel() > 0 or num_rows == 0
-    x = run.rows if need_weights[0] or not whole else None
     d_rows = torch.zeros_like(rows) if upstream.output is None else upstream.output.reshape(rows.shape).contiguous()
+    need_input, need_h0, *need_weights = upstream.needs
+    if not gates.numel() and num_rows:
+        return _by_chunks(part, weights, run, d_rows, upstream)
+    operands = Operands(None, run.h0.contiguous(), weights.hh.contiguous(), None, run.steps)
+    kept = Kept(rows, gates.view(num_rows, -1 if num_rows else hidden_size))
+    x = run.rows if need_weights[0] else None
+    d_gates, d_state, d_weights = _loop(part, run, operands, kept, Upstreams(d_rows, upstream.h_n), x, need_weights)
+    return Gradients(
+        torch.mm(d_gates, weights.ih).view(run.input.shape) if need_input else None,
+        d_state.to(rows.dtype) if need_h0 else None,
+        *d_weights,
+    )
+
+
+def _loop(
+    part: Part,
+    run: Run,
+    operands: Operands,
+    kept: Kept,
+    upstreams: Upstreams,
+    inputs: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """The reverse loop over the operands' steps: derivatives by pre-activations, first state and weights."""
+    assert kept.reserve is not None
+    h0, steps = operands.h0, operands.steps
+    d_gates, d_an, d_start = _by_plan("backward", part, run, operands, kept, upstreams)
+    r = kept.reserve.narrow(1, 0, h0.shape[1])
+    found = gradients(d_gates, d_an, r, inputs, h0, kept.output, steps, reverse=part.reverse, needs=needs)
+    return d_gates, d_start, found
+
+
+def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream: Upstream) -> Gradients:
+    """`backward` where gates are computed again."""
+    steps, rows, reverse, x, h0 = run.steps, run.output, part.reverse, run.rows, run.h0.contiguous()
+    need_input, need_h0, *need_weights = upstream.needs
     d_state = h0.new_zeros(h0.shape, dtype=torch.float32)
     if upstream.h_n is not None:
         d_state.copy_(upstream.h_n)
-    d_input = rows.new_empty(num_rows, weights.ih.shape[1]) if need_input else None
-    d_weights: list[Tensor | None] = [None] * 4
-
-    length = steps.seq_len if whole else chunk_length(steps, hidden_size)
+    d_input = x.new_empty(x.shape) if need_input else None
+    totals: list[Tensor | None] = [None] * 4
+    length = chunk_length(steps, rows.shape[1])
     starts = range(0, steps.seq_len, length)
     for first in starts if reverse else reversed(starts):  # against the direction in which forward ran
         last = min(first + length, steps.seq_len)
         chunk, here = steps.part(first, last), slice(steps.offsets[first], steps.offsets[last])
         start = state_into(first, last, rows, h0, steps, reverse)
-        if whole:
-            kept = gates.view(num_rows, -1 if num_rows else hidden_size)
-        else:
-            assert x is not None
-            kept = gates_again(Run(x[here], start, chunk, rows[here]), weights, part.variant, reverse)
+        kept = Kept(rows[here], gates_again(Run(x[here], start, chunk, rows[here]), weights, part.variant, reverse))
         operands = Operands(None, start, weights.hh.contiguous(), None, chunk)
         upstreams = Upstreams(d_rows[here], d_state[: chunk.batch])
-        d_gates, d_an, d_start = _by_plan("backward", part, run, operands, Kept(rows[here], kept), upstreams)
+        d_gates, d_start, found = _loop(part, run, operands, kept, upstreams, x[here], need_weights)
         d_state[: chunk.batch] = d_start
-        r = kept[:, :hidden_size]
-        inputs = None if x is None else x[here]
-        found = gradients(d_gates, d_an, r, inputs, start, rows[here], chunk, reverse=reverse, needs=need_weights)
-        if whole:
-            d_weights = list(found)
-        else:  # summed over chunks in float32
-            for i, new in enumerate(found):
-                total = d_weights[i]
-                d_weights[i] = new if new is None else new.float() if total is None else total.add_(new)
+        for i, new in enumerate(found):  # summed over chunks in float32
+            total = totals[i]
+            totals[i] = new if new is None else new.float() if total is None else total.add_(new)
         if d_input is not None:
             torch.mm(d_gates, weights.ih, out=d_input[here])
-    d_input = None if d_input is None else d_input.view(run.input.shape)
-    d_weights = [None if d is None else d.to(rows.dtype) for d in d_weights]
-    return Gradients(d_input, d_state.to(h0.dtype) if need_h0 else None, *d_weights)
+    return Gradients(
+        None if d_input is None else d_input.view(run.input.shape),
+        d_state.to(h0.dtype) if need_h0 else None,
+        *(None if d is None else d.to(rows.dtype) for d in totals),
+    )

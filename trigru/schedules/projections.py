@@ -28,7 +28,7 @@ def project_input(input: Tensor, weights: Weights, variant: str) -> tuple[Tensor
         b_hrz, b_hn = b_hh.split_with_sizes((2 * hidden_size, hidden_size))
         b_hn = b_hn.contiguous()
         bias = torch.zeros_like(b_hh) if b_ih is None else b_ih.clone()
-        bias[: 2 * hidden_size].add_(b_hrz)
+        bias.narrow(0, 0, 2 * hidden_size).add_(b_hrz)
     else:
         bias = b_hh if b_ih is None else b_ih + b_hh
     return linear(input, weights.ih, bias), b_hn
@@ -86,19 +86,20 @@ def gradients(
     `r` (N, H): the reset gate, used for "cho" and "chung", where W_hn multiplies r * h."""
     hidden_size = h0.shape[1]
     need_w_ih, need_w_hh, need_b_ih, need_b_hh = needs
-    d_w_ih = d_gates.T @ input if need_w_ih and input is not None else None
+    d_w_ih = torch.mm(d_gates.t(), input) if need_w_ih and input is not None else None
     d_w_hh = None
     if need_w_hh:
         before = states_before(output, h0, steps, reverse)
         d_w_hh = d_gates.new_empty(3 * hidden_size, hidden_size)
-        torch.mm(d_gates[:, : 2 * hidden_size].T, before, out=d_w_hh[: 2 * hidden_size])
+        d_w_hrz, d_w_hn = d_w_hh.split_with_sizes((2 * hidden_size, hidden_size))
+        torch.mm(d_gates.narrow(1, 0, 2 * hidden_size).t(), before, out=d_w_hrz)
         if d_an is None:
-            torch.mm(d_gates[:, 2 * hidden_size :].T, r * before, out=d_w_hh[2 * hidden_size :])
+            torch.mm(d_gates.narrow(1, 2 * hidden_size, hidden_size).t(), r * before, out=d_w_hn)
         else:
-            torch.mm(d_an.T, before, out=d_w_hh[2 * hidden_size :])
+            torch.mm(d_an.t(), before, out=d_w_hn)
     d_b_ih = d_gates.sum(0) if need_b_ih or need_b_hh else None
     d_b_hh = None
     if need_b_hh:
         assert d_b_ih is not None
-        d_b_hh = d_b_ih.clone() if d_an is None else torch.cat([d_b_ih[: 2 * hidden_size], d_an.sum(0)])
+        d_b_hh = d_b_ih.clone() if d_an is None else torch.cat([d_b_ih.narrow(0, 0, 2 * hidden_size), d_an.sum(0)])
     return d_w_ih, d_w_hh, d_b_ih if need_b_ih else None, d_b_hh

@@ -245,7 +245,7 @@ def backward(
                 x = x * scale
         below = index > lowest or need_input
         d_x: Tensor | None = None
-        shares = [None] * directions if grad is None else grad.split(layer.hidden_size, -1)
+        shares = [grad] * directions if grad is None or directions == 1 else grad.split(layer.hidden_size, -1)
         for direction in range(directions):
             part = index * directions + direction
             place = slice(part * width, (part + 1) * width)

@@ -28,7 +28,7 @@ int64_t enqueued = 0;
 
 void land(int64_t until) {
   while (!in_flight.empty() && in_flight.front().number <= until) {
-    in_flight.front().to.copy_(in_flight.front().from);
+    if (block_of(in_flight.front().to.data_ptr())) in_flight.front().to.copy_(in_flight.front().from);
     in_flight.pop_front();
   }
 }

@@ -371,6 +371,13 @@ const char* fakecuda_use(uint64_t begin, uint64_t end, int64_t stream, int devic
   wrong = use(begin, end, replaying ? replaying : order::key(stream, device), write, what);
   return wrong.empty() ? nullptr : wrong.c_str();
 }
+// What a kernel wrote to page-locked memory; the host finds it there later.
+void fakecuda_arrives_late(uint64_t to, uint64_t from, uint64_t bytes) {
+  auto at = [bytes](uint64_t pointer) {
+    return at::from_blob(reinterpret_cast<void*>(pointer), {static_cast<int64_t>(bytes)}, at::kByte);
+  };
+  in_flight.push_back({++enqueued, at(to), at(from).clone()});
+}
 // Problems that could not be raised, one a line; they are forgotten then.
 const char* fakecuda_problems(void) {
   thread_local std::string all;
