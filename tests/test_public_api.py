@@ -1,0 +1,36 @@
+"""What `import trigru` offers: its names and their arguments, in order. A change here is a change for users."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import trigru
+
+# Keyword-only arguments after the star.
+SIGNATURES = {
+    "GRU": "input_size hidden_size num_layers bias batch_first dropout bidirectional device dtype "
+    "* variant schedule memory proj_size",
+    "GRUCell": "input_size hidden_size bias device dtype * variant",
+    "gru": "input h0 w_ih w_hh b_ih b_hh * variant schedule reverse batch_sizes memory",
+    "explain": "call input args kwargs",
+    "swap": "model * variant schedule memory filter_fn",
+    "unswap": "model",
+    "warm": "model batches * device dtype packed jobs",
+}
+
+
+def test_names():
+    assert set(trigru.__all__) == {*SIGNATURES, "KernelTimeout", "VARIANTS", "__version__"}
+    assert all(hasattr(trigru, name) for name in (*trigru.__all__, "convert", "onnx"))
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_arguments(name):
+    found = []
+    for parameter in inspect.signature(getattr(trigru, name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in found:
+            found.append("*")
+        found.append(parameter.name)
+    assert " ".join(found) == SIGNATURES[name]
