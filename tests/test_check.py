@@ -63,10 +63,13 @@ def test_nothing_checked_is_no_success(capsys):
 
 
 def scaled(function, index, factor):
-    def wrong(*args, **kwargs):
-        results = list(function(*args, **kwargs))
-        results[index] = results[index] * factor
-        return tuple(results)
+    def wrong(*args):
+        results = function(*args)
+        if hasattr(results, "_fields"):
+            return results._replace(**{results._fields[index]: results[index] * factor})
+        run = args[2]  # which says where the results are
+        (run.output, run.h_n)[index].mul_(factor)
+        return results
 
     return wrong
 

@@ -47,6 +47,7 @@ class Kernel:
         self.fn, self.arg_names = candidate_step.fn, candidate_step.arg_names
         self.pre_run_hooks, self.do_not_specialize = [], candidate_step.do_not_specialize
         self.started, self.error = started, error
+        self.__name__ = candidate_step.__name__
 
     def __getitem__(self, grid):
         def by_triton(**given):
