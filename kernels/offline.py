@@ -10,6 +10,7 @@ for start in recorder.launches:
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,23 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from .launch import COOPERATIVE, EVERY
+
+# CPython counts the depth of what it parses for all threads together, and raises SystemError where two parse at once.
+_PARSER = threading.Lock()
+
+
+class _Source(ASTSource):
+    """A kernel's source, read by one thread at a time; what takes longest, ptxas, comes after that."""
+
+    def hash(self) -> str:
+        """What Triton names the binary by."""
+        with _PARSER:
+            return super().hash()
+
+    def make_ir(self, *args: Any, **kwargs: Any) -> Any:
+        """What Triton's compiler begins with."""
+        with _PARSER:
+            return super().make_ir(*args, **kwargs)
 
 
 def target_of(name: str) -> GPUTarget:
@@ -185,7 +203,7 @@ def _compile(special: Specialisation) -> Compiled:
     # As `JITFunction.run` has them: they are a part of the name under which a binary is kept on disk.
     attributes = ["" if kind == "constexpr" else attribute for kind, attribute in special.kinds]
     backend = make_backend(special.target)
-    source = ASTSource(
+    source = _Source(
         fn=kernel,
         signature=dict(zip(names, kinds, strict=True)),
         constexprs={(i,): values[i] for i, kind in enumerate(kinds) if kind == "constexpr"},
