@@ -226,7 +226,7 @@ class GRU(Leaf, nn.RNNBase):
         return Records(layer, weights, call)
 
     def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int) -> None:
-        """Raise what nn.GRU raises where input or hx does not fit; the weights are checked by `gru`."""
+        """Raise what nn.GRU raises, in its words, where input or hx does not fit; `check` sees to the rest."""
         if input.dim() != dims:
             raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
         weight = self._weight(self._all_weights[0][0])
