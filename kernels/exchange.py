@@ -157,9 +157,10 @@ def _chunk_pointers(pointers, present, status_ptr, limit, SPLIT: tl.constexpr, D
 
 
 @triton.jit
-def first_flag(status_ptr, exchange, tile, T, B, BLOCK_B: tl.constexpr):
-    """Where the counters of a batch tile begin, one for each step in the order in which the launch takes them."""
-    return status_ptr + STATUS_WORDS + (exchange * tl.cdiv(B, BLOCK_B) + tile) * T
+def first_flag(status_ptr, exchange, group, groups, T):
+    """Where the counters of one of so many groups of programs begin, one for each step in the order in which the launch
+    takes them."""
+    return status_ptr + STATUS_WORDS + (exchange * groups + group) * T
 
 
 @triton.jit

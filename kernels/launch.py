@@ -163,7 +163,7 @@ class _Prepared:
             return
         with _HERE if self.current else torch.cuda.device(self.device):
             try:
-                self.run(grid[0], grid[1] if len(grid) > 1 else 1, 1, *self.before, *values, *self.after)
+                self.run(*(*grid, 1, 1)[:3], *self.before, *values, *self.after)
             except RuntimeError as error:
                 raise _named(error) from None
 

@@ -23,6 +23,15 @@ def time_of(i, T, direction):
 
 
 @triton.jit
+def rows_of_all(offsets_ptr, T, B, PACKED: tl.constexpr):
+    """Rows of all steps together; in 64 bits."""
+    if PACKED:
+        return tl.load(offsets_ptr + T)
+    else:
+        return T.to(tl.int64) * B
+
+
+@triton.jit
 def step_at(offsets_ptr, t, B, PACKED: tl.constexpr):
     """Step t; its row in 64 bits."""
     if PACKED:

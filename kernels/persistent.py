@@ -1,6 +1,7 @@
 """The persistent schedule's host side: buffers, the reserved pattern, cooperative launches, their error word.
 
-One launch runs the whole sequence for as many batch tiles as fit on the device together; more tiles take turns."""
+One launch runs the whole sequence for as many groups of programs as fit on the device together, a group for each batch
+tile and direction; more groups take turns."""
 
 from __future__ import annotations
 
@@ -43,18 +44,19 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
         ValueError: float32 with a precision other than "tf32".
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
-    hidden_size = operands.h0.shape[1]
+    hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
-        return widen.narrower(forward(run, widen.operands(operands, more), save), hidden_size, more)
+        kept = forward(run, widen.operands(operands, more), save)
+        return widen.narrower(kept, hidden_size, more, operands.output, operands.reserve)
     config, kept = _config(run), Kept.empty(run, operands, save)
     exchange.reserve(kept.output, config.protocol)
     args = kept.arguments(operands)
     args["h0_ptr"] = _first_state(operands.h0, config.protocol)
     if run.variant == "torch":
-        args["b_hn_ptr"] = operands.b_hn
+        args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(forward_torch, args, {}, run, operands)
     else:
-        args["reset_state_ptr"] = torch.empty_like(kept.output)
+        args["reset_state_ptr"] = operands.new(hidden_size)
         exchange.reserve(args["reset_state_ptr"], config.protocol)
         _start(forward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return kept
@@ -62,10 +64,10 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
 
 def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """As `stepwise.backward`, with what `forward` says here."""
-    hidden_size = operands.h0.shape[1]
+    hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
-        wider = widen.operands(operands, more), widen.wider(kept, more), widen.wider(gradients, more)
-        return widen.narrower(backward(run, *wider), hidden_size, more)
+        wide = (widen.wider(given, hidden_size, more) for given in (kept, gradients))
+        return widen.narrower(backward(run, widen.operands(operands, more), *wide), hidden_size, more)
     derivatives = _derivatives(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args["grad_output_ptr"] = gradients.output
@@ -84,12 +86,15 @@ def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradient
         derivatives = Derivatives.empty(run, operands, gradients)
         exchange.reserve(derivatives.d_gates, protocol)
         return derivatives
-    h0, rows = operands.h0, operands.steps.num_rows
-    hidden_size = h0.shape[1]
+    h0, hidden_size = operands.h0, operands.h0.shape[-1]
+    rows = operands.sides * operands.steps.num_rows
     memory = h0.new_empty(4 * rows * hidden_size)  # d_an begins at a whole chunk, for rows are whole chunks
     exchange.reserve(memory, protocol)
     d_gates, d_an = memory.split_with_sizes((3 * rows * hidden_size, rows * hidden_size))
-    return Derivatives(d_gates.view(rows, 3 * hidden_size), d_an.view(rows, hidden_size), gradients.last_state(h0))
+    shape = (*h0.shape[:-2], operands.steps.num_rows)
+    return Derivatives(
+        d_gates.view(*shape, 3 * hidden_size), d_an.view(*shape, hidden_size), gradients.last_state(h0)
+    )
 
 
 def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:
@@ -136,19 +141,20 @@ def _start(
     run: Recurrence[PersistentConfig],
     operands: Operands,
 ) -> None:
-    """Launch for all batch tiles, with what both directions of time share."""
+    """Launch for all batch tiles, with what forward and backward share."""
     config, steps, h0 = _config(run), operands.steps, operands.h0
     if h0.dtype == torch.float32 and run.precision != "tf32":
         raise ValueError(
             f'the persistent schedule multiplies float32 with precision "tf32" only, got {run.precision!r}'
         )
-    batch, hidden_size = h0.shape
+    *_, batch, hidden_size = h0.shape
     if not batch:
         return
     programs, batch_tiles = config.grid(hidden_size, batch)
+    groups = operands.sides * batch_tiles
     # At most two exchanges a step.
-    status = exchange.new_status(h0, 2 * steps.seq_len * batch_tiles if config.protocol == "flags" else 0)
-    watched = watch(h0.device, kernel.__name__, programs, batch_tiles, steps.seq_len, batch, hidden_size)
+    status = exchange.new_status(h0, 2 * steps.seq_len * groups if config.protocol == "flags" else 0)
+    watched = watch(h0.device, kernel.__name__, programs, groups, steps.seq_len, batch, hidden_size)
     args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
     args["direction"] = -1 if run.reverse else 1
     args |= {"host_ptr": watched.word, "number": watched.number}
@@ -156,9 +162,9 @@ def _start(
     size = hidden_size, operands.added
     constexprs |= _constexprs(config, size, h0.dtype, steps.packed, run.precision, timeout)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
-    at_once = config.tiles_at_once or batch_tiles
+    at_once = config.tiles_at_once or groups
     warps = config.num_warps
     start = prepare(kernel, args, constexprs, ("first_tile",), num_warps=warps, num_stages=1, cooperative=True)
-    for first in range(0, batch_tiles, at_once):  # batch tiles never wait for each other
-        start((programs, min(at_once, batch_tiles - first)), first)
+    for first in range(0, groups, at_once):  # groups never wait for each other
+        start((programs, min(at_once, groups - first)), first)
     watched.launched()

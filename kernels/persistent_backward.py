@@ -20,6 +20,7 @@ from .persistent_tiles import (
     await_three_rows,
     flags_of,
     load_columns,
+    own_side,
     own_tile,
     readable,
     rows_at,
@@ -29,7 +30,7 @@ from .persistent_tiles import (
     units_only,
     where_alive,
 )
-from .tiles import read, write
+from .tiles import either, read, write
 
 
 @triton.jit
@@ -38,7 +39,7 @@ def _load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.conste
     (else n again). kept: pointers to the output's derivative, h0, the output and the reserve."""
     grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
     mask = readable(own, here.count, S)
-    dy = tl.load(tile_at(grad_output_ptr, here.row, own, 1, S), mask=mask, other=0.0)
+    dy = tl.load(tile_at(grad_output_ptr, here.row, own, S.SIDES, S), mask=mask, other=0.0)
     state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
     h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
     reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
@@ -61,6 +62,7 @@ def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
@@ -71,7 +73,7 @@ def backward_torch(
     host_ptr,  # see watch.py
     T,
     B,
-    first_tile,  # number of the launch's first batch tile
+    first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H: tl.constexpr,
@@ -88,8 +90,19 @@ def backward_torch(
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
-    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
+    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S)
+    if SIDES == 2:
+        side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        grad_output_ptr += side * H
+        h0_ptr += side * B * H
+        output_ptr += side * H
+        reserve_ptr += behind * (4 * H)
+        d_state_ptr += side * B * H
+        d_gates_ptr += behind * (3 * H)
+        d_an_ptr += behind * H
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     w_n = load_columns(w_hh_ptr, 2, own, S)
@@ -143,6 +156,7 @@ def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
@@ -152,7 +166,7 @@ def backward_reset_first(
     host_ptr,  # see watch.py
     T,
     B,
-    first_tile,  # number of the launch's first batch tile
+    first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H: tl.constexpr,
@@ -171,8 +185,18 @@ def backward_reset_first(
 ):
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
-    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
+    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S)
+    if SIDES == 2:
+        side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        grad_output_ptr += side * H
+        h0_ptr += side * B * H
+        output_ptr += side * H
+        reserve_ptr += behind * (3 * H)
+        d_state_ptr += side * B * H
+        d_gates_ptr += behind * (3 * H)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     if EVEN_H:  # all addresses at once spill at H = 768 on sm_100; waiting here spills at H = 1000 on sm_80

@@ -21,6 +21,7 @@ from .persistent_tiles import (
     await_state,
     flags_of,
     load_rows,
+    own_side,
     own_tile,
     readable,
     rows_at,
@@ -29,7 +30,7 @@ from .persistent_tiles import (
     units_only,
     where_alive,
 )
-from .tiles import read, read_gates, write
+from .tiles import either, read, read_gates, write
 
 _ONE_USE = tl.constexpr(one_use_of_a_fragment())
 
@@ -60,7 +61,9 @@ def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     b_hn_ptr,  # (H,) or None
+    b_hn_back_ptr,  # of the second direction, or None
     output_ptr,  # (N, H), filled with the reserved pattern
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
@@ -68,7 +71,7 @@ def forward_torch(
     host_ptr,  # see watch.py
     T,
     B,
-    first_tile,  # number of the launch's first batch tile
+    first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H: tl.constexpr,
@@ -85,8 +88,19 @@ def forward_torch(
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step, one product for the three gates."""
-    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
+    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S)
+    if SIDES == 2:
+        side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        gates_in_ptr += behind * (3 * H)
+        h0_ptr += side * B * H
+        output_ptr += side * H
+        if reserve_ptr is not None:
+            reserve_ptr += behind * (4 * H)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        if b_hn_ptr is not None:
+            b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
         b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
@@ -104,7 +118,7 @@ def forward_torch(
         z = sigmoid(az + gz)
         n = candidate(gn, an, r, "torch")
         new = units_only(blend(h, z, n, "torch"), own, S)
-        publish(tile_at(output_ptr, here.row, own, 1, S), new, there(own, here.count, S), flags + i, PROTOCOL)
+        publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)
         h = where_alive(own, here, new, h, S)
         if reserve_ptr is not None:
             _keep(reserve_ptr, own, here, (r, z, n, an), S)
@@ -117,6 +131,7 @@ def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     output_ptr,  # (N, H), filled with the reserved pattern
     reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
@@ -125,7 +140,7 @@ def forward_reset_first(
     host_ptr,  # see watch.py
     T,
     B,
-    first_tile,  # number of the launch's first batch tile
+    first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H: tl.constexpr,
@@ -144,8 +159,18 @@ def forward_reset_first(
 ):
     """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
     gate's product runs while the second is on its way."""
-    S: tl.constexpr = Shape(H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
+    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S)
+    if SIDES == 2:
+        side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        gates_in_ptr += behind * (3 * H)
+        h0_ptr += side * B * H
+        output_ptr += side * H
+        reset_state_ptr += behind * H
+        if reserve_ptr is not None:
+            reserve_ptr += behind * (3 * H)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
     else:
@@ -175,7 +200,7 @@ def forward_reset_first(
         an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         n = candidate(gn, an, r, VARIANT)
         new = units_only(blend(h, z, n, VARIANT), own, S)
-        publish(tile_at(output_ptr, here.row, own, 1, S), new, there(own, here.count, S), flags + i, PROTOCOL)
+        publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)
         h = where_alive(own, here, new, h, S)
         if reserve_ptr is not None:
             _keep(reserve_ptr, own, here, (r, z, n), S)

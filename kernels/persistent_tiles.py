@@ -14,11 +14,13 @@ import triton.language as tl
 
 from .exchange import await_three, await_tile, first_flag
 from .fragments import load_weights
+from .loop import rows_of_all
 
 
 class Shape(NamedTuple):
     """What a kernel is compiled for, but for what only it has."""
 
+    SIDES: tl.constexpr  # directions of time in the launch
     H: tl.constexpr
     ADDED: tl.constexpr  # of the H hidden units, the last so many (see widen.py)
     PACKED: tl.constexpr
@@ -35,7 +37,7 @@ class Shape(NamedTuple):
 class Own(NamedTuple):
     """What a program has for itself."""
 
-    tile: tl.tensor  # number of its batch tile
+    group: tl.tensor  # number of the programs that wait for each other: of its batch tile and direction
     j: tl.tensor  # its hidden units, (BLOCK_H,)
     b: tl.tensor  # its sequences, (BLOCK_B,)
     row: tl.tensor  # where their rows lie within a step, (BLOCK_B,)
@@ -44,18 +46,28 @@ class Own(NamedTuple):
 
 @triton.jit
 def own_tile(first_tile, B, status_ptr, S: tl.constexpr):
-    """What this program owns. first_tile: number of the launch's first batch tile."""
-    tile = tl.program_id(1) + first_tile
+    """What this program owns. first_tile: number of the launch's first group, of batch tiles in one direction, or of
+    batch tiles and both directions of each."""
+    group = tl.program_id(1) + first_tile
+    tile = group if S.SIDES == 1 else group // 2
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
     row = b if S.PACKED else tl.minimum(b, B - 1)
-    return Own(tile, j, b, row, status_ptr)
+    return Own(group, j, b, row, status_ptr)
+
+
+@triton.jit
+def own_side(own, offsets_ptr, T, B, PACKED: tl.constexpr):
+    """Where both directions run: which of them is this program's, 0 or 1, how many rows lie before its own in tensors
+    that hold one behind the other, and its direction (see loop.py)."""
+    side = own.group % 2
+    return side.to(tl.int64), side * rows_of_all(offsets_ptr, T, B, PACKED), 1 - 2 * side
 
 
 @triton.jit
 def flags_of(own, exchange, T, B, S: tl.constexpr):
     """The counters of an exchange, one for each step as the launch takes them (see exchange.py)."""
-    return first_flag(own.status_ptr, exchange, own.tile, T, B, S.BLOCK_B)
+    return first_flag(own.status_ptr, exchange, own.group, S.SIDES * tl.cdiv(B, S.BLOCK_B), T)
 
 
 @triton.jit
@@ -106,12 +118,14 @@ def tile_at(pointer, row, own, VALUES: tl.constexpr, S: tl.constexpr, NUMBER: tl
 @triton.jit
 def state_rows(output_ptr, h0_ptr, own, here, before, first, S: tl.constexpr):
     """Where the rows of the state before a step begin: in the output, or in h0 for sequences that start here."""
-    rows = output_ptr + before.row * S.H
+    rows = output_ptr + before.row * (S.SIDES * S.H)
     if S.PACKED:
         carried = tl.minimum(here.count, before.count)
-        return tl.where(own.b < carried, rows + own.row * S.H, h0_ptr + own.row * S.H)
-    else:
+        return tl.where(own.b < carried, rows + own.row * (S.SIDES * S.H), h0_ptr + own.row * S.H)
+    elif S.SIDES == 1:
         return tl.where(first, h0_ptr, rows) + own.row * S.H
+    else:
+        return tl.where(first, h0_ptr, rows) + own.row * tl.where(first, S.H, S.SIDES * S.H)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What a schedule's host functions take and give, in records: a layer in one direction, its input already multiplied.
+"""What a schedule's host functions take and give, in records: a layer, its input already multiplied.
 
 A schedule is a module with two functions:
 
@@ -7,6 +7,11 @@ A schedule is a module with two functions:
 
 Sizes: B batch, H hidden_size, N rows of all steps together (see steps.py). Tensors are contiguous and of one dtype,
 but for float32 where it says so.
+
+Both directions of time at once: where `Operands` has the weights of a second direction, from the last step to the
+first, every launch runs both. Tensors then hold one direction behind the other, (2, N, 3H) for (N, 3H) and so on, but
+for the output and the loss's derivative by it, (N, 2H), whose rows hold one beside the other: as the layer's output has
+them, and the next layer's input.
 """
 
 from __future__ import annotations
@@ -25,8 +30,9 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True)
 class Recurrence(Generic[C]):
-    """What of a run does not change from call to call. variant, reverse: as in trigru/reference.py. precision: "tf32"
-    or "ieee", how float32 is multiplied. config: the schedule's tile sizes."""
+    """What of a run does not change from call to call. variant, reverse: as in trigru/reference.py; both directions at
+    once are no longer to be told which. precision: "tf32" or "ieee", how float32 is multiplied. config: the schedule's
+    tile sizes."""
 
     variant: str
     reverse: bool
@@ -35,7 +41,7 @@ class Recurrence(Generic[C]):
 
 
 class Operands(NamedTuple):
-    """What a run reads, and where forward's output goes. backward needs no more than h0, w_hh and steps."""
+    """What a run reads, and where forward's results go. backward needs no more than h0, the w_hh and steps."""
 
     gates_in: Tensor | None  # (N, 3H) input's share of the pre-activations, with every bias that can be folded in
     h0: Tensor  # (B, H)
@@ -43,7 +49,20 @@ class Operands(NamedTuple):
     b_hn: Tensor | None  # (H,), variant "torch" only
     steps: Steps
     output: Tensor | None = None  # (N, H); None: memory of its own
+    reserve: Tensor | None = None  # as in Kept, where it is saved; None: memory of its own
     added: int = 0  # of the hidden units, the last so many are none of the layer's (see widen.py)
+    w_hh_back: Tensor | None = None  # (3H, H) of the second direction, where both run
+    b_hn_back: Tensor | None = None  # (H,)
+
+    @property
+    def sides(self) -> int:
+        """Directions of time that run: 1, or 2 for both."""
+        return 1 if self.w_hh_back is None else 2
+
+    def new(self, features: int, per_row: bool = True) -> Tensor:
+        """Memory for so many values of each row, or of each sequence, of each direction."""
+        rows = self.steps.num_rows if per_row else self.h0.shape[-2]
+        return self.h0.new_empty(*self.h0.shape[:-2], rows, features)
 
 
 class Kept(NamedTuple):
@@ -55,17 +74,20 @@ class Kept(NamedTuple):
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, save: bool) -> Kept:
         """Memory for it; no reserve unless `save`."""
-        h0, rows = operands.h0, operands.steps.num_rows
-        hidden_size = h0.shape[1]
-        reserve = h0.new_empty(rows, kept_values(run.variant) * hidden_size) if save else None
-        output = operands.output
-        return cls(h0.new_empty(rows, hidden_size) if output is None else output, reserve)
+        h0, output, reserve = operands.h0, operands.output, operands.reserve
+        hidden_size = h0.shape[-1]
+        if output is None:
+            output = h0.new_empty(operands.steps.num_rows, operands.sides * hidden_size)
+        if save and reserve is None:
+            reserve = operands.new(kept_values(run.variant) * hidden_size)
+        return cls(output, reserve if save else None)
 
     def arguments(self, operands: Operands) -> dict[str, Any]:
         """The tensors that every forward kernel of every schedule takes, by name."""
         return {
             "gates_in_ptr": operands.gates_in,
             "w_hh_ptr": operands.w_hh,
+            "w_hh_back_ptr": operands.w_hh_back,
             "output_ptr": self.output,
             "reserve_ptr": self.reserve,
         }
@@ -94,16 +116,16 @@ class Derivatives(NamedTuple):
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
         """Memory for it; d_state holds the derivative by h_n."""
-        h0, rows = operands.h0, operands.steps.num_rows
-        hidden_size = h0.shape[1]
-        d_an = h0.new_empty(rows, hidden_size) if run.variant == "torch" else None
-        return cls(h0.new_empty(rows, 3 * hidden_size), d_an, gradients.last_state(h0))
+        hidden_size = operands.h0.shape[-1]
+        d_an = operands.new(hidden_size) if run.variant == "torch" else None
+        return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0))
 
     def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:
         """The tensors that every backward kernel of every schedule takes, by name."""
         return {
             "h0_ptr": operands.h0,
             "w_hh_ptr": operands.w_hh,
+            "w_hh_back_ptr": operands.w_hh_back,
             "output_ptr": kept.output,
             "reserve_ptr": kept.reserve,
             "d_state_ptr": self.d_state,

@@ -21,21 +21,23 @@ _ALIGNED = 16  # hidden units: rows at which Triton loads whole chunks, which ta
 
 def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> Kept:
     """As `stepwise.forward`."""
-    hidden_size = operands.h0.shape[1]
+    hidden_size = operands.h0.shape[-1]
     if more := widen.missing(hidden_size, _ALIGNED):
-        return widen.narrower(forward(run, widen.operands(operands, more), save), hidden_size, more)
+        kept = forward(run, widen.operands(operands, more), save)
+        return widen.narrower(kept, hidden_size, more, operands.output, operands.reserve)
     kept = Kept.empty(run, operands, save)
-    args = kept.arguments(operands) | {"h0_ptr": operands.h0, "b_hn_ptr": operands.b_hn}
+    args = kept.arguments(operands) | {"h0_ptr": operands.h0}
+    args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
     _start(forward_kernel, args, run, operands)
     return kept
 
 
 def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """As `stepwise.backward`."""
-    hidden_size = operands.h0.shape[1]
+    hidden_size = operands.h0.shape[-1]
     if more := widen.missing(hidden_size, _ALIGNED):
-        wider = widen.operands(operands, more), widen.wider(kept, more), widen.wider(gradients, more)
-        return widen.narrower(backward(run, *wider), hidden_size, more)
+        wide = (widen.wider(given, hidden_size, more) for given in (kept, gradients))
+        return widen.narrower(backward(run, widen.operands(operands, more), *wide), hidden_size, more)
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
@@ -44,9 +46,9 @@ def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gr
 
 
 def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], operands: Operands) -> None:
-    """Launch with what both directions share."""
+    """Launch with what forward and backward share."""
     config, steps = run.config, operands.steps
-    batch, hidden_size = operands.h0.shape
+    *_, batch, hidden_size = operands.h0.shape
     args |= {"offsets_ptr": steps.row_offsets(operands.h0.device), "T": steps.seq_len, "B": batch, "H": hidden_size}
     args["units"] = hidden_size - operands.added
     args["direction"] = -1 if run.reverse else 1
@@ -58,5 +60,5 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
         "EXACT": args["units"] == power_of_two(hidden_size),
         "BLOCK_B": config.block_b,
     }
-    grid = (config.programs(batch),)
+    grid = (config.programs(batch), operands.sides)
     launch(kernel, grid, args, constexprs, num_warps=config.num_warps, num_stages=config.num_stages)

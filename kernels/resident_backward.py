@@ -6,8 +6,8 @@ import triton.language as tl
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import Step, last_steps, next_steps
 from .products import multiply
-from .resident_forward import own_part, units_only
-from .tiles import at, load_state, read, read_gates, there, write, write_gates
+from .resident_forward import own_part, own_side, units_only
+from .tiles import at, either, load_state, read, read_gates, there, write, write_gates
 
 
 @triton.jit(do_not_specialize=["T", "B", "units", "direction"])
@@ -15,6 +15,7 @@ def bptt_kernel(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n
@@ -34,6 +35,19 @@ def bptt_kernel(
     BLOCK_B: tl.constexpr,
 ):
     """All steps of one batch tile, last to first as forward ran."""
+    width = H
+    if w_hh_back_ptr is not None:
+        side, behind, direction = own_side(offsets_ptr, T, B, PACKED)
+        grad_output_ptr += side * H
+        h0_ptr += side * B * H
+        output_ptr += side * H
+        width = 2 * H
+        reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
+        d_state_ptr += side * B * H
+        d_gates_ptr += behind * (3 * H)
+        if VARIANT == "torch":
+            d_an_ptr += behind * H
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
     d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)
     dh = read(d_state, exists)
@@ -45,8 +59,8 @@ def bptt_kernel(
         row, live = here.row, there(j, b, H, here.count)
         reserve = at(reserve_ptr, row, b, j, (4 if VARIANT == "torch" else 3) * H)
         r, z, n = read_gates(reserve, live, H)
-        h = load_state(output_ptr, h0_ptr, b, j, here, carried, H).to(tl.float32)
-        d = dh + read(at(grad_output_ptr, row, b, j, H), live)
+        h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width).to(tl.float32)
+        d = dh + read(at(grad_output_ptr, row, b, j, width), live)
         dn, dz, direct = blend_grad(d, h, z, n, VARIANT)
         if VARIANT == "torch":
             dr, d_an = reset_after_grad(dn, read(reserve + 3 * H, live), r)

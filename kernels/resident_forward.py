@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
-from .loop import before_first, step_after
+from .loop import before_first, rows_of_all, step_after
 from .products import multiply
-from .tiles import at, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
+from .tiles import at, either, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
 
 
 @triton.jit
@@ -29,6 +29,14 @@ def own_part(w_hh_ptr, H, TRANSPOSED: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_
 
 
 @triton.jit
+def own_side(offsets_ptr, T, B, PACKED: tl.constexpr):
+    """Where both directions run: which of them is this program's, 0 or 1, how many rows lie before its own in tensors
+    that hold one behind the other, and its direction (see loop.py)."""
+    side = tl.program_id(1).to(tl.int64)
+    return side, side * rows_of_all(offsets_ptr, T, B, PACKED), 1 - 2 * tl.program_id(1)
+
+
+@triton.jit
 def units_only(x, j, units, EXACT: tl.constexpr):
     """x, with zeros in the place of units that the layer does not have: before a product sums over them, for zero
     weights make NaN of what is infinite."""
@@ -40,7 +48,9 @@ def forward_kernel(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     b_hn_ptr,  # (H,), "torch" only, or None
+    b_hn_back_ptr,  # of the second direction, or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n; or None
@@ -57,6 +67,18 @@ def forward_kernel(
     BLOCK_B: tl.constexpr,
 ):
     """All steps of one batch tile."""
+    width = H
+    if w_hh_back_ptr is not None:
+        side, behind, direction = own_side(offsets_ptr, T, B, PACKED)
+        gates_in_ptr += behind * (3 * H)
+        h0_ptr += side * B * H
+        output_ptr += side * H
+        width = 2 * H
+        if reserve_ptr is not None:
+            reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        if b_hn_ptr is not None:
+            b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, False, HIDDEN, BLOCK_B)
     b_hn = tl.zeros((HIDDEN, 1), tl.float32)
     if b_hn_ptr is not None:
@@ -80,7 +102,7 @@ def forward_kernel(
         n = candidate(gn, an, r, VARIANT)
         new = units_only(blend(h, z, n, VARIANT), j, units, EXACT)
         h = tl.where((b < count)[None, :], new, h)
-        write(at(output_ptr, row, b, j, H), h, live)
+        write(at(output_ptr, row, b, j, width), h, live)
         if reserve_ptr is not None:
             if VARIANT == "torch":
                 write_gates(at(reserve_ptr, row, b, j, 4 * H), (r, z, n, an), live, H)

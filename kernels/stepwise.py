@@ -7,7 +7,7 @@ in backward exactly as in forward. The kernels: stepwise_forward.py, stepwise_ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,62 +20,103 @@ from .stepwise_forward import candidate_step, forward_step, reset_update_step
 
 
 def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> Kept:
-    """All steps of one layer in one direction. save: also keep what `backward` needs."""
+    """All steps of one layer. save: also keep what `backward` needs."""
     config, h0 = run.config, operands.h0
     kept = Kept.empty(run, operands, save)
     state = h0.clone() if h0.dtype == torch.float32 else h0.float()
-    args, constexprs = kept.arguments(operands), _constexprs(run)
-    args |= {"state_ptr": state, "H": h0.shape[1]}
+    args, constexprs = kept.arguments(operands) | _sizes(operands) | {"state_ptr": state}, _constexprs(run)
     # What no step changes is put together before them: this is done in the time that a step takes on the device.
     if run.variant == "torch":
-        starts = [_prepare(forward_step, args | {"h0_ptr": h0, "b_hn_ptr": operands.b_hn}, constexprs, 4, config)]
+        first = args | {"h0_ptr": h0, "b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
+        starts = [_prepare(forward_step, first, constexprs, _OF_A_STEP, operands, config)]
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
         starts = [
-            _prepare(reset_update_step, args | {"h0_ptr": h0}, constexprs, 4, config),
-            _prepare(candidate_step, args, constexprs | {"VARIANT": run.variant}, 4, config),
+            _prepare(reset_update_step, args | {"h0_ptr": h0}, constexprs, _OF_A_STEP, operands, config),
+            _prepare(candidate_step, args, constexprs | {"VARIANT": run.variant}, _OF_A_STEP, operands, config),
         ]
-    grid, sequences = (0, 0), 0
-    for row, count, row_before, carried in operands.steps.walk(run.reverse):
-        if count != sequences:
-            grid, sequences = config.grid(h0.shape[1], count), count
+    grid = _Grids(operands, config)
+    for step in _walk(run, operands):
         for start in starts:
-            start(grid, row, count, row_before, carried)
+            start(grid(step[1::4]), *step)
     return kept
 
 
 def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """Back-propagation through time of `forward`."""
-    config, hidden_size = run.config, operands.h0.shape[1]
+    config, hidden_size = run.config, operands.h0.shape[-1]
     derivatives = Derivatives.empty(run, operands, gradients)
-    args, constexprs = derivatives.arguments(operands, kept) | {"H": hidden_size}, _constexprs(run)
+    args, constexprs = derivatives.arguments(operands, kept) | _sizes(operands), _constexprs(run)
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
-    start = _prepare(bptt_step, first, constexprs | {"VARIANT": run.variant}, 7, config)
-    finish = None if run.variant == "torch" else _prepare(bptt_reset_step, args, constexprs, 4, config)
-    grid, sequences = (0, 0), 0
-    row_after = count_after = 0
-    for row, count, row_before, carried in [*reversed(list(operands.steps.walk(run.reverse))), (0, 0, 0, 0)]:
-        if max(count, count_after) != sequences:
-            sequences = max(count, count_after)
-            grid = config.grid(hidden_size, sequences)
-        start(grid, row, count, row_before, carried, row_after, count_after, hidden_size if count_after else 0)
-        if finish is not None and count:
-            finish(config.grid(hidden_size, count), row, count, row_before, carried)
-        row_after, count_after = row, count
+    of_two = (*_OF_A_STEP, "row_after", "count_after")
+    start = _prepare(bptt_step, first, constexprs | {"VARIANT": run.variant}, of_two, operands, config, "extent")
+    finish = None if run.variant == "torch" else _prepare(bptt_reset_step, args, constexprs, _OF_A_STEP, operands, config)
+    grid, none = _Grids(operands, config), (0, 0, 0, 0) * operands.sides
+    after = none
+    for step in [*reversed(list(_walk(run, operands))), none]:
+        extent = hidden_size if after[1] else 0
+        start(grid(step[1::4], after[1::4]), *step[:4], *after[:2], extent, *step[4:], *after[4:6])
+        if finish is not None and step[1]:
+            finish(grid(step[1::4]), *step)
+        after = step
     return derivatives
+
+
+def _walk(run: Recurrence[StepwiseConfig], operands: Operands) -> Iterator[tuple[int, ...]]:
+    """What kernels take of each step, as _OF_A_STEP names it; of both directions one behind the other."""
+    steps = operands.steps
+    if operands.sides == 1:
+        return steps.walk(run.reverse)
+    return (ahead + back for ahead, back in zip(steps.walk(False), steps.walk(True), strict=True))
+
+
+class _Grids:
+    """The grids of a run's launches, by the sequences that are alive."""
+
+    def __init__(self, operands: Operands, config: StepwiseConfig) -> None:
+        self.config, self.hidden_size, self.sides = config, operands.h0.shape[-1], operands.sides
+        self.known: dict[int, tuple[int, int, int]] = {}
+
+    def __call__(self, *counts: tuple[int, ...]) -> tuple[int, int, int]:
+        """For the largest number of them."""
+        most = max(map(max, counts))
+        if most not in self.known:
+            self.known[most] = (*self.config.grid(self.hidden_size, most), self.sides)
+        return self.known[most]
+
+
+def _sizes(operands: Operands) -> dict[str, int | None]:
+    both, h0 = operands.sides == 2, operands.h0
+    return {
+        "H": h0.shape[-1],
+        "rows": operands.steps.num_rows if both else None,
+        "batch": h0.shape[-2] if both else None,
+    }
 
 
 def _constexprs(run: Recurrence[StepwiseConfig]) -> dict[str, Any]:
     return run.config.constexprs() | {"PRECISION": run.precision}
 
 
-# In the order in which the kernels take them.
-_PER_STEP = ("row", "count", "row_before", "carried", "row_after", "count_after", "extent")
+# What changes from step to step, in the order in which the kernels take it.
+_OF_A_STEP = ("row", "count", "row_before", "carried")
 
 
 def _prepare(
-    kernel: Any, args: dict[str, Any], constexprs: dict[str, Any], per_step: int, config: StepwiseConfig
+    kernel: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    varying: tuple[str, ...],
+    operands: Operands,
+    config: StepwiseConfig,
+    *more: str,
 ) -> Callable[..., None]:
-    """A function that starts the kernel on a grid with the first `per_step` of what changes from step to step."""
-    varying = _PER_STEP[:per_step]
+    """A function that starts the kernel on a grid with what changes from step to step: `varying` and `more`, then what
+    of `varying` is the second direction's, where both run."""
+    of_second = tuple(f"{name}_back" for name in varying)
+    varying += more
+    if operands.sides == 2:
+        varying += of_second
+    else:
+        args = args | dict.fromkeys(of_second)
     return prepare(kernel, args, constexprs, varying, num_warps=config.num_warps, num_stages=config.num_stages)

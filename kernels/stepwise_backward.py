@@ -10,8 +10,8 @@ import triton.language as tl
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import Step
 from .products import multiply
-from .stepwise_forward import PER_STEP, own_tile
-from .tiles import at, load_state, load_weight_transposed, read, there, write
+from .stepwise_forward import PER_STEP, own_side, own_tile, step_of
+from .tiles import at, either, load_state, load_weight_transposed, read, there, write
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -19,6 +19,7 @@ def bptt_step(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n
     d_state_ptr,  # (B, H) float32, in place: d_h, less what comes through the products of the step after
@@ -31,7 +32,15 @@ def bptt_step(
     row_after,
     count_after,
     extent,
+    row_back,  # of the second direction, or None
+    count_back,
+    row_before_back,
+    carried_back,
+    row_after_back,
+    count_after_back,
     H,
+    rows,  # of all steps together, where both directions run, or None
+    batch,
     VARIANT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -45,44 +54,60 @@ def bptt_step(
     left to `bptt_reset_step`.
     """
     j, b = own_tile(BLOCK_H, BLOCK_B)
+    here, before, after, width = Step(row, count), Step(row_before, carried), Step(row_after, count_after), H
+    if w_hh_back_ptr is not None:
+        side, behind = own_side(rows)
+        here = step_of(side, row, count, row_back, count_back)
+        before = step_of(side, row_before, carried, row_before_back, carried_back)
+        after = step_of(side, row_after, count_after, row_after_back, count_after_back)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        grad_output_ptr += side * H
+        h0_ptr += side.to(tl.int64) * batch * H
+        output_ptr += side * H
+        width = 2 * H
+        reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
+        d_state_ptr += side.to(tl.int64) * batch * H
+        d_gates_ptr += behind * (3 * H)
+        if VARIANT == "torch":
+            d_an_ptr += behind * H
     dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     for first in range(0, extent, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        after = there(k, b, H, count_after)
-        d_gates = at(d_gates_ptr, row_after, b, k, 3 * H)
-        dr = tl.load(d_gates, mask=after, other=0.0)
+        known = there(k, b, H, after.count)
+        d_gates = at(d_gates_ptr, after.row, b, k, 3 * H)
+        dr = tl.load(d_gates, mask=known, other=0.0)
         dh = multiply(load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
-        dz = tl.load(d_gates + H, mask=after, other=0.0)
+        dz = tl.load(d_gates + H, mask=known, other=0.0)
         dh = multiply(load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
         if VARIANT == "torch":
-            d_an = tl.load(at(d_an_ptr, row_after, b, k, H), mask=after, other=0.0)
+            d_an = tl.load(at(d_an_ptr, after.row, b, k, H), mask=known, other=0.0)
             dh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
 
-    live = there(j, b, H, count)
-    known = there(j, b, H, tl.maximum(count, count_after))
+    live = there(j, b, H, here.count)
+    known = there(j, b, H, tl.maximum(here.count, after.count))
     d_state = at(d_state_ptr, 0, b, j, H)
     dh += read(d_state, known)
-    dh += read(at(grad_output_ptr, row, b, j, H), live)
-    here, before = Step(row, count), Step(row_before, carried)
-    h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
-    reserve = at(reserve_ptr, row, b, j, (4 if VARIANT == "torch" else 3) * H)
+    dh += read(at(grad_output_ptr, here.row, b, j, width), live)
+    h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
+    reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
     z, n = read(reserve + H, live), read(reserve + 2 * H, live)
     dn, dz, direct = blend_grad(dh, h, z, n, VARIANT)
-    d_gates = at(d_gates_ptr, row, b, j, 3 * H)
+    d_gates = at(d_gates_ptr, here.row, b, j, 3 * H)
     write(d_gates + H, dz, live)
     write(d_gates + 2 * H, dn, live)
     if VARIANT == "torch":
         r, an = read(reserve, live), read(reserve + 3 * H, live)
         dr, d_an = reset_after_grad(dn, an, r)
         write(d_gates, dr, live)
-        write(at(d_an_ptr, row, b, j, H), d_an, live)
-    write(d_state, tl.where((b < count)[None, :], direct, dh), known)
+        write(at(d_an_ptr, here.row, b, j, H), d_an, live)
+    write(d_state, tl.where((b < here.count)[None, :], direct, dh), known)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
 def bptt_reset_step(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32, in place
@@ -91,7 +116,13 @@ def bptt_reset_step(
     count,
     row_before,
     carried,
+    row_back,  # of the second direction, or None
+    count_back,
+    row_before_back,
+    carried_back,
     H,
+    rows,  # of all steps together, where both directions run, or None
+    batch,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -99,16 +130,27 @@ def bptt_reset_step(
 ):
     """Second half of a back-propagation step of "cho" and "chung": through the candidate's product to the reset."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
+    here, before, width = Step(row, count), Step(row_before, carried), H
+    if w_hh_back_ptr is not None:
+        side, behind = own_side(rows)
+        here = step_of(side, row, count, row_back, count_back)
+        before = step_of(side, row_before, carried, row_before_back, carried_back)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        h0_ptr += side.to(tl.int64) * batch * H
+        output_ptr += side * H
+        width = 2 * H
+        reserve_ptr += behind * (3 * H)
+        d_state_ptr += side.to(tl.int64) * batch * H
+        d_gates_ptr += behind * (3 * H)
     d_rh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        dn = tl.load(at(d_gates_ptr, row, b, k, 3 * H) + 2 * H, mask=there(k, b, H, count), other=0.0)
+        dn = tl.load(at(d_gates_ptr, here.row, b, k, 3 * H) + 2 * H, mask=there(k, b, H, here.count), other=0.0)
         d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
 
-    live = there(j, b, H, count)
-    here, before = Step(row, count), Step(row_before, carried)
-    h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
-    dr, direct = reset_before_grad(d_rh, h, read(at(reserve_ptr, row, b, j, 3 * H), live))
-    write(at(d_gates_ptr, row, b, j, 3 * H), dr, live)
+    live = there(j, b, H, here.count)
+    h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
+    dr, direct = reset_before_grad(d_rh, h, read(at(reserve_ptr, here.row, b, j, 3 * H), live))
+    write(at(d_gates_ptr, here.row, b, j, 3 * H), dr, live)
     d_state = at(d_state_ptr, 0, b, j, H)
     write(d_state, read(d_state, live) + direct, live)

@@ -10,10 +10,11 @@ import triton.language as tl
 from .gates import blend, candidate, sigmoid
 from .loop import Step
 from .products import multiply
-from .tiles import at, load_state, load_weight, read, read_gates, there, write, write_gates
+from .tiles import at, either, load_state, load_weight, read, read_gates, there, write, write_gates
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
-PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after", "extent"]
+PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after"]
+PER_STEP += [*(f"{name}_back" for name in PER_STEP), "extent", "rows", "batch"]
 
 
 @triton.jit
@@ -25,15 +26,29 @@ def own_tile(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
 
 
 @triton.jit
-def _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, GATES: tl.constexpr, PRECISION: tl.constexpr,
-                    BLOCK_K: tl.constexpr):  # fmt: skip
+def own_side(rows):
+    """Where both directions run: which of them is this program's, 0 or 1, and how many rows lie before its own in
+    tensors that hold one behind the other."""
+    side = tl.program_id(2)
+    return side, side.to(tl.int64) * rows
+
+
+@triton.jit
+def step_of(side, row, count, row_back, count_back):
+    """The first direction's step, or the second's."""
+    return Step(either(side, row, row_back), either(side, count, count_back))
+
+
+@triton.jit
+def _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, GATES: tl.constexpr,
+                    PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """The state before the step multiplied by the weights of r, z and, for three GATES, n."""
     ar = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     az = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     an = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        h = load_state(output_ptr, h0_ptr, b, k, here, before, H)
+        h = load_state(output_ptr, h0_ptr, b, k, here, before, H, width)
         ar = multiply(load_weight(w_hh_ptr, 0, j, k, H), h, ar, PRECISION)
         az = multiply(load_weight(w_hh_ptr, 1, j, k, H), h, az, PRECISION)
         if GATES == 3:
@@ -46,7 +61,9 @@ def forward_step(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     b_hn_ptr,  # (H,) or None
+    b_hn_back_ptr,  # of the second direction, or None
     state_ptr,  # (B, H) float32, in place
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
@@ -54,7 +71,13 @@ def forward_step(
     count,
     row_before,
     carried,
+    row_back,  # of the second direction, or None
+    count_back,
+    row_before_back,
+    carried_back,
     H,
+    rows,  # of all steps together, where both directions run, or None
+    batch,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -62,22 +85,36 @@ def forward_step(
 ):
     """One step of variant "torch"."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    here, before = Step(row, count), Step(row_before, carried)
-    ar, az, an = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, 3, PRECISION, BLOCK_K)
+    here, before, width = Step(row, count), Step(row_before, carried), H
+    if w_hh_back_ptr is not None:
+        side, behind = own_side(rows)
+        here = step_of(side, row, count, row_back, count_back)
+        before = step_of(side, row_before, carried, row_before_back, carried_back)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        if b_hn_ptr is not None:
+            b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
+        gates_in_ptr += behind * (3 * H)
+        h0_ptr += side.to(tl.int64) * batch * H
+        state_ptr += side.to(tl.int64) * batch * H
+        output_ptr += side * H
+        width = 2 * H
+        if reserve_ptr is not None:
+            reserve_ptr += behind * (4 * H)
+    ar, az, an = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 3, PRECISION, BLOCK_K)
     if b_hn_ptr is not None:
         an += read(b_hn_ptr + j, j < H)[:, None]
 
-    live = there(j, b, H, count)
-    gr, gz, gn = read_gates(at(gates_in_ptr, row, b, j, 3 * H), live, H)
+    live = there(j, b, H, here.count)
+    gr, gz, gn = read_gates(at(gates_in_ptr, here.row, b, j, 3 * H), live, H)
     r = sigmoid(ar + gr)
     z = sigmoid(az + gz)
     n = candidate(gn, an, r, "torch")
     state = at(state_ptr, 0, b, j, H)
     h = blend(read(state, live), z, n, "torch")
     write(state, h, live)
-    write(at(output_ptr, row, b, j, H), h, live)
+    write(at(output_ptr, here.row, b, j, width), h, live)
     if reserve_ptr is not None:
-        write_gates(at(reserve_ptr, row, b, j, 4 * H), (r, z, n, an), live, H)
+        write_gates(at(reserve_ptr, here.row, b, j, 4 * H), (r, z, n, an), live, H)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -85,6 +122,7 @@ def reset_update_step(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     state_ptr,  # (B, H) float32
     output_ptr,  # (N, H)
     update_ptr,  # (B, H) float32, out: z
@@ -94,7 +132,13 @@ def reset_update_step(
     count,
     row_before,
     carried,
+    row_back,  # of the second direction, or None
+    count_back,
+    row_before_back,
+    carried_back,
     H,
+    rows,  # of all steps together, where both directions run, or None
+    batch,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -102,23 +146,38 @@ def reset_update_step(
 ):
     """First half of a step of "cho" and "chung": both gates, and the state that the reset gate lets through."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    here, before = Step(row, count), Step(row_before, carried)
-    ar, az, _ = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, 2, PRECISION, BLOCK_K)
+    here, before, width = Step(row, count), Step(row_before, carried), H
+    if w_hh_back_ptr is not None:
+        side, behind = own_side(rows)
+        here = step_of(side, row, count, row_back, count_back)
+        before = step_of(side, row_before, carried, row_before_back, carried_back)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        gates_in_ptr += behind * (3 * H)
+        h0_ptr += side.to(tl.int64) * batch * H
+        state_ptr += side.to(tl.int64) * batch * H
+        update_ptr += side.to(tl.int64) * batch * H
+        reset_state_ptr += side.to(tl.int64) * batch * H
+        output_ptr += side * H
+        width = 2 * H
+        if reserve_ptr is not None:
+            reserve_ptr += behind * (3 * H)
+    ar, az, _ = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 2, PRECISION, BLOCK_K)
 
-    live = there(j, b, H, count)
-    gates_in = at(gates_in_ptr, row, b, j, 3 * H)
+    live = there(j, b, H, here.count)
+    gates_in = at(gates_in_ptr, here.row, b, j, 3 * H)
     r = sigmoid(ar + read(gates_in, live))
     z = sigmoid(az + read(gates_in + H, live))
     write(at(update_ptr, 0, b, j, H), z, live)
     write(at(reset_state_ptr, 0, b, j, H), r * read(at(state_ptr, 0, b, j, H), live), live)
     if reserve_ptr is not None:
-        write_gates(at(reserve_ptr, row, b, j, 3 * H), (r, z), live, H)
+        write_gates(at(reserve_ptr, here.row, b, j, 3 * H), (r, z), live, H)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
 def candidate_step(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     state_ptr,  # (B, H) float32, in place
     output_ptr,  # (N, H)
     update_ptr,  # (B, H) float32: z
@@ -128,7 +187,13 @@ def candidate_step(
     count,
     row_before,  # of the first half only
     carried,
+    row_back,  # of the second direction, or None
+    count_back,
+    row_before_back,
+    carried_back,
     H,
+    rows,  # of all steps together, where both directions run, or None
+    batch,
     VARIANT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -137,18 +202,31 @@ def candidate_step(
 ):
     """Second half of a step of "cho" and "chung": the candidate and the blend."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
+    here, width = Step(row, count), H
+    if w_hh_back_ptr is not None:
+        side, behind = own_side(rows)
+        here = step_of(side, row, count, row_back, count_back)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        gates_in_ptr += behind * (3 * H)
+        state_ptr += side.to(tl.int64) * batch * H
+        update_ptr += side.to(tl.int64) * batch * H
+        reset_state_ptr += side.to(tl.int64) * batch * H
+        output_ptr += side * H
+        width = 2 * H
+        if reserve_ptr is not None:
+            reserve_ptr += behind * (3 * H)
     an = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        rh = tl.load(at(reset_state_ptr, 0, b, k, H), mask=there(k, b, H, count), other=0.0)
+        rh = tl.load(at(reset_state_ptr, 0, b, k, H), mask=there(k, b, H, here.count), other=0.0)
         an = multiply(load_weight(w_hh_ptr, 2, j, k, H), rh, an, PRECISION)
 
-    live = there(j, b, H, count)
-    n = candidate(read(at(gates_in_ptr, row, b, j, 3 * H) + 2 * H, live), an, 1.0, VARIANT)
+    live = there(j, b, H, here.count)
+    n = candidate(read(at(gates_in_ptr, here.row, b, j, 3 * H) + 2 * H, live), an, 1.0, VARIANT)
     z = read(at(update_ptr, 0, b, j, H), live)
     state = at(state_ptr, 0, b, j, H)
     h = blend(read(state, live), z, n, VARIANT)
     write(state, h, live)
-    write(at(output_ptr, row, b, j, H), h, live)
+    write(at(output_ptr, here.row, b, j, width), h, live)
     if reserve_ptr is not None:
-        write(at(reserve_ptr, row, b, j, 3 * H) + 2 * H, n, live)
+        write(at(reserve_ptr, here.row, b, j, 3 * H) + 2 * H, n, live)

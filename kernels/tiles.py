@@ -45,10 +45,16 @@ def write_gates(pointers, values, mask, H):
 
 
 @triton.jit
-def load_state(output_ptr, h0_ptr, b, k, here, before, H):
-    """A (k, b) tile of the state before the step `here`: output of the step before, of which `before` counts those
-    sequences that are alive here too, or h0 for sequences that start here."""
-    x = tl.load(at(output_ptr, before.row, b, k, H), mask=there(k, b, H, before.count), other=0.0)
+def either(side, first, second):
+    """What is the first direction's, or the second's."""
+    return tl.where(side == 0, first, second)
+
+
+@triton.jit
+def load_state(output_ptr, h0_ptr, b, k, here, before, H, width):
+    """A (k, b) tile of the state before the step `here`: output, in rows of `width` elements, of the step before, of
+    which `before` counts those sequences that are alive here too, or h0 for sequences that start here."""
+    x = tl.load(at(output_ptr, before.row, b, k, width), mask=there(k, b, H, before.count), other=0.0)
     starts = (k < H)[:, None] & ((b >= before.count) & (b < here.count))[None, :]
     return x + tl.load(at(h0_ptr, 0, b, k, H), mask=starts, other=0.0)
 

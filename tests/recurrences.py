@@ -26,19 +26,22 @@ class Case:
     variant: str
     reverse: bool
     expected: dict[str, Tensor]
+    w_hh_back: Tensor | None = None  # of both directions at once, see trigru/kernels/recurrence.py
+    b_hn_back: Tensor | None = None
 
     @property
     def operands(self) -> Operands:
-        return Operands(self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps)
+        back = {"w_hh_back": self.w_hh_back, "b_hn_back": self.b_hn_back}
+        return Operands(self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps, **back)
 
     def run(self, schedule, config, *, precision: str = "tf32", **fields) -> dict[str, Tensor]:
         """`forward` and `backward` of a schedule's module. fields: of the config, in place of its own."""
         run = Recurrence(self.variant, self.reverse, precision, replace(config, **fields))
         kept = schedule.forward(run, self.operands, True)
         gradients = Gradients(self.grad_output, self.grad_h_n)
-        d_gates, d_an, d_h0 = schedule.backward(run, self.operands._replace(gates_in=None, b_hn=None), kept, gradients)
+        d_gates, d_an, d_h0 = schedule.backward(run, self.operands._replace(gates_in=None, b_hn=None, b_hn_back=None), kept, gradients)
         got = {"output": kept.output, "d_gates": d_gates, "d_h0": d_h0}
-        return got if self.b_hn is None else got | {"d_b_hn": d_an.double().sum(0)}
+        return got if self.b_hn is None else got | {"d_b_hn": d_an.double().sum(-2)}
 
     def errors(self, got: dict[str, Tensor]) -> dict[str, float]:
         """||got - expected|| / ||expected||; infinite where an element is NaN."""
@@ -50,6 +53,13 @@ class Case:
         return found
 
 
+def _steps(seq_len: int, batch: int, packed: bool) -> Steps:
+    if not packed:
+        return Steps.padded(seq_len, batch)
+    lengths = torch.cat([torch.tensor([seq_len]), torch.randint(1, seq_len + 1, (batch - 1,))])
+    return Steps.of_batch_sizes((lengths[None, :] > torch.arange(seq_len)[:, None]).sum(1).tolist())
+
+
 def recurrence(
     seq_len: int,
     batch: int,
@@ -59,13 +69,36 @@ def recurrence(
     dtype: torch.dtype = torch.bfloat16,
     reverse: bool = False,
     packed: bool = False,
+    both: bool = False,
 ) -> Case:
-    """A random one."""
-    if packed:
-        lengths = torch.cat([torch.tensor([seq_len]), torch.randint(1, seq_len + 1, (batch - 1,))])
-        steps = Steps.of_batch_sizes((lengths[None, :] > torch.arange(seq_len)[:, None]).sum(1).tolist())
-    else:
-        steps = Steps.padded(seq_len, batch)
+    """A random one; `both` directions of time at once."""
+    steps = _steps(seq_len, batch, packed)
+    if not both:
+        return _one(steps, hidden_size, variant, dtype, reverse)
+    ahead, back = (_one(steps, hidden_size, variant, dtype, reverse) for reverse in (False, True))
+
+    def together(name: str) -> Tensor:
+        return torch.stack([getattr(ahead, name), getattr(back, name)])
+
+    expected = {
+        name: torch.cat([x, back.expected[name]], 1) if name == "output" else torch.stack([x, back.expected[name]])
+        for name, x in ahead.expected.items()
+    }
+    return replace(
+        ahead,
+        gates_in=together("gates_in"),
+        h0=together("h0"),
+        grad_output=torch.cat([ahead.grad_output, back.grad_output], 1),
+        grad_h_n=together("grad_h_n"),
+        expected=expected,
+        w_hh_back=back.w_hh,
+        b_hn_back=back.b_hn,
+    )
+
+
+def _one(steps: Steps, hidden_size: int, variant: str, dtype: torch.dtype, reverse: bool) -> Case:
+    """A random one in one direction."""
+    seq_len, batch = steps.seq_len, steps.batch
     wide = 3 * hidden_size
     gates_in, grad_output = torch.randn(steps.num_rows, wide), torch.randn(steps.num_rows, hidden_size)
     h0, grad_h_n = torch.randn(batch, hidden_size), torch.randn(batch, hidden_size)

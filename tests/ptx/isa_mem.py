@@ -50,6 +50,8 @@ def _ld(ins: Instruction, p: Program) -> Op:
     if space == "param":
         mem = ins.operands[1]
         d = p.dst(ins.operands[0], unsigned(kind))
+        if mem.base.name in p.module.registers:
+            return _ld_param_at(mem, p, unsigned(kind), d)
         s = p.param(mem.base.name, mem.offset, unsigned(kind))
         return alu(lambda cta, R: np.copyto(R[d], R[s]), d)
     ds = _load_slots(p, ins.operands[0], kind, count)
@@ -102,6 +104,27 @@ def _ld(ins: Instruction, p: Program) -> Op:
                 R[d][lanes] = values[:, i]
 
     return memory(run)
+
+
+def _ld_param_at(mem: Mem, p: Program, kind: str, d: int) -> Op:
+    """A parameter of the kernel whose address is in a register: one of several, as the compiler selects pointers."""
+    address = p.address(mem, "u64")
+    there = {
+        p.param_addresses[name]: p.param(name, 0, kind)
+        for name, of in p.module.params
+        if width(of) == width(kind)
+    }
+
+    def load(cta, R, m):
+        lanes = cta.all_lanes if m is None else np.flatnonzero(m)
+        at = address(R)[lanes]
+        for where in np.unique(at):
+            if int(where) not in there:
+                raise Fault("an address that is no parameter's", int(np.flatnonzero(at == where)[0]))
+            chosen = lanes[at == where]
+            R[d][chosen] = R[there[int(where)]][chosen]
+
+    return memory(load)
 
 
 @decoder("st")

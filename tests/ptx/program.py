@@ -124,6 +124,8 @@ def _registers(operand: Any) -> Iterator[str]:
         yield from _registers(operand.first)
         yield from _registers(operand.second)
 
+_PARAMS = 1 << 40  # no address of memory
+
 
 class Program:
     """One module for a number of warps, its parameters and its constants in global memory."""
@@ -220,6 +222,11 @@ class Program:
         """A value inside the kernel's parameter `name`; it is known only when the program runs."""
         return self._slot(("param", name, offset, kind), ("param", name, offset, kind))
 
+    @property
+    def param_addresses(self) -> dict[str, int]:
+        """Where the kernel's parameters lie, for those that are read through a register: at numbers of their own."""
+        return {name: _PARAMS + 64 * i for i, (name, _) in enumerate(self.module.params)}
+
     def array(self, values: np.ndarray, key: tuple) -> int:
         """A constant with a value for each thread."""
         return self._slot(("array", key), ("const", values))
@@ -233,6 +240,8 @@ class Program:
         if isinstance(operand, Sym):
             if operand.name in self.symbols:
                 return self.const(Imm(self.symbols[operand.name] + operand.offset), kind)
+            if operand.name in self.param_addresses:
+                return self.const(Imm(self.param_addresses[operand.name] + operand.offset), kind)
             if operand.name.startswith("%"):
                 return self.special(operand.name, kind)
         raise NotImplementedError(f"operand {operand}")

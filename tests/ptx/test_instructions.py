@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from . import run_ptx
+from . import PtxError, run_ptx
 
 LANES = 128
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
@@ -328,3 +328,15 @@ def test_instruction(text, reference, floats):
         want = reference(*abc)
         if want is not None:
             assert got[i] == int(want) & mask, [hex(v) for v in abc]
+
+
+def test_a_parameter_whose_address_is_selected():
+    choose = (
+        "and.b32 %r5, %r0, 1; setp.eq.b32 %p1, %r5, 0; mov.b64 %rd20, unit_a; mov.b64 %rd21, unit_b; "
+        "selp.b64 %rd22, %rd20, %rd21, %p1; ld.param.b64 %rd23, [%rd22@]; add.s64 %rd23, %rd23, %rd0; "
+        "ld.global.b64 %rd10, [%rd23];"
+    )
+    columns = [[10 * lane + which for lane in range(LANES)] for which in range(3)]
+    assert _run(choose.replace("@", ""), columns) == [10 * lane + lane % 2 for lane in range(LANES)]
+    with pytest.raises(PtxError, match="an address that is no parameter's"):
+        _run(choose.replace("@", "+8"), columns)
