@@ -14,6 +14,44 @@ from .stepwise_forward import PER_STEP, own_side, own_tile, step_of
 from .tiles import at, either, load_state, load_weight_transposed, read, there, write
 
 
+@triton.jit
+def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, j, b,
+              here, before, after, extent, H, width, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
+              BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of a step, as `bptt_step`; `before` and `width` as in `torch_tile` of stepwise_forward.py."""
+    dh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
+    for first in range(0, extent, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        known = there(k, b, H, after.count)
+        d_gates = at(d_gates_ptr, after.row, b, k, 3 * H)
+        dr = tl.load(d_gates, mask=known, other=0.0)
+        dh = multiply(load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
+        dz = tl.load(d_gates + H, mask=known, other=0.0)
+        dh = multiply(load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
+        if VARIANT == "torch":
+            d_an = tl.load(at(d_an_ptr, after.row, b, k, H), mask=known, other=0.0)
+            dh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
+
+    live = there(j, b, H, here.count)
+    known = there(j, b, H, tl.maximum(here.count, after.count))
+    d_state = at(d_state_ptr, 0, b, j, H)
+    dh += read(d_state, known)
+    dh += read(at(grad_output_ptr, here.row, b, j, width), live)
+    h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
+    reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
+    z, n = read(reserve + H, live), read(reserve + 2 * H, live)
+    dn, dz, direct = blend_grad(dh, h, z, n, VARIANT)
+    d_gates = at(d_gates_ptr, here.row, b, j, 3 * H)
+    write(d_gates + H, dz, live)
+    write(d_gates + 2 * H, dn, live)
+    if VARIANT == "torch":
+        r, an = read(reserve, live), read(reserve + 3 * H, live)
+        dr, d_an = reset_after_grad(dn, an, r)
+        write(d_gates, dr, live)
+        write(at(d_an_ptr, here.row, b, j, H), d_an, live)
+    write(d_state, tl.where((b < here.count)[None, :], direct, dh), known)
+
+
 @triton.jit(do_not_specialize=PER_STEP)
 def bptt_step(
     grad_output_ptr,  # (N, H)
@@ -59,48 +97,39 @@ def bptt_step(
         side, behind = own_side(rows)
         here = step_of(side, row, count, row_back, count_back)
         before = step_of(side, row_before, carried, row_before_back, carried_back)
-        after = step_of(side, row_after, count_after, row_after_back, count_after_back)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        after = step_of(side, row_after, count_after, row_after_back, count_after_back)
         grad_output_ptr += side * H
-        h0_ptr += side.to(tl.int64) * batch * H
+        h0_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
         reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
-        d_state_ptr += side.to(tl.int64) * batch * H
+        d_state_ptr += side * batch * H
         d_gates_ptr += behind * (3 * H)
         if VARIANT == "torch":
             d_an_ptr += behind * H
-    dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-    for first in range(0, extent, BLOCK_K):
+    bptt_tile(
+        grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, j, b,
+        here, before, after, extent, H, width, VARIANT, PRECISION, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, j, b, here, before, H,
+                    width, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of the second half of a step, as `bptt_reset_step`; `before` and `width` as in `bptt_tile`."""
+    d_rh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
+    for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        known = there(k, b, H, after.count)
-        d_gates = at(d_gates_ptr, after.row, b, k, 3 * H)
-        dr = tl.load(d_gates, mask=known, other=0.0)
-        dh = multiply(load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
-        dz = tl.load(d_gates + H, mask=known, other=0.0)
-        dh = multiply(load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
-        if VARIANT == "torch":
-            d_an = tl.load(at(d_an_ptr, after.row, b, k, H), mask=known, other=0.0)
-            dh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
+        dn = tl.load(at(d_gates_ptr, here.row, b, k, 3 * H) + 2 * H, mask=there(k, b, H, here.count), other=0.0)
+        d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
 
     live = there(j, b, H, here.count)
-    known = there(j, b, H, tl.maximum(here.count, after.count))
-    d_state = at(d_state_ptr, 0, b, j, H)
-    dh += read(d_state, known)
-    dh += read(at(grad_output_ptr, here.row, b, j, width), live)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
-    reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
-    z, n = read(reserve + H, live), read(reserve + 2 * H, live)
-    dn, dz, direct = blend_grad(dh, h, z, n, VARIANT)
-    d_gates = at(d_gates_ptr, here.row, b, j, 3 * H)
-    write(d_gates + H, dz, live)
-    write(d_gates + 2 * H, dn, live)
-    if VARIANT == "torch":
-        r, an = read(reserve, live), read(reserve + 3 * H, live)
-        dr, d_an = reset_after_grad(dn, an, r)
-        write(d_gates, dr, live)
-        write(at(d_an_ptr, here.row, b, j, H), d_an, live)
-    write(d_state, tl.where((b < here.count)[None, :], direct, dh), known)
+    dr, direct = reset_before_grad(d_rh, h, read(at(reserve_ptr, here.row, b, j, 3 * H), live))
+    write(at(d_gates_ptr, here.row, b, j, 3 * H), dr, live)
+    d_state = at(d_state_ptr, 0, b, j, H)
+    write(d_state, read(d_state, live) + direct, live)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -136,21 +165,13 @@ def bptt_reset_step(
         here = step_of(side, row, count, row_back, count_back)
         before = step_of(side, row_before, carried, row_before_back, carried_back)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
-        h0_ptr += side.to(tl.int64) * batch * H
+        h0_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
         reserve_ptr += behind * (3 * H)
-        d_state_ptr += side.to(tl.int64) * batch * H
+        d_state_ptr += side * batch * H
         d_gates_ptr += behind * (3 * H)
-    d_rh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-    for first in range(0, H, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        dn = tl.load(at(d_gates_ptr, here.row, b, k, 3 * H) + 2 * H, mask=there(k, b, H, here.count), other=0.0)
-        d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
-
-    live = there(j, b, H, here.count)
-    h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
-    dr, direct = reset_before_grad(d_rh, h, read(at(reserve_ptr, here.row, b, j, 3 * H), live))
-    write(at(d_gates_ptr, here.row, b, j, 3 * H), dr, live)
-    d_state = at(d_state_ptr, 0, b, j, H)
-    write(d_state, read(d_state, live) + direct, live)
+    bptt_reset_tile(
+        h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, j, b, here, before, H,
+        width, PRECISION, BLOCK_K,
+    )  # fmt: skip

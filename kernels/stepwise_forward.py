@@ -2,6 +2,7 @@
 
 A launch multiplies the whole state by a tile of W_hh and runs the gates on the product as its epilogue. Accumulators
 are (BLOCK_H, BLOCK_B): the weights are the left operand, so a small batch still fills the tensor cores' long side.
+What is done for one tile of one step stands in functions of its own, for kernels of other schedules run it too.
 """
 
 import triton
@@ -29,8 +30,8 @@ def own_tile(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
 def own_side(rows):
     """Where both directions run: which of them is this program's, 0 or 1, and how many rows lie before its own in
     tensors that hold one behind the other."""
-    side = tl.program_id(2)
-    return side, side.to(tl.int64) * rows
+    side = tl.program_id(2).to(tl.int64)
+    return side, side * rows
 
 
 @triton.jit
@@ -54,6 +55,28 @@ def _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 
         if GATES == 3:
             an = multiply(load_weight(w_hh_ptr, 2, j, k, H), h, an, PRECISION)
     return ar, az, an
+
+
+@triton.jit
+def torch_tile(gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, j, b, here, before, H,
+               width, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of a step of variant "torch". before: the step before, of which it counts what is alive `here` too. width:
+    of the output's rows."""
+    ar, az, an = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 3, PRECISION, BLOCK_K)
+    if b_hn_ptr is not None:
+        an += read(b_hn_ptr + j, j < H)[:, None]
+
+    live = there(j, b, H, here.count)
+    gr, gz, gn = read_gates(at(gates_in_ptr, here.row, b, j, 3 * H), live, H)
+    r = sigmoid(ar + gr)
+    z = sigmoid(az + gz)
+    n = candidate(gn, an, r, "torch")
+    state = at(state_ptr, 0, b, j, H)
+    h = blend(read(state, live), z, n, "torch")
+    write(state, h, live)
+    write(at(output_ptr, here.row, b, j, width), h, live)
+    if reserve_ptr is not None:
+        write_gates(at(reserve_ptr, here.row, b, j, 4 * H), (r, z, n, an), live, H)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -94,27 +117,32 @@ def forward_step(
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
         gates_in_ptr += behind * (3 * H)
-        h0_ptr += side.to(tl.int64) * batch * H
-        state_ptr += side.to(tl.int64) * batch * H
+        h0_ptr += side * batch * H
+        state_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
-    ar, az, an = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 3, PRECISION, BLOCK_K)
-    if b_hn_ptr is not None:
-        an += read(b_hn_ptr + j, j < H)[:, None]
+    torch_tile(
+        gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, j, b, here, before,
+        H, width, PRECISION, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def reset_update_tile(gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr,
+                      j, b, here, before, H, width, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of the first half of a step of "cho" and "chung"; `before` and `width` as in `torch_tile`."""
+    ar, az, _ = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 2, PRECISION, BLOCK_K)
 
     live = there(j, b, H, here.count)
-    gr, gz, gn = read_gates(at(gates_in_ptr, here.row, b, j, 3 * H), live, H)
-    r = sigmoid(ar + gr)
-    z = sigmoid(az + gz)
-    n = candidate(gn, an, r, "torch")
-    state = at(state_ptr, 0, b, j, H)
-    h = blend(read(state, live), z, n, "torch")
-    write(state, h, live)
-    write(at(output_ptr, here.row, b, j, width), h, live)
+    gates_in = at(gates_in_ptr, here.row, b, j, 3 * H)
+    r = sigmoid(ar + read(gates_in, live))
+    z = sigmoid(az + read(gates_in + H, live))
+    write(at(update_ptr, 0, b, j, H), z, live)
+    write(at(reset_state_ptr, 0, b, j, H), r * read(at(state_ptr, 0, b, j, H), live), live)
     if reserve_ptr is not None:
-        write_gates(at(reserve_ptr, here.row, b, j, 4 * H), (r, z, n, an), live, H)
+        write_gates(at(reserve_ptr, here.row, b, j, 3 * H), (r, z), live, H)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -153,24 +181,39 @@ def reset_update_step(
         before = step_of(side, row_before, carried, row_before_back, carried_back)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         gates_in_ptr += behind * (3 * H)
-        h0_ptr += side.to(tl.int64) * batch * H
-        state_ptr += side.to(tl.int64) * batch * H
-        update_ptr += side.to(tl.int64) * batch * H
-        reset_state_ptr += side.to(tl.int64) * batch * H
+        h0_ptr += side * batch * H
+        state_ptr += side * batch * H
+        update_ptr += side * batch * H
+        reset_state_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
-    ar, az, _ = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 2, PRECISION, BLOCK_K)
+    reset_update_tile(
+        gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, j, b,
+        here, before, H, width, PRECISION, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def candidate_tile(gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, j, b, here,
+                   H, width, VARIANT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of the second half of a step of "cho" and "chung"; `width` as in `torch_tile`."""
+    an = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
+    for first in range(0, H, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        rh = tl.load(at(reset_state_ptr, 0, b, k, H), mask=there(k, b, H, here.count), other=0.0)
+        an = multiply(load_weight(w_hh_ptr, 2, j, k, H), rh, an, PRECISION)
 
     live = there(j, b, H, here.count)
-    gates_in = at(gates_in_ptr, here.row, b, j, 3 * H)
-    r = sigmoid(ar + read(gates_in, live))
-    z = sigmoid(az + read(gates_in + H, live))
-    write(at(update_ptr, 0, b, j, H), z, live)
-    write(at(reset_state_ptr, 0, b, j, H), r * read(at(state_ptr, 0, b, j, H), live), live)
+    n = candidate(read(at(gates_in_ptr, here.row, b, j, 3 * H) + 2 * H, live), an, 1.0, VARIANT)
+    z = read(at(update_ptr, 0, b, j, H), live)
+    state = at(state_ptr, 0, b, j, H)
+    h = blend(read(state, live), z, n, VARIANT)
+    write(state, h, live)
+    write(at(output_ptr, here.row, b, j, width), h, live)
     if reserve_ptr is not None:
-        write_gates(at(reserve_ptr, here.row, b, j, 3 * H), (r, z), live, H)
+        write(at(reserve_ptr, here.row, b, j, 3 * H) + 2 * H, n, live)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -208,25 +251,14 @@ def candidate_step(
         here = step_of(side, row, count, row_back, count_back)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         gates_in_ptr += behind * (3 * H)
-        state_ptr += side.to(tl.int64) * batch * H
-        update_ptr += side.to(tl.int64) * batch * H
-        reset_state_ptr += side.to(tl.int64) * batch * H
+        state_ptr += side * batch * H
+        update_ptr += side * batch * H
+        reset_state_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
-    an = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-    for first in range(0, H, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        rh = tl.load(at(reset_state_ptr, 0, b, k, H), mask=there(k, b, H, here.count), other=0.0)
-        an = multiply(load_weight(w_hh_ptr, 2, j, k, H), rh, an, PRECISION)
-
-    live = there(j, b, H, here.count)
-    n = candidate(read(at(gates_in_ptr, here.row, b, j, 3 * H) + 2 * H, live), an, 1.0, VARIANT)
-    z = read(at(update_ptr, 0, b, j, H), live)
-    state = at(state_ptr, 0, b, j, H)
-    h = blend(read(state, live), z, n, VARIANT)
-    write(state, h, live)
-    write(at(output_ptr, here.row, b, j, width), h, live)
-    if reserve_ptr is not None:
-        write(at(reserve_ptr, here.row, b, j, 3 * H) + 2 * H, n, live)
+    candidate_tile(
+        gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, j, b,
+        here, H, width, VARIANT, PRECISION, BLOCK_K,
+    )  # fmt: skip
