@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -106,6 +106,35 @@ def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bo
 
 
 @dataclass(frozen=True)
+class WalkingConfig(StepwiseConfig):
+    """As the stepwise schedule's, with at most so many programs (None: one for each tile), for all must be on the device
+    together. `timeout`: as in PersistentConfig."""
+
+    programs: int | None = None
+    timeout: float | None = None
+
+    def shared_bytes(self, dtype: torch.dtype) -> int:
+        """The most shared memory that a program takes: chunks of three gates' weights and of what they multiply."""
+        return self.num_stages * 3 * (self.block_h + self.block_b) * self.block_k * dtype.itemsize
+
+    def on_a_multiprocessor(self, dtype: torch.dtype, shared_per_block: int) -> int:
+        """Programs that fit on a multiprocessor, by registers as in PersistentConfig, and by shared memory."""
+        by_registers = 65536 // (256 * 32 * self.num_warps)
+        return max(1, min(by_registers, shared_per_block // self.shared_bytes(dtype)))
+
+
+def walking_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bool = True) -> WalkingConfig:
+    """Tile sizes of the walking schedule: in 16 bits those of the stepwise one. What a program carries from step to step
+    takes registers too, so chunks of float32 are short."""
+    config = stepwise_config(dtype, batch, hidden_size, matrix)
+    if dtype.itemsize > 2 and not matrix:
+        config = replace(config, block_b=16, block_k=16, num_warps=8, num_stages=2)
+    elif dtype.itemsize > 2:
+        config = replace(config, block_k=16, num_warps=4 if config.block_b == 16 else 8)
+    return WalkingConfig(**asdict(config))
+
+
+@dataclass(frozen=True)
 class ResidentConfig:
     """A program runs all hidden units of BLOCK_B sequences."""
 
@@ -202,4 +231,4 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     return PersistentConfig(num_warps=2 if groups <= 2 else 4 if groups <= 4 else 8)
 
 
-Config = StepwiseConfig | ResidentConfig | PersistentConfig
+Config = StepwiseConfig | WalkingConfig | ResidentConfig | PersistentConfig

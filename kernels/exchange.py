@@ -164,7 +164,14 @@ def first_flag(status_ptr, exchange, group, groups, T):
 
 
 @triton.jit
-def _await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
+def arrive(flag):
+    """Add this program to a counter, once all of its warps have stored what it speaks for."""
+    tl.debug_barrier()
+    tl.atomic_add(flag, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
     """Wait until so many programs have published. Returns 0, from which the addresses of the loads that follow are
     made: none can move before the wait."""
     tl.static_assert(not is_hip(), "the flag protocol is written for NVIDIA")
@@ -184,7 +191,7 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     if PROTOCOL == "flags" and flag is not None:
-        pointers += _await_flag(flag, arrivals, status_ptr, TIMEOUT)
+        pointers += await_flag(flag, arrivals, status_ptr, TIMEOUT)
     if by_thread(BITS, limit, SPLIT):
         CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
         at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
@@ -209,7 +216,7 @@ def await_three(first, second, third, present, status_ptr, flag, arrivals, PROTO
     BITS: tl.constexpr = first.dtype.element_ty.primitive_bitwidth
     if by_thread(BITS, limit, SPLIT):
         if PROTOCOL == "flags":
-            arrived = _await_flag(flag, arrivals, status_ptr, TIMEOUT)
+            arrived = await_flag(flag, arrivals, status_ptr, TIMEOUT)
             first, second, third = first + arrived, second + arrived, third + arrived
         CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
         at1 = _chunk_pointers(first, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
@@ -360,8 +367,7 @@ def publish(pointers, x, mask, flag, PROTOCOL: tl.constexpr):
             x = tl.where(x == x, x, float("nan"))
         tl.store(pointers, x.to(dtype), mask=mask, cache_modifier=".cg")
     if PROTOCOL == "flags" and flag is not None:
-        tl.debug_barrier()
-        tl.atomic_add(flag, 1, sem="release", scope="gpu")
+        arrive(flag)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from ..kernels.config import (
     persistent_config,
     resident_config,
     stepwise_config,
+    walking_config,
 )
 from ..planning.triton_state import interpreted, why_unusable
 from ..reference import VARIANTS
@@ -127,6 +128,7 @@ class Schedule:
 
 SCHEDULES = {
     "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision, matrix: sys.maxsize),
+    "walking": Schedule("walking", walking_config, lambda dtype, precision, matrix: sys.maxsize),
     "resident": Schedule("resident", lambda *sizes: resident_config(*sizes[:3]), ResidentConfig.largest),
     "persistent": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
 }
@@ -233,7 +235,7 @@ def can_compile(case: Case) -> bool:
     compute capability 8.0 on, and schedules have a largest size."""
     has_dtype = True
     if case.target == "sm_75" or not case.target.startswith("sm_"):
-        has_dtype = case.dtype != "tf32" and case.schedule != "persistent"
+        has_dtype = case.dtype != "tf32" and case.schedule not in ("persistent", "walking")
     if case.target == "sm_75" and case.dtype == "bf16":
         has_dtype = False
     largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], on_units(case))

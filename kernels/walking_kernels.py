@@ -1,0 +1,208 @@
+"""The walking schedule's kernels: the whole sequence in one cooperative launch, for any hidden_size.
+
+Each step is that of the stepwise schedule, tile by tile, with W_hh from L2. A program walks over tiles, the same ones
+at every step, and tells by counters (protocol "flags" in exchange.py) when a tile is done; the tiles of other batch
+tiles it never waits for. While it works on one tile, what another waits for is on its way.
+
+Never stale: what is read of others, rows of `output`, of the derivatives and of r * h, is read behind a wait for the
+counter of the step that wrote it. Memory that serves every step (r * h; the state and its derivative, which only its
+program touches) is written again only behind a wait for those who read it: they count themselves after that. A batch
+tile whose sequences have all ended, or not begun, is passed over.
+"""
+
+import triton
+import triton.language as tl
+
+from .exchange import arrive, await_flag, first_flag, report
+from .loop import Step, before_first, step_after, step_or_none, time_of
+from .stepwise_backward import bptt_reset_tile, bptt_tile
+from .stepwise_forward import candidate_tile, reset_update_tile, torch_tile
+
+
+@triton.jit
+def _tiles(H, B, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """How many there are."""
+    return tl.cdiv(H, BLOCK_H) * tl.cdiv(B, BLOCK_B)
+
+
+@triton.jit
+def _of_tile(tile, H, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Its hidden units, its sequences, and the first of these."""
+    units = tl.cdiv(H, BLOCK_H)
+    first = tile // units * BLOCK_B
+    return tile % units * BLOCK_H + tl.arange(0, BLOCK_H), first + tl.arange(0, BLOCK_B), first
+
+
+@triton.jit
+def _flag(status_ptr, exchange, first, i, T, B, BLOCK_B: tl.constexpr):
+    """The counter of an exchange at step number i, of the batch tile that begins with sequence `first`."""
+    return first_flag(status_ptr, exchange, first // BLOCK_B, T, B, BLOCK_B) + i
+
+
+@triton.jit
+def _await(status_ptr, exchange, first, i, there, T, B, H, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
+           TIMEOUT: tl.constexpr):  # fmt: skip
+    """Wait until all hidden units of a batch tile have been through an exchange, unless they are not `there`. Returns
+    0, to be added to the pointers of what is then read."""
+    flag = _flag(status_ptr, exchange, first, tl.maximum(i, 0), T, B, BLOCK_B)
+    return await_flag(flag, tl.where(there, tl.cdiv(H, BLOCK_H), 0), status_ptr, TIMEOUT)
+
+
+@triton.jit(do_not_specialize=["T", "B", "direction", "number"])
+def walk_torch(
+    gates_in_ptr,  # (N, 3H) input's share of the pre-activations
+    h0_ptr,  # (B, H)
+    w_hh_ptr,  # (3H, H)
+    b_hn_ptr,  # (H,) or None
+    state_ptr,  # (B, H) float32, in place
+    output_ptr,  # (N, H)
+    reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
+    status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
+    T,
+    B,
+    direction,  # of time, see loop.py
+    number,  # of the launch, see watch.py
+    H,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TIMEOUT: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Variant "torch", forward."""
+    last = before_first(T, B, direction)
+    for i in range(T):
+        here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
+        before = Step(last.row, tl.minimum(last.count, here.count))
+        for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
+            j, b, first = _of_tile(tile, H, BLOCK_H, BLOCK_B)
+            if first < here.count:
+                ready = _await(
+                    status_ptr, 0, first, i - 1, first < before.count, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT
+                )  # fmt: skip
+                torch_tile(
+                    gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr + ready, reserve_ptr, j, b, here,
+                    before, H, PRECISION, BLOCK_K,
+                )  # fmt: skip
+                arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
+        last = here
+    report(status_ptr, host_ptr, number)
+
+
+@triton.jit(do_not_specialize=["T", "B", "direction", "number"])
+def walk_reset_first(
+    gates_in_ptr,  # (N, 3H) input's share of the pre-activations
+    h0_ptr,  # (B, H)
+    w_hh_ptr,  # (3H, H)
+    state_ptr,  # (B, H) float32, in place
+    output_ptr,  # (N, H)
+    update_ptr,  # (B, H) float32: z
+    reset_state_ptr,  # (B, H): r * h
+    reserve_ptr,  # (N, 3H): r, z, n; or None
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
+    status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
+    T,
+    B,
+    direction,  # of time, see loop.py
+    number,  # of the launch, see watch.py
+    H,
+    VARIANT: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TIMEOUT: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Variants "cho" and "chung", forward: the candidate's product needs all of r * h, so a step has two exchanges."""
+    last = before_first(T, B, direction)
+    for i in range(T):
+        here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
+        before = Step(last.row, tl.minimum(last.count, here.count))
+        for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
+            j, b, first = _of_tile(tile, H, BLOCK_H, BLOCK_B)
+            if first < here.count:
+                ready = _await(
+                    status_ptr, 1, first, i - 1, first < before.count, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT
+                )  # fmt: skip
+                reset_update_tile(
+                    gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr + ready, update_ptr, reset_state_ptr,
+                    reserve_ptr, j, b, here, before, H, PRECISION, BLOCK_K,
+                )  # fmt: skip
+                arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
+        for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
+            j, b, first = _of_tile(tile, H, BLOCK_H, BLOCK_B)
+            if first < here.count:
+                ready = _await(status_ptr, 0, first, i, True, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT)
+                candidate_tile(
+                    gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr + ready, reserve_ptr, j,
+                    b, here, H, VARIANT, PRECISION, BLOCK_K,
+                )  # fmt: skip
+                arrive(_flag(status_ptr, 1, first, i, T, B, BLOCK_B))
+        last = here
+    report(status_ptr, host_ptr, number)
+
+
+@triton.jit(do_not_specialize=["T", "B", "direction", "number"])
+def walk_back(
+    grad_output_ptr,  # (N, H)
+    h0_ptr,  # (B, H)
+    w_hh_ptr,  # (3H, H)
+    output_ptr,  # (N, H)
+    reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n
+    d_state_ptr,  # (B, H) float32, in place
+    d_gates_ptr,  # (N, 3H), out
+    d_an_ptr,  # (N, H), out, "torch" only: derivative by W_hn h + b_hn
+    offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
+    status_ptr,  # see exchange.py
+    host_ptr,  # see watch.py
+    T,
+    B,
+    direction,  # of time, see loop.py
+    number,  # of the launch, see watch.py
+    H,
+    VARIANT: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TIMEOUT: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Back-propagation through time; behind the last turn of the loop d_state is the derivative by h0."""
+    LAST: tl.constexpr = 0 if VARIANT == "torch" else 1  # a step's last exchange
+    after = before_first(T, B, direction)
+    for i in range(T + 1):
+        t = time_of(T - 1 - i, T, direction)
+        here, before = step_or_none(offsets_ptr, t, T, B, PACKED), step_or_none(offsets_ptr, t - direction, T, B, PACKED)
+        here = Step(here.row, tl.where(i < T, here.count, 0))
+        before = Step(before.row, tl.where(i + 1 < T, tl.minimum(before.count, here.count), 0))
+        for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
+            j, b, first = _of_tile(tile, H, BLOCK_H, BLOCK_B)
+            if first < tl.maximum(here.count, after.count):
+                goes_on = first < after.count
+                ready = _await(status_ptr, LAST, first, i - 1, goes_on, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT)
+                # "torch" alone has the other one.
+                d_an = d_an_ptr + ready if VARIANT == "torch" else d_an_ptr
+                bptt_tile(
+                    grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr + ready, d_an,
+                    j, b, here, before, after, tl.where(goes_on, H, 0), H, VARIANT, PRECISION, BLOCK_K,
+                )  # fmt: skip
+                if first < here.count:
+                    arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
+        if VARIANT != "torch":
+            for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
+                j, b, first = _of_tile(tile, H, BLOCK_H, BLOCK_B)
+                if first < here.count:
+                    ready = _await(status_ptr, 0, first, i, True, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT)
+                    bptt_reset_tile(
+                        h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr + ready, j, b, here, before,
+                        H, PRECISION, BLOCK_K,
+                    )  # fmt: skip
+                    arrive(_flag(status_ptr, 1, first, i, T, B, BLOCK_B))
+        after = here
+    report(status_ptr, host_ptr, number)
