@@ -28,7 +28,7 @@ def forward(run: Recurrence[WalkingConfig], operands: Operands, save: bool) -> K
     state = h0.clone() if h0.dtype == torch.float32 else h0.float()
     args = kept.arguments(operands) | {"h0_ptr": h0, "state_ptr": state}
     if run.variant == "torch":
-        _start(walk_torch, args | {"b_hn_ptr": operands.b_hn}, {}, 1, run, operands)
+        _start(walk_torch, args | {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}, {}, 1, run, operands)
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
         _start(walk_reset_first, args, {"VARIANT": run.variant}, 2, run, operands)
@@ -54,16 +54,18 @@ def _start(
 ) -> None:
     """Launch with what all kernels share; exchanges: of a step."""
     config, steps, h0 = run.config, operands.steps, operands.h0
-    batch, hidden_size = h0.shape
+    *_, batch, hidden_size = h0.shape
     if not batch:
         return
     units, batch_tiles = config.grid(hidden_size, batch)
-    programs = min(units * batch_tiles, config.programs or units * batch_tiles)
-    watched = watch(h0.device, kernel.__name__, programs, batch_tiles, steps.seq_len, batch, hidden_size)
+    sides, programs = operands.sides, units * batch_tiles
+    if config.programs is not None:
+        programs = min(programs, max(1, config.programs // sides))
+    watched = watch(h0.device, kernel.__name__, programs, sides, steps.seq_len, batch, hidden_size)
     timeout = exchange.default_timeout() if config.timeout is None else config.timeout
     args |= {
         "offsets_ptr": steps.row_offsets(h0.device),
-        "status_ptr": exchange.new_status(h0, exchanges * steps.seq_len * batch_tiles),
+        "status_ptr": exchange.new_status(h0, exchanges * steps.seq_len * sides * batch_tiles),
         "host_ptr": watched.word,
         "T": steps.seq_len,
         "B": batch,
@@ -78,7 +80,7 @@ def _start(
     }
     launch(
         kernel,
-        (programs,),
+        (programs, sides),
         args,
         constexprs,
         num_warps=config.num_warps,

@@ -8,15 +8,18 @@ Never stale: what is read of others, rows of `output`, of the derivatives and of
 counter of the step that wrote it. Memory that serves every step (r * h; the state and its derivative, which only its
 program touches) is written again only behind a wait for those who read it: they count themselves after that. A batch
 tile whose sequences have all ended, or not begun, is passed over.
+
+Where both directions of time run, half of the programs are each one's; see recurrence.py for where their tensors lie.
 """
 
 import triton
 import triton.language as tl
 
 from .exchange import arrive, await_flag, first_flag, report
-from .loop import Step, before_first, step_after, step_or_none, time_of
+from .loop import Step, before_first, rows_of_all, step_after, step_or_none, time_of
 from .stepwise_backward import bptt_reset_tile, bptt_tile
 from .stepwise_forward import candidate_tile, reset_update_tile, torch_tile
+from .tiles import either
 
 
 @triton.jit
@@ -34,9 +37,19 @@ def _of_tile(tile, H, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
 
 
 @triton.jit
+def _side(offsets_ptr, T, B, PACKED: tl.constexpr):
+    """Where both directions run: which of them is this program's, 0 or 1, how many rows lie before its own in tensors
+    that hold one behind the other, and its direction (see loop.py)."""
+    side = tl.program_id(1)
+    return side.to(tl.int64), side * rows_of_all(offsets_ptr, T, B, PACKED), 1 - 2 * side
+
+
+@triton.jit
 def _flag(status_ptr, exchange, first, i, T, B, BLOCK_B: tl.constexpr):
     """The counter of an exchange at step number i, of the batch tile that begins with sequence `first`."""
-    return first_flag(status_ptr, exchange, first // BLOCK_B, T, B, BLOCK_B) + i
+    tiles = tl.cdiv(B, BLOCK_B)
+    group = tl.program_id(1) * tiles + first // BLOCK_B
+    return first_flag(status_ptr, exchange, group, tl.num_programs(1) * tiles, T) + i
 
 
 @triton.jit
@@ -53,7 +66,9 @@ def walk_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     b_hn_ptr,  # (H,) or None
+    b_hn_back_ptr,  # of the second direction, or None
     state_ptr,  # (B, H) float32, in place
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
@@ -73,6 +88,19 @@ def walk_torch(
     BLOCK_K: tl.constexpr,
 ):
     """Variant "torch", forward."""
+    width = H
+    if w_hh_back_ptr is not None:
+        side, behind, direction = _side(offsets_ptr, T, B, PACKED)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        if b_hn_ptr is not None:
+            b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
+        gates_in_ptr += behind * (3 * H)
+        h0_ptr += side * B * H
+        state_ptr += side * B * H
+        output_ptr += side * H
+        width = 2 * H
+        if reserve_ptr is not None:
+            reserve_ptr += behind * (4 * H)
     last = before_first(T, B, direction)
     for i in range(T):
         here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
@@ -85,7 +113,7 @@ def walk_torch(
                 )  # fmt: skip
                 torch_tile(
                     gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr + ready, reserve_ptr, j, b, here,
-                    before, H, PRECISION, BLOCK_K,
+                    before, H, width, PRECISION, BLOCK_K,
                 )  # fmt: skip
                 arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
         last = here
@@ -97,6 +125,7 @@ def walk_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     state_ptr,  # (B, H) float32, in place
     output_ptr,  # (N, H)
     update_ptr,  # (B, H) float32: z
@@ -119,6 +148,19 @@ def walk_reset_first(
     BLOCK_K: tl.constexpr,
 ):
     """Variants "cho" and "chung", forward: the candidate's product needs all of r * h, so a step has two exchanges."""
+    width = H
+    if w_hh_back_ptr is not None:
+        side, behind, direction = _side(offsets_ptr, T, B, PACKED)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        gates_in_ptr += behind * (3 * H)
+        h0_ptr += side * B * H
+        state_ptr += side * B * H
+        output_ptr += side * H
+        width = 2 * H
+        update_ptr += side * B * H
+        reset_state_ptr += side * B * H
+        if reserve_ptr is not None:
+            reserve_ptr += behind * (3 * H)
     last = before_first(T, B, direction)
     for i in range(T):
         here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
@@ -131,7 +173,7 @@ def walk_reset_first(
                 )  # fmt: skip
                 reset_update_tile(
                     gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr + ready, update_ptr, reset_state_ptr,
-                    reserve_ptr, j, b, here, before, H, PRECISION, BLOCK_K,
+                    reserve_ptr, j, b, here, before, H, width, PRECISION, BLOCK_K,
                 )  # fmt: skip
                 arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
         for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
@@ -140,7 +182,7 @@ def walk_reset_first(
                 ready = _await(status_ptr, 0, first, i, True, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT)
                 candidate_tile(
                     gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr + ready, reserve_ptr, j,
-                    b, here, H, VARIANT, PRECISION, BLOCK_K,
+                    b, here, H, width, VARIANT, PRECISION, BLOCK_K,
                 )  # fmt: skip
                 arrive(_flag(status_ptr, 1, first, i, T, B, BLOCK_B))
         last = here
@@ -152,6 +194,7 @@ def walk_back(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n
     d_state_ptr,  # (B, H) float32, in place
@@ -175,6 +218,19 @@ def walk_back(
 ):
     """Back-propagation through time; behind the last turn of the loop d_state is the derivative by h0."""
     LAST: tl.constexpr = 0 if VARIANT == "torch" else 1  # a step's last exchange
+    width = H
+    if w_hh_back_ptr is not None:
+        side, behind, direction = _side(offsets_ptr, T, B, PACKED)
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        grad_output_ptr += side * H
+        h0_ptr += side * B * H
+        output_ptr += side * H
+        width = 2 * H
+        reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
+        d_state_ptr += side * B * H
+        d_gates_ptr += behind * (3 * H)
+        if VARIANT == "torch":
+            d_an_ptr += behind * H
     after = before_first(T, B, direction)
     for i in range(T + 1):
         t = time_of(T - 1 - i, T, direction)
@@ -190,7 +246,7 @@ def walk_back(
                 d_an = d_an_ptr + ready if VARIANT == "torch" else d_an_ptr
                 bptt_tile(
                     grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr + ready, d_an,
-                    j, b, here, before, after, tl.where(goes_on, H, 0), H, VARIANT, PRECISION, BLOCK_K,
+                    j, b, here, before, after, tl.where(goes_on, H, 0), H, width, VARIANT, PRECISION, BLOCK_K,
                 )  # fmt: skip
                 if first < here.count:
                     arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
@@ -201,7 +257,7 @@ def walk_back(
                     ready = _await(status_ptr, 0, first, i, True, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT)
                     bptt_reset_tile(
                         h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr + ready, j, b, here, before,
-                        H, PRECISION, BLOCK_K,
+                        H, width, PRECISION, BLOCK_K,
                     )  # fmt: skip
                     arrive(_flag(status_ptr, 1, first, i, T, B, BLOCK_B))
         after = here
