@@ -107,8 +107,8 @@ def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bo
 
 @dataclass(frozen=True)
 class WalkingConfig(StepwiseConfig):
-    """As the stepwise schedule's, with at most so many programs (None: one for each tile), for all must be on the device
-    together. `timeout`: as in PersistentConfig."""
+    """As the stepwise schedule's, with at most so many programs (None: one for each tile), for all must be on the
+    device together. `timeout`: as in PersistentConfig."""
 
     programs: int | None = None
     timeout: float | None = None
@@ -124,8 +124,8 @@ class WalkingConfig(StepwiseConfig):
 
 
 def walking_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bool = True) -> WalkingConfig:
-    """Tile sizes of the walking schedule: in 16 bits those of the stepwise one. What a program carries from step to step
-    takes registers too, so chunks of float32 are short."""
+    """Tile sizes of the walking schedule: in 16 bits those of the stepwise one. What a program carries from step to
+    step takes registers too, so chunks of float32 are short."""
     config = stepwise_config(dtype, batch, hidden_size, matrix)
     if dtype.itemsize > 2 and not matrix:
         config = replace(config, block_b=16, block_k=16, num_warps=8, num_stages=2)

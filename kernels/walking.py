@@ -28,7 +28,8 @@ def forward(run: Recurrence[WalkingConfig], operands: Operands, save: bool) -> K
     state = h0.clone() if h0.dtype == torch.float32 else h0.float()
     args = kept.arguments(operands) | {"h0_ptr": h0, "state_ptr": state}
     if run.variant == "torch":
-        _start(walk_torch, args | {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}, {}, 1, run, operands)
+        args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
+        _start(walk_torch, args, {}, 1, run, operands)
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
         _start(walk_reset_first, args, {"VARIANT": run.variant}, 2, run, operands)

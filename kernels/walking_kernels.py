@@ -234,7 +234,8 @@ def walk_back(
     after = before_first(T, B, direction)
     for i in range(T + 1):
         t = time_of(T - 1 - i, T, direction)
-        here, before = step_or_none(offsets_ptr, t, T, B, PACKED), step_or_none(offsets_ptr, t - direction, T, B, PACKED)
+        here = step_or_none(offsets_ptr, t, T, B, PACKED)
+        before = step_or_none(offsets_ptr, t - direction, T, B, PACKED)
         here = Step(here.row, tl.where(i < T, here.count, 0))
         before = Step(before.row, tl.where(i + 1 < T, tl.minimum(before.count, here.count), 0))
         for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):

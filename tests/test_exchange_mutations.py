@@ -15,7 +15,7 @@ from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
 
 import trigru.kernels
-from trigru.kernels.config import PersistentConfig, persistent_config
+from trigru.kernels.config import PersistentConfig, persistent_config, walking_config
 from trigru.kernels.launch import using
 from trigru.kernels.watch import KernelTimeout
 
@@ -25,16 +25,28 @@ SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
     *("fragments", "assembly", "exchange", "parts"),
     *(f"persistent{part}" for part in ("_tiles", "_forward", "_backward", "")),
+    *("walking_kernels", "walking"),
+)
+AS_THEY_ARE = (
+    "config",
+    "gates",
+    "launch",
+    "loop",
+    "recurrence",
+    "stepwise_backward",
+    "stepwise_forward",
+    "tiles",
+    "watch",
 )
 
 
 @pytest.fixture
 def mutated(tmp_path):
-    """A function: `mutated(file, old, new)` is the module `persistent` with one piece of its sources replaced, or
-    several."""
+    """A function: `mutated(file, old, new)` is the module `persistent`, or another schedule's, with one piece of its
+    sources replaced, or several."""
     loaded = []
 
-    def load(file: str, old: str | tuple[str, ...], new: str | tuple[str, ...]):
+    def load(file: str, old: str | tuple[str, ...], new: str | tuple[str, ...], schedule: str = "persistent"):
         package = f"mutant_{abs(hash((file, old, new)))}"
         pieces = [(old, new)] if isinstance(old, str) else list(zip(old, new, strict=True))
         texts = {name: (SOURCES / f"{name}.py").read_text() for name in FILES}
@@ -42,12 +54,13 @@ def mutated(tmp_path):
             (where,) = {name for name in (file, "assembly") if one in texts[name]}
             texts[where] = texts[where].replace(one, other)
         for name, text in texts.items():
-            for other in ("config", "gates", "launch", "loop", "recurrence", "tiles", "watch"):
+            for other in AS_THEY_ARE:
                 text = text.replace(f"from .{other} import", f"from trigru.kernels.{other} import")
             for other in FILES:
                 text = text.replace(f"from .{other} import", f"from {package}_{other} import")
             both = f"import {package}_exchange as exchange\nfrom trigru.kernels import widen"
             text = text.replace("from . import exchange, widen", both)
+            text = text.replace("from . import exchange\n", f"import {package}_exchange as exchange\n")
             (tmp_path / f"{package}_{name}.py").write_text(text)
         for name in FILES:
             full = f"{package}_{name}"
@@ -58,7 +71,7 @@ def mutated(tmp_path):
             sys.modules[full] = module
             loaded.append(full)
             spec.loader.exec_module(module)
-        return sys.modules[f"{package}_persistent"]
+        return sys.modules[f"{package}_{schedule}"]
 
     yield load
     for name in loaded:
@@ -132,7 +145,7 @@ NEW = "STATUS_WORDS.value + flags, dtype=torch.int32, device=like.device)"
         ("setp.ge.s32 p, t, $2;", "setp.ge.s32 p, t, 0;"),
         ("ld.acquire.gpu", "ld.relaxed.gpu"),
         ('sem="release"', 'sem="relaxed"'),
-        ("        tl.debug_barrier()\n", ""),
+        ("    tl.debug_barrier()\n", ""),
         (f"torch.zeros({NEW}", f"torch.arange({NEW} // 8"),
     ],
     ids=["no wait", "no acquire", "no release", "no barrier", "counters not zero"],
@@ -144,8 +157,7 @@ def test_a_step_of_the_flag_protocol_left_out(mutated, old, new):
 
 def test_a_flag_before_the_value(mutated):
     store = '        tl.store(pointers, x.to(dtype), mask=mask, cache_modifier=".cg")\n'
-    flag = ('    if PROTOCOL == "flags" and flag is not None:\n        tl.debug_barrier()\n'
-            '        tl.atomic_add(flag, 1, sem="release", scope="gpu")\n')  # fmt: skip
+    flag = '    if PROTOCOL == "flags" and flag is not None:\n        arrive(flag)\n'
     early = flag.replace("\n", "\n    ").replace("    if", "        if", 1).rstrip() + "\n"
     assert caught(mutated("exchange", store + flag, early + store), protocol="flags", seeds=8, quantum=20) is not None
 
@@ -261,3 +273,40 @@ def test_a_barrier_left_out():
         without = text[:place] + re.sub(r"bar\.sync\s+0;", "", text[place:], count=1)
         with pytest.raises(PtxError, match="race"):
             run_ptx(without, args, launch.grid, 8, compiled.shared, seed=0)
+
+
+def caught_walking(walking, variant: str, **order) -> bool:
+    """Whether the tests of the walking kernels notice; two programs walk over six tiles."""
+    case = recurrence(3, 40, 48, variant=variant)
+    config = replace(walking_config(case.h0.dtype, 40, 48), programs=2, timeout=0.05)
+    for seed in range(4):
+        try:
+            with using(ptx_launcher(arch=90, seed=seed, quantum=20, **order)):
+                errors = case.errors(case.run(walking, config))
+        except (PtxError, KernelTimeout):
+            return True
+        if not max(errors.values()) <= 1.5e-2:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("variant", "old", "new"),
+    [
+        ("torch", "tl.where(there, tl.cdiv(H, BLOCK_H), 0)", "tl.cdiv(H, BLOCK_H) * 0"),
+        ("torch", "tl.where(there, tl.cdiv(H, BLOCK_H), 0)", "tl.where(there, tl.cdiv(H, BLOCK_H) - 1, 0)"),
+        ("torch", "first // BLOCK_B", "first // BLOCK_B * 0"),
+        ("torch", "status_ptr, LAST, first, i - 1, goes_on", "status_ptr, LAST, first, i - 2, goes_on"),
+        ("cho", "_await(status_ptr, 0, first, i, True,", "_await(status_ptr, 0, first, i, False,"),
+        ("cho", "status_ptr, 1, first, i - 1, first", "status_ptr, 0, first, i - 1, first"),
+        ("cho", "LAST: tl.constexpr = 0 if", "LAST: tl.constexpr = 0 if True or"),
+        ("cho", "arrive(_flag(status_ptr, 1,", "arrive(_flag(status_ptr, 0,"),
+    ],
+)
+def test_a_wait_of_the_walking_kernels_changed(mutated, variant, old, new):
+    assert caught_walking(mutated("walking_kernels", old, new, "walking"), variant)
+
+
+def test_nothing_of_the_walking_kernels_is_caught_without_a_mutation(mutated):
+    walking = mutated("parts", "even + odd", "even + odd", "walking")
+    assert not any(caught_walking(walking, variant) for variant in ("torch", "cho"))

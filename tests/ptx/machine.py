@@ -45,9 +45,11 @@ class Group:
 
 
 class Timer:
-    """%globaltimer, in nanoseconds: every instruction of the grid takes one. Where a program asks again, and nothing
-    has been stored since it last did, it waits for what is slow to come: the time jumps, twice as far each time, so
-    that a wait that is in vain ends soon."""
+    """%globaltimer, in nanoseconds: every instruction of the grid takes one. Where a program asks again and again, and
+    nothing has been stored since it began to, it waits for what is slow to come: the time jumps, twice as far each time,
+    so that a wait that is in vain ends soon."""
+
+    PATIENCE = 64  # times that a program asks before; meanwhile another may be in the middle of a long product
 
     def __init__(self, counts: dict[str, int]):
         self.counts, self.jumped = counts, 1_750_000_000 * 10**9  # a Unix clock
@@ -59,8 +61,8 @@ class Timer:
         before, times = self.asked.get(program, (-1, 0))
         times = times + 1 if stored == before else 0
         self.asked[program] = stored, times
-        if times:
-            self.jumped += 1 << (20 + times)
+        if times > self.PATIENCE:
+            self.jumped += 1 << (20 + times - self.PATIENCE)
         return self.counts["instructions"] + self.jumped
 
 
