@@ -145,12 +145,12 @@ NEW = "STATUS_WORDS.value + flags, dtype=torch.int32, device=like.device)"
         ("setp.ge.s32 p, t, $2;", "setp.ge.s32 p, t, 0;"),
         ("ld.acquire.gpu", "ld.relaxed.gpu"),
         ('sem="release"', 'sem="relaxed"'),
-        ("    tl.debug_barrier()\n", ""),
         (f"torch.zeros({NEW}", f"torch.arange({NEW} // 8"),
     ],
-    ids=["no wait", "no acquire", "no release", "no barrier", "counters not zero"],
+    ids=["no wait", "no acquire", "no release", "counters not zero"],
 )  # fmt: skip
 def test_a_step_of_the_flag_protocol_left_out(mutated, old, new):
+    """All but the barrier before a release: Triton puts one there too."""
     persistent = mutated("exchange", old, new)
     assert caught(persistent, protocol="flags", seeds=8, quantum=20) is not None
 
@@ -275,13 +275,13 @@ def test_a_barrier_left_out():
             run_ptx(without, args, launch.grid, 8, compiled.shared, seed=0)
 
 
-def caught_walking(walking, variant: str, **order) -> bool:
-    """Whether the tests of the walking kernels notice; two programs walk over six tiles."""
+def caught_walking(walking, variant: str) -> bool:
+    """Whether the tests of the walking kernels notice: two batch tiles, a program for each tile, or one of them late."""
     case = recurrence(3, 40, 48, variant=variant)
-    config = replace(walking_config(case.h0.dtype, 40, 48), programs=2, timeout=0.05)
-    for seed in range(4):
+    config = replace(walking_config(case.h0.dtype, 40, 48), timeout=0.05)
+    for order in ({"seed": 0, "quantum": 2000}, {"starve": 0}, {"starve": 1}, {"starve": 3}):
         try:
-            with using(ptx_launcher(arch=90, seed=seed, quantum=20, **order)):
+            with using(ptx_launcher(arch=90, **order)):
                 errors = case.errors(case.run(walking, config))
         except (PtxError, KernelTimeout):
             return True

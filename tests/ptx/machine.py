@@ -49,7 +49,7 @@ class Timer:
     nothing has been stored since it began to, it waits for what is slow to come: the time jumps, twice as far each time,
     so that a wait that is in vain ends soon."""
 
-    PATIENCE = 64  # times that a program asks before; meanwhile another may be in the middle of a long product
+    PATIENCE = 24  # times that a program asks before; meanwhile another may be in the middle of a long product
 
     def __init__(self, counts: dict[str, int]):
         self.counts, self.jumped = counts, 1_750_000_000 * 10**9  # a Unix clock
