@@ -110,9 +110,7 @@ def _ld_param_at(mem: Mem, p: Program, kind: str, d: int) -> Op:
     """A parameter of the kernel whose address is in a register: one of several, as the compiler selects pointers."""
     address = p.address(mem, "u64")
     there = {
-        p.param_addresses[name]: p.param(name, 0, kind)
-        for name, of in p.module.params
-        if width(of) == width(kind)
+        p.param_addresses[name]: p.param(name, 0, kind) for name, of in p.module.params if width(of) == width(kind)
     }
 
     def load(cta, R, m):

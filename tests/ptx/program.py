@@ -124,6 +124,7 @@ def _registers(operand: Any) -> Iterator[str]:
         yield from _registers(operand.first)
         yield from _registers(operand.second)
 
+
 _PARAMS = 1 << 40  # no address of memory
 
 
