@@ -8,7 +8,7 @@ import torch
 
 from trigru.checks import layer_of
 from trigru.functional import cell_way
-from trigru.planning.plan import Site, choose, plan
+from trigru.planning.plan import DIRECTIONS, Site, choose, plan
 
 from .cases.case import Case
 from .cases.workloads import Gru
@@ -22,8 +22,16 @@ def why_not(case: Case) -> str | None:
     """Why the schedule that the case names cannot run it, or None."""
     sizes = (case.batch, case.hidden_size)
     try:
-        choose(case.schedule, _place(case.device), case.number, *sizes, variant=case.variant)
-        choose(case.schedule, _place(case.device), case.number, *sizes, variant=case.variant, direction="backward")
+        for direction in DIRECTIONS:
+            choose(
+                case.schedule,
+                _place(case.device),
+                case.number,
+                *sizes,
+                variant=case.variant,
+                direction=direction,
+                directions=2 if case.bidirectional else 1,
+            )
     except RuntimeError as error:
         return str(error)
     return None
@@ -43,7 +51,7 @@ def schedule_of(case: Case) -> str:
         memory=case.memory,
     )
     site = Site(_place(case.device), case.number, case.seq_len, case.batch, case.packed, recording=True, plain=True)
-    return plan(layer, site)[0].schedule
+    return plan(layer, site).schedule
 
 
 def schedule_of_gru(gru: Gru, device: str, dtype: torch.dtype, schedule: str, memory: str, recording: bool) -> str:
@@ -58,4 +66,4 @@ def schedule_of_gru(gru: Gru, device: str, dtype: torch.dtype, schedule: str, me
     packed = gru.rows in ("packed", "resets") and not gru.cell
     seq_len = 1 if gru.cell else gru.seq_len
     site = Site(_place(device), dtype, seq_len, gru.sequences, packed, recording, plain=True)
-    return plan(layer, site)[0].schedule
+    return plan(layer, site).schedule

@@ -168,10 +168,10 @@ def resident_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Residen
 @dataclass(frozen=True)
 class PersistentConfig:
     """A program keeps BLOCK_H hidden units of every gate for BLOCK_B sequences, the inner dimension split over its
-    warps. A launch has at most `tiles_at_once` batch tiles (None: all), where both directions run of either of them,
-    because all its programs must be on the device together; others follow in launches of their own. `protocol`: how programs learn that a value is there, "data" or
-    "flags" (see exchange.py). `timeout`: seconds after which a wait gives up; None:
-    those of `exchange.default_timeout`."""
+    warps. A launch has at most `tiles_at_once` batch tiles (None: all), a tile counted twice where both directions run,
+    because all its programs must be on the device together; others follow in launches of their own. `protocol`: how
+    programs learn that a value is there, "data" or "flags" (see exchange.py). `timeout`: seconds after
+    which a wait gives up; None: those of `exchange.default_timeout`."""
 
     block_h: int = 16
     block_b: int = 16

@@ -66,8 +66,8 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     """As `stepwise.backward`, with what `forward` says here."""
     hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
-        wide = (widen.wider(given, hidden_size, more) for given in (kept, gradients))
-        return widen.narrower(backward(run, widen.operands(operands, more), *wide), hidden_size, more)
+        kept, gradients = widen.wider(kept, hidden_size, more), widen.wider(gradients, hidden_size, more)
+        return widen.narrower(backward(run, widen.operands(operands, more), kept, gradients), hidden_size, more)
     derivatives = _derivatives(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args["grad_output_ptr"] = gradients.output
@@ -92,9 +92,7 @@ def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradient
     exchange.reserve(memory, protocol)
     d_gates, d_an = memory.split_with_sizes((3 * rows * hidden_size, rows * hidden_size))
     shape = (*h0.shape[:-2], operands.steps.num_rows)
-    return Derivatives(
-        d_gates.view(*shape, 3 * hidden_size), d_an.view(*shape, hidden_size), gradients.last_state(h0)
-    )
+    return Derivatives(d_gates.view(*shape, 3 * hidden_size), d_an.view(*shape, hidden_size), gradients.last_state(h0))
 
 
 def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:

@@ -36,8 +36,8 @@ def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gr
     """As `stepwise.backward`."""
     hidden_size = operands.h0.shape[-1]
     if more := widen.missing(hidden_size, _ALIGNED):
-        wide = (widen.wider(given, hidden_size, more) for given in (kept, gradients))
-        return widen.narrower(backward(run, widen.operands(operands, more), *wide), hidden_size, more)
+        kept, gradients = widen.wider(kept, hidden_size, more), widen.wider(gradients, hidden_size, more)
+        return widen.narrower(backward(run, widen.operands(operands, more), kept, gradients), hidden_size, more)
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}

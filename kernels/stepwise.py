@@ -50,7 +50,9 @@ def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gr
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
     of_two = (*_OF_A_STEP, "row_after", "count_after")
     start = _prepare(bptt_step, first, constexprs | {"VARIANT": run.variant}, of_two, operands, config, "extent")
-    finish = None if run.variant == "torch" else _prepare(bptt_reset_step, args, constexprs, _OF_A_STEP, operands, config)
+    finish = (
+        None if run.variant == "torch" else _prepare(bptt_reset_step, args, constexprs, _OF_A_STEP, operands, config)
+    )
     grid, none = _Grids(operands, config), (0, 0, 0, 0) * operands.sides
     after = none
     for step in [*reversed(list(_walk(run, operands))), none]:

@@ -49,8 +49,7 @@ def wider(given: Given, hidden_size: int, more: int) -> Given:
 def narrower(found: Found, hidden_size: int, more: int, *places: Tensor | None) -> Found:
     """The first `hidden_size` of so many and `more` units, in the memory of `places` where that is given."""
     tensors: Any = (
-        None if x is None else _narrower(x, hidden_size, more, place)
-        for x, place in zip_longest(found, places)
+        None if x is None else _narrower(x, hidden_size, more, place) for x, place in zip_longest(found, places)
     )
     return type(found)(*tensors)
 

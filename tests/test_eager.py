@@ -8,9 +8,10 @@ import pytest
 import torch
 from cases import NAMES, assert_as_reference, error, layer
 
+from trigru.kernels.config import kept_values
 from trigru.kernels.steps import Steps
 from trigru.layer import Weights
-from trigru.planning.plan import Plan
+from trigru.planning.plan import Choice
 from trigru.reference import VARIANTS
 from trigru.schedules import eager, eager_layout
 from trigru.schedules.part import Part, Run, Upstream
@@ -85,25 +86,27 @@ def forward(arguments, case, *, save=True):
     data, h0, *weights = arguments
     batch_sizes, options = case.batch_sizes, case.options
     steps = Steps.padded(*data.shape[:2]) if batch_sizes is None else Steps.of_batch_sizes(batch_sizes.tolist())
-    part = Part(Plan("eager", "named"), options["variant"], options["reverse"], save)
-    run = Run(data, h0, steps, data.new_empty(steps.num_rows, h0.shape[1]), h0.new_empty(h0.shape))
-    gates = eager.forward(part, Weights(*weights), run)
-    return part, run, gates
+    part = Part(Choice("eager", "named"), options["variant"], options["reverse"])
+    gates = data.new_empty(steps.num_rows, kept_values(part.variant) * h0.shape[1]) if save else None
+    run = Run(data, h0, steps, data.new_empty(steps.num_rows, h0.shape[1]), gates, h0.new_empty(h0.shape))
+    eager.forward(part, [Weights(*weights)], run)
+    return part, run
 
 
 def backward(arguments, forwards, grads, needs):
-    part, run, gates = forwards
-    return eager.backward(part, Weights(*arguments[2:]), run, gates, Upstream(*grads, tuple(needs)))
+    part, run = forwards
+    d_input, d_h0, d_weights = eager.backward(part, [Weights(*arguments[2:])], run, Upstream(*grads, tuple(needs)))
+    return d_input, d_h0, *d_weights
 
 
 def call(case, needs, transform=lambda x: x, scale=1.0):
     """(output, h_n, gates) and the gradients, every tensor passed through `transform`."""
     arguments = [None if x is None else transform(x.to(case.dtype)) for x in case.tensors]
     forwards = forward(arguments, case)
-    _, run, gates = forwards
+    _, run = forwards
     output = run.output.view(*arguments[0].shape[:-1], -1)
     grads = transform(torch.full_like(output, scale)), transform(torch.full_like(run.h_n, scale))
-    return (output, run.h_n, gates), backward(arguments, forwards, grads, needs)
+    return (output, run.h_n, run.gates), backward(arguments, forwards, grads, needs)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -141,7 +144,7 @@ def test_expanded_and_unshared(variant, reverse, packed, shape):
     arguments = [x.to(case.dtype).flatten()[:1].expand(x.shape[-1]).expand(x.shape) for x in case.tensors]
     before = [x.clone() for x in arguments]
     forwards = forward(arguments, case)
-    _, (_, _, _, output, h_n), reserve = forwards
+    _, (_, _, _, output, reserve, h_n) = forwards
     grads = torch.ones(()).expand(*arguments[0].shape[:-1], shape[3]), torch.ones(()).expand(h_n.shape)
     kept = output.clone(), reserve.clone()
     results = backward(arguments, forwards, grads, [True] * 6)
@@ -157,9 +160,9 @@ def test_expanded_and_unshared(variant, reverse, packed, shape):
 def test_nothing_saved(variant):
     case = layer(variant=variant)
     arguments = [x.to(case.dtype) for x in case.tensors]
-    _, run, gates = forward(arguments, case, save=False)
-    _, want, _ = forward(arguments, case)
-    assert gates is None
+    _, run = forward(arguments, case, save=False)
+    _, want = forward(arguments, case)
+    assert run.gates is None
     assert torch.equal(run.output, want.output)
     assert torch.equal(run.h_n, want.h_n)
 

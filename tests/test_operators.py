@@ -216,14 +216,15 @@ def test_what_stands_for_the_input_holds_zeros():
     assert second.isfinite().all()
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_second_derivatives_where_the_last_states_are_the_output(monkeypatch, batch_first):
+@pytest.mark.parametrize(("batch_first", "sides"), [(False, 1), (True, 1), (True, 2)])
+def test_second_derivatives_where_the_last_states_are_the_output(monkeypatch, batch_first, sides):
     """As on a GPU."""
     for module in (stack_module, derivative, batching):
-        monkeypatch.setattr(module, "shares_output", lambda layer, device: not layer.bidirectional)
-    layer = trigru.GRU(3, 4, batch_first=batch_first, dtype=torch.float64).requires_grad_(False)
+        monkeypatch.setattr(module, "shares_output", lambda device: True)
+    options = {"batch_first": batch_first, "bidirectional": sides == 2, "dtype": torch.float64}
+    layer = trigru.GRU(3, 4, **options).requires_grad_(False)
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert gradgradcheck(lambda x: layer(x, torch.zeros(1, 4 if batch_first else 2, 4).double()), (x,))
+    assert gradgradcheck(lambda x: layer(x, torch.zeros(sides, 4 if batch_first else 2, 4).double()), (x,))
 
 
 def test_frozen_layers_below_may_change_between_forward_and_backward():

@@ -206,21 +206,22 @@ def test_where_programs_do_not_fit_auto_takes_a_schedule_that_does_not_wait(monk
     monkeypatch.setattr(plan, "_SHARED", set())
     x, h0 = torch.randn(3, 2, 8).bfloat16(), torch.randn(2, 32).bfloat16()
     weights = Weights(torch.randn(96, 8).bfloat16(), torch.randn(96, 32).bfloat16() / 6, None, None)
-    chosen = plan.Plan("persistent", "the fastest", PersistentConfig(num_warps=2))
-    part = Part(chosen, "torch", False, True)
-    run = Run(x, h0, Steps.padded(3, 2), torch.empty(6, 32).bfloat16(), torch.empty_like(h0))
+    chosen = plan.Choice("persistent", "the fastest", PersistentConfig(num_warps=2))
+    part = Part(chosen, "torch", False)
+    states, gates = torch.empty(6, 32).bfloat16(), torch.empty(6, 128).bfloat16()
+    run = Run(x, h0, Steps.padded(3, 2), states, gates, torch.empty_like(h0))
     with using(refuses_cooperation):
         with pytest.warns(RuntimeWarning, match=r"'persistent' does not fit on cpu, '(stepwise|resident)' runs"):
-            gates = fused.forward(part, weights, run)
+            fused.forward(part, [weights], run)
         want, _ = reference.gru(*(t.double() for t in (x, h0, *weights[:2])), None, None, variant="torch")
         assert (run.output.double() - want.flatten(0, 1)).norm() <= 1.5e-2 * want.norm()
         upstream = Upstream(run.output.view(3, 2, 32), None, (True,) * 4 + (False,) * 2)
         with pytest.warns(RuntimeWarning, match="does not fit"):
-            grads = fused.backward(part, weights, run, gates, upstream)
-        assert all(grad.isfinite().all() for grad in grads[:4])
-        named = part._replace(plan=replace(chosen, reason="asked for by name"))
+            grads = fused.backward(part, [weights], run, upstream)
+        assert all(grad.isfinite().all() for grad in (grads.input, grads.h0, *grads.weights[:2]))
+        named = part._replace(choice=replace(chosen, reason="asked for by name"))
         with pytest.raises(DoesNotFit, match="too many blocks"):
-            fused.forward(named, weights, run)
+            fused.forward(named, [weights], run)
     assert x.device in plan._SHARED
 
 

@@ -12,11 +12,11 @@ from conftest import INTERPRETED
 import trigru
 from trigru.bench.cases.workloads import WORKLOADS, Gru, named
 from trigru.command.cli import main
-from trigru.command.explain_workloads import launches, of_gru, of_workload
+from trigru.command.explain_workloads import of_gru, of_workload
 from trigru.kernels.launch import using
 from trigru.planning.cost import Layer
 from trigru.planning.devices import PRESETS
-from trigru.planning.plan import DIRECTIONS, candidates
+from trigru.planning.plan import DIRECTIONS, planned, staged
 
 H100 = PRESETS["H100"]
 
@@ -75,12 +75,12 @@ def test_launches_are_those_that_a_call_starts(schedule, hidden_size, batch, var
         output, _ = module(x)
     with using(for_backward):
         output.sum().backward()
-    layer = Layer(variant, dtype, batch, hidden_size)
-    said = []
-    for direction in DIRECTIONS:
-        (found,) = (each for each in candidates(H100, layer, direction) if each.schedule == schedule)
-        said.append(4 * launches(found, variant, batch, seq_len, direction))
-    assert said == [for_forward.count, for_backward.count]
+    layer = Layer(variant, dtype, batch, hidden_size, directions=2)
+    said = [staged(2, 2, planned(schedule, H100, layer, direction), direction) for direction in DIRECTIONS]
+    assert [plan.launches(seq_len) for plan in said] == [for_forward.count, for_backward.count]
+    assert len(said[0].stages) == 2  # of a layer each
+    if schedule != "stepwise":
+        assert for_forward.count == said[0].turns * 2
 
 
 def test_what_a_workload_takes_is_the_sum_of_its_parts():
@@ -98,13 +98,15 @@ def test_what_a_workload_takes_is_the_sum_of_its_parts():
 
 def test_steps_layers_directions_and_turns_are_all_counted():
     gru = Gru(100, 64, 512, 512, 3, bidirectional=True)
-    whole = of_gru(gru, "bf16", H100, "forward")
-    assert (whole["schedule"], whole["launches"], whole["turns"]) == ("persistent", 6, 1)
-    in_turns = of_gru(replace(gru, batch=128), "bf16", H100, "forward")
-    assert (in_turns["launches"], in_turns["turns"]) == (12, 2)
-    assert in_turns["predicted_us"] > 1.8 * whole["predicted_us"]
+    half = of_gru(replace(gru, batch=32), "bf16", H100, "forward")
+    assert (half["schedule"], half["launches"], half["turns"]) == ("persistent", 3, 1)
+    alone = of_gru(replace(gru, batch=32, bidirectional=False), "bf16", H100, "forward")
+    assert half["predicted_us"] == pytest.approx(alone["predicted_us"])  # a grid of twice the programs takes no longer
+    in_turns = of_gru(gru, "bf16", H100, "forward")
+    assert (in_turns["launches"], in_turns["turns"]) == (6, 2)
+    assert in_turns["predicted_us"] > 1.8 * half["predicted_us"]
     by_step = of_gru(replace(gru, hidden_size=2048), "bf16", H100, "forward")
-    assert (by_step["schedule"], by_step["launches"]) == ("stepwise", 600)
+    assert (by_step["schedule"], by_step["launches"]) == ("stepwise", 300)
     cell = Gru(7, 64, 512, 512, cell=True)
     assert of_gru(cell, "bf16", H100, "forward")["launches"] == 7
     assert of_gru(cell, "bf16", H100, "forward")["predicted_us"] > 7 * H100.launch_time * 1e6

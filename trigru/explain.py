@@ -12,24 +12,30 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .checks import layer_of
 from .functional import cell_way, gru, records_of
-from .layer import Call, Records
+from .layer import Call, Layer, Records
 from .modules import GRU, GRUCell
 from .operators import site_of
-from .planning.plan import plan
+from .planning.plan import Plan, plan
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a GRU does with an input: the schedule that runs, on which device and dtype, and why."""
+    """What a GRU does with an input: the schedule that runs, on which device and dtype, and why; how many kernels of
+    the recurrence its forward starts, for all layers and directions, and in how many turns of a full device, None where
+    torch operations run."""
 
     schedule: str
     device: torch.device
     dtype: torch.dtype
     variant: str
     reason: str
+    launches: int | None = None
+    turns: int | None = None
 
     def __str__(self) -> str:
-        return f"schedule {self.schedule!r}, variant {self.variant!r}, {self.dtype} on {self.device}: {self.reason}"
+        counted = "" if self.launches is None else f", launches {self.launches}, turns {self.turns}"
+        place = f"{self.dtype} on {self.device}"
+        return f"schedule {self.schedule!r}, variant {self.variant!r}, {place}{counted}: {self.reason}"
 
 
 class Explanations(dict[str, "Explanation"]):
@@ -99,8 +105,12 @@ def explain(call: Any, input: Any, *args: Any, **kwargs: Any) -> Explanation | E
         raise TypeError(f"call: expected {kind}, got {got}; trigru.swap makes nn.GRU a trigru.GRU")
     layer, _, given = records
     site = site_of(*records)
-    first, *_ = plan(layer, site)
-    return Explanation(first.schedule, given.input.device, given.input.dtype, layer.variant, first.reason)
+    return _explanation(plan(layer, site), given.input, layer, site.seq_len)
+
+
+def _explanation(found: Plan, input: Tensor, layer: Layer, seq_len: int) -> Explanation:
+    launches = found.launches(seq_len)
+    return Explanation(found.schedule, input.device, input.dtype, layer.variant, found.reason, launches, found.turns)
 
 
 def _of_module(module: GRU, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Records:
@@ -141,5 +151,4 @@ def _explain_cell(cell: GRUCell, input: Tensor) -> Explanation:
     x = input if input.dim() == 2 else input.unsqueeze(0)
     layer = layer_of(cell.input_size, cell.hidden_size, bias=cell.bias, variant=cell.variant)
     records = Records(layer, weights, Call(x.unsqueeze(0), x.new_zeros(1, x.shape[0], cell.hidden_size)))
-    first, *_ = plan(layer, site_of(*records))
-    return Explanation(first.schedule, input.device, input.dtype, cell.variant, first.reason)
+    return _explanation(plan(layer, site_of(*records)), input, layer, 1)

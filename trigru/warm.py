@@ -15,7 +15,7 @@ from .layer import Call, Layer
 from .modules import GRU
 from .planning import cost
 from .planning.devices import Device, present, preset
-from .planning.plan import DIRECTIONS, DTYPES, Plan, planned, precision_of
+from .planning.plan import DIRECTIONS, DTYPES, Choice, Plan, planned, precision_of, staged
 from .planning.triton_state import interpreted, why_unusable
 from .schedules import stack
 
@@ -105,14 +105,14 @@ def _launches(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool, 
     layer, weights, call = _records(module, batch, dtype, packed)
     if call.input.dtype not in DTYPES:
         return []
-    forward, backward = ((_plan(layer, call, device, direction),) * layer.num_layers for direction in DIRECTIONS)
+    forward, backward = (_plan(layer, call, device, direction) for direction in DIRECTIONS)
     recorder = Recorder()
     with using(recorder), torch.no_grad():
-        if forward[0].schedule != "eager":
+        if forward.schedule != "eager":
             stack.forward(layer, weights, call, forward, layer.num_layers)
-        if forward[0].schedule != "eager" or backward[0].schedule != "eager":
+        if forward.schedule != "eager" or backward.schedule != "eager":
             output, h_n, reserve = stack.forward(layer, weights, call, forward, 0)
-            if stack.shares_output(layer, call.input.device):
+            if stack.shares_output(call.input.device):
                 reserve = [*reserve, output]
             wanted = stack.Wanted(output, h_n, [True] * (2 + len(weights)))
             stack.backward(layer, weights, call, backward, 0, reserve, wanted)
@@ -136,7 +136,16 @@ def _records(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool) -
 
 def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
     if layer.schedule == "eager":
-        return Plan("eager", "asked for by name")
-    dtype, batch = call.input.dtype, call.hx.shape[1]
-    sizes = cost.Layer(layer.variant, dtype, batch, layer.hidden_size, precision=precision_of(dtype))
-    return planned(layer.schedule, device, sizes, direction)
+        choice = Choice("eager", "asked for by name")
+    else:
+        dtype = call.input.dtype
+        sizes = cost.Layer(
+            layer.variant,
+            dtype,
+            call.hx.shape[1],
+            layer.hidden_size,
+            precision=precision_of(dtype),
+            directions=layer.directions,
+        )
+        choice = planned(layer.schedule, device, sizes, direction)
+    return staged(layer.num_layers, layer.directions, choice, direction)

@@ -14,7 +14,7 @@ import torch
 from ..checks import layer_of
 from ..planning.cost import Layer
 from ..planning.devices import PRESETS, Device, preset
-from ..planning.plan import DIRECTIONS, MICRO, Plan, Site, candidates, plan, planned
+from ..planning.plan import DIRECTIONS, MICRO, Choice, Plan, Site, candidates, plan, planned
 from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
 from . import explain_workloads
@@ -105,10 +105,10 @@ def _on_cpu(args: argparse.Namespace) -> Plan:
     dtype, device = DTYPES[args.dtype], torch.device("cpu")
     layer = layer_of(args.hidden, args.hidden, num_layers=args.layers, variant=args.variant)
     site = Site(device, dtype, args.seq_len, args.batch, packed=False, recording=True, plain=True)
-    return plan(layer, site, args.direction)[0]
+    return plan(layer, site, args.direction)
 
 
-def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Plan, list[dict[str, Any]]]:
+def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Choice, list[dict[str, Any]]]:
     precision = "tf32" if args.tf32 else "ieee"
     layer = Layer(args.variant, DTYPES[args.dtype], args.batch, args.hidden, precision=precision)
     rows = []

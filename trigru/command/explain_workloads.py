@@ -11,28 +11,14 @@ import torch
 from ..bench.cases.workloads import WORKLOADS, Gru, Workload
 from ..explain import CELL_REASONS
 from ..functional import cell_way
-from ..kernels.config import PersistentConfig, cdiv
 from ..planning.cost import Layer
 from ..planning.devices import Device
-from ..planning.plan import DIRECTIONS, MICRO, Candidate, Site, candidates, plan, planned
+from ..planning.plan import DIRECTIONS, MICRO, Site, plan, planned, staged
 from .tables import fitted, wrapped
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MOST_TURNS = 2
 """With more turns, or a launch a step, the reason is printed too."""
-
-
-def launches(found: Candidate, variant: str, batch: int, seq_len: int, direction: str) -> int:
-    """Kernels of the recurrence that one layer in one direction of time starts for a sequence.
-
-    The products of all steps before and after it, copies and fills are not counted."""
-    if found.schedule == "resident":
-        return 1
-    if isinstance(found.config, PersistentConfig):  # one for as many batch tiles as run together
-        _, tiles = found.config.grid(1, batch)
-        return cdiv(tiles, found.config.tiles_at_once or tiles)
-    once = seq_len * (1 if variant == "torch" else 2)
-    return once + 1 if direction == "backward" else once  # backward ends in one for the state before the first step
 
 
 def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recording: bool = True) -> dict[str, Any]:
@@ -55,22 +41,17 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
     if device is None:
         return {**_nothing_counted(*_on_cpu(gru, number, direction, recording)), **sizes}
     precision = "tf32" if number == torch.float32 else "ieee"
-    layer = Layer(gru.variant, number, gru.sequences, gru.hidden_size, precision=precision)
-    taken = planned("auto", device, layer, direction)
-    if taken.schedule == "eager":
+    layer = Layer(gru.variant, number, gru.sequences, gru.hidden_size, precision=precision, directions=gru.directions)
+    taken = staged(gru.num_layers, gru.directions, planned("auto", device, layer, direction), direction)
+    times, steps = (gru.calls * gru.seq_len, 1) if gru.cell else (gru.calls, gru.seq_len)
+    started, seconds = taken.launches(steps), taken.seconds(steps, device.launch_time)
+    if started is None or seconds is None:
         return {**_nothing_counted(taken.schedule, taken.reason), **sizes}
-    found = next(each for each in candidates(device, layer, direction) if each.schedule == taken.schedule)
-    steps = 1 if gru.cell else gru.seq_len
-    times = gru.calls * gru.num_layers * gru.directions * (gru.seq_len if gru.cell else 1)
-    started = times * launches(found, gru.variant, gru.sequences, steps, direction)
-    seconds = times * steps * found.seconds
-    if not found.step.launches:  # in a step's time; the model leaves out what is launched once for all steps
-        seconds += started * device.launch_time
     return {
         "schedule": taken.schedule,
-        "launches": started,
-        "turns": found.turns,
-        "predicted_us": seconds * MICRO,
+        "launches": times * started,
+        "turns": taken.turns,
+        "predicted_us": times * seconds * MICRO,
         "reason": taken.reason,
         **sizes,
     }
@@ -83,7 +64,7 @@ def _on_cpu(gru: Gru, dtype: torch.dtype, direction: str, recording: bool) -> tu
         return way, CELL_REASONS[way]
     packed = gru.rows in ("packed", "resets")
     site = Site(torch.device("cpu"), dtype, gru.seq_len, gru.sequences, packed, recording, plain=True)
-    taken = plan(gru.layer, site, direction)[0]
+    taken = plan(gru.layer, site, direction)
     return taken.schedule, taken.reason
 
 

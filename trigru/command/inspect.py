@@ -70,7 +70,8 @@ SEQ_LEN = 2  # host code does at the second step what it does at all later ones
 
 @dataclass(frozen=True)
 class Case:
-    """A layer to compile kernels for. direction: "forward" keeps what backward needs, "inference" does not."""
+    """A layer to compile kernels for. direction: "forward" keeps what backward needs, "inference" does not. both: with
+    both directions of time in every launch."""
 
     target: str
     schedule: str
@@ -79,6 +80,7 @@ class Case:
     dtype: str
     hidden_size: int
     batch: int
+    both: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Row:
     cooperative: bool
     hidden_sizes: tuple[int, ...]  # all sizes asked for that run this very binary
     batches: tuple[int, ...]
+    both: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def recorded(case: Case, config: Any = None) -> list:
     module = import_module(f"trigru.kernels.{schedule.module}")
     dtype, precision = DTYPES[case.dtype]
     batch, hidden_size, rows = case.batch, case.hidden_size, SEQ_LEN * case.batch
+    sides = (2,) if case.both else ()
 
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -162,14 +166,20 @@ def recorded(case: Case, config: Any = None) -> list:
         config = schedule.config(dtype, batch, hidden_size, on_units(case))
     run = Recurrence(case.variant, False, precision, config)
     bias = meta(hidden_size) if case.variant == "torch" else None
-    gates_in, h0, w_hh = meta(rows, 3 * hidden_size), meta(batch, hidden_size), meta(3 * hidden_size, hidden_size)
+    gates_in, h0, w_hh = (
+        meta(*sides, rows, 3 * hidden_size),
+        meta(*sides, batch, hidden_size),
+        meta(3 * hidden_size, hidden_size),
+    )
     operands = Operands(gates_in, h0, w_hh, bias, Steps.padded(SEQ_LEN, batch))
+    if case.both:
+        operands = operands._replace(w_hh_back=w_hh, b_hn_back=bias)
     recorder = Recorder()
     with using(recorder):
         kept = module.forward(run, operands, case.direction != "inference")
         if case.direction == "backward":
             recorder.launches.clear()
-            module.backward(run, operands, kept, Gradients(meta(rows, hidden_size), meta(batch, hidden_size)))
+            module.backward(run, operands, kept, Gradients(meta(*kept.output.shape), meta(*h0.shape)))
     return recorder.launches
 
 
@@ -305,6 +315,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"every dtype and direction, H {ALL_HIDDEN_SIZES[0]} to {ALL_HIDDEN_SIZES[-1]} and B {ALL_BATCHES[0]} to "
         f"{ALL_BATCHES[-1]}, where not given; each distinct kernel once",
     )
+    parser.add_argument("--both", action="store_true", help="kernels that run both directions of time in a launch")
     parser.add_argument("--jobs", type=size, default=1, metavar="N", help="processes that compile")
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
 
@@ -324,6 +335,7 @@ def run(args: argparse.Namespace) -> int:
             args.dtype or (DTYPES if args.all else ("bf16",)),
             args.hidden or (ALL_HIDDEN_SIZES if args.all else (512,)),
             args.batch or (ALL_BATCHES if args.all else (64,)),
+            both=args.both,
         ),
         args.jobs,
         progress=sys.stderr.isatty(),
@@ -342,7 +354,9 @@ def cases(
     dtypes: Iterable[str],
     hidden_sizes: Iterable[int],
     batches: Iterable[int],
+    *,
+    both: bool = False,
 ) -> list[Case]:
     """Every combination that can be compiled."""
     combinations = product(targets, schedules, directions, variants, dtypes, hidden_sizes, batches)
-    return [case for case in (Case(*values) for values in combinations) if can_compile(case)]
+    return [case for case in (Case(*values, both) for values in combinations) if can_compile(case)]

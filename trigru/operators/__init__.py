@@ -113,8 +113,8 @@ class _GRU(torch.autograd.Function):
     """The operator `gru` and its derivative without the dispatcher, whose Python layers cost some 100 us a call."""
 
     @staticmethod
-    def forward(ctx, forward: Recorded, plans, has_input, batch_sizes, input, shape, hx, *weights):  # type: ignore[no-untyped-def]
-        result = compute.forward(forward, plans)
+    def forward(ctx, forward: Recorded, by, has_input, batch_sizes, input, shape, hx, *weights):  # type: ignore[no-untyped-def]
+        result = compute.forward(forward, by)
         if not has_input:
             forward = forward._replace(call=forward.call._replace(input=shape))
         derivative.save(ctx, forward, result, has_input)
@@ -165,17 +165,17 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:
         return torch.ops.trigru.gru(*flat(forward))[:2]
-    plans = plan(layer, site)
-    if plans[0].schedule == "torch":
+    by = plan(layer, site)
+    if by.schedule == "torch":
         return compute.by_torch(layer, weights, call)
     if site.recording:
         has_input = derivative.reads_input(forward, [w.requires_grad for w in weights])
         shape = None if has_input else derivative.Shape.apply(call.input)
-        return _GRU.apply(forward, plans, has_input, call.batch_sizes, call.input, shape, call.hx, *weights)
+        return _GRU.apply(forward, by, has_input, call.batch_sizes, call.input, shape, call.hx, *weights)
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):
-            return compute.forward(forward, plans)[:2]
-    return compute.forward(forward, plans)[:2]
+            return compute.forward(forward, by)[:2]
+    return compute.forward(forward, by)[:2]
 
 
 def _drawn(layer: Layer, call: Call) -> list[Tensor | None]:

@@ -71,9 +71,9 @@ def backward(info, in_dims, *args):  # type: ignore[no-untyped-def]
     for i in range(info.batch_size):
         one = recorded_backward(*_select(args, in_dims, i))
         if any(dim is None for dim in dims_of_reserve):  # the reserve of all samples: see `forward`
-            layer, _, call, _ = one.forward
+            call = one.forward.call
             output, _, reserve = torch.ops.trigru.gru(*flat(one.forward))
-            states = [output] if shares_output(layer, call.input.device) else []
+            states = [output] if shares_output(call.input.device) else []
             one = one._replace(reserve=[*reserve, *states])
         samples.append(torch.ops.trigru.gru_backward(*flat_backward(one)))
     return _stacked(samples)

@@ -24,20 +24,20 @@ def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = 
     return Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
 
 
-def forward(recorded: Recorded, plans: Sequence[Plan] | None = None) -> stack.Result:
-    """By the schedules of `plans`, of each layer, or those that the plan takes."""
+def forward(recorded: Recorded, by: Plan | None = None) -> stack.Result:
+    """By a plan, or by the one that is made here."""
     layer, weights, call, first_kept = recorded
-    if plans is None:
-        plans = plan(layer, site_of(layer, call))
-    return stack.forward(layer, weights, call, plans, first_kept)
+    if by is None:
+        by = plan(layer, site_of(layer, call))
+    return stack.forward(layer, weights, call, by, first_kept)
 
 
 def backward(backward: Backward) -> list[Tensor | None]:
     """Derivatives by input, hx and the weights, as far as they are asked for."""
     layer, weights, call, first_kept = backward.forward
-    plans = plan(layer, site_of(layer, call), "backward")
+    by = plan(layer, site_of(layer, call), "backward")
     wanted = stack.Wanted(backward.grad_output, backward.grad_h_n, backward.needs)
-    return stack.backward(layer, weights, call, plans, first_kept, backward.reserve, wanted)
+    return stack.backward(layer, weights, call, by, first_kept, backward.reserve, wanted)
 
 
 def by_reference(
@@ -81,7 +81,7 @@ def without_input(
     layer: Layer, weights: Sequence[Tensor], call: Call, kept: Sequence[Tensor]
 ) -> tuple[Call, list[Tensor]]:
     """A call of the same results and derivatives, where all that is known of the input is what the first layer's gates
-    tell. kept: gates and states of each of its directions.
+    tell. kept: its gates and states.
 
     The input's share of the pre-activations becomes the input, beside zeros that have the input's derivative; weights
     of ones pass it on."""
@@ -90,13 +90,15 @@ def without_input(
     of_input = weights[: width * layer.directions : width]
     with torch.no_grad():
         shares = []
-        plans = plan(layer, site_of(layer, call))
+        choice = plan(layer, site_of(layer, call)).stages[0].choice
+        gates, states = kept
+        all_gates = stack.planes_of(layer, gates, steps.num_rows)
+        assert all_gates is not None
+        all_states = stack.as_rows(layer, call, states).chunk(layer.directions, 1)
         for direction in range(layer.directions):
-            part = Part(plans[0], layer.variant, layer.runs_backwards(direction), True)
-            gates, states = kept[2 * direction : 2 * direction + 2]
-            states = stack.as_rows(layer, call, states)
-            run = Run(call.input, call.hx[direction], steps, states)
-            shares.append(share_of_input(part, layer.weights_of(weights, direction), run, gates))
+            part = Part(choice, layer.variant, layer.runs_backwards(direction))
+            run = Run(call.input, call.hx[direction], steps, all_states[direction], all_gates[direction])
+            shares.append(share_of_input(part, layer.weights_of(weights, direction), run))
         known = torch.cat(shares, 1)
     x = stack.time_major(layer, call, call.input)
     zeros = torch.nn.functional.linear(x - x.detach(), torch.cat(list(of_input)))

@@ -37,7 +37,7 @@ def reads_input(forward: Recorded, need_weights: Sequence[bool]) -> bool:
 def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # type: ignore[no-untyped-def]
     """Keep what the derivative needs, and nothing else. The call's input may be one of its shape alone."""
     layer, weights, call, first_kept = forward
-    states = [result.output] if shares_output(layer, call.hx.device) else []
+    states = [result.output] if shares_output(call.hx.device) else []
     below = len(weights) // layer.num_layers * first_kept
     read = [*(call.hx.new_empty(0) for _ in range(below)), *weights[below:]]
     ctx.set_materialize_grads(False)
@@ -94,7 +94,7 @@ def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     masks = masks_of(layer, backward.reserve, first_kept, call.input.dtype)
     has_input = backward.has_input or first_kept > 0
     input = backward.reserve[0] if first_kept else call.input
-    gates = [] if has_input else backward.reserve[: 2 * layer.directions]  # of the first layer, and its states
+    gates = [] if has_input else backward.reserve[:2]  # of the first layer, and its states
     ctx.set_materialize_grads(False)
     tensors = (backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *weights)
     ctx.save_for_backward(*tensors, *gates, *masks)
@@ -106,7 +106,7 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
     layer, count, first_kept, has_input, needs = ctx.recorded
     grad_output, grad_h_n, input, hx, batch_sizes, *others = ctx.saved_tensors
     weights, others = others[:count], others[count:]
-    gates, masks = ([], others) if has_input else (others[: 2 * layer.directions], others[2 * layer.directions :])
+    gates, masks = ([], others) if has_input else (others[:2], others[2:])
     higher, skipped = torch.is_grad_enabled(), first_kept * layer.directions
     upper = replace(layer, num_layers=layer.num_layers - first_kept, input_size=input.shape[-1])
     if first_kept:  # nothing below takes a gradient; what goes into the layer above is laid out by steps

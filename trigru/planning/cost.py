@@ -2,6 +2,7 @@
 
 A step's time is its launches and exchanges (latency), plus the slowest of what a multiprocessor has to do for it:
 bytes through L2, bytes out of shared memory, arithmetic. Programs that do not fit on the device at once go in turns.
+Both directions of time run in one grid: its programs are twice as many, its latencies are not.
 The constants are those of `trigru.planning.devices`; predictions are marked as such wherever they are shown.
 """
 
@@ -21,7 +22,7 @@ GATES = 3
 
 @dataclass(frozen=True)
 class Layer:
-    """What is to be planned: one layer in one direction."""
+    """What is to be planned: one layer, in one direction of time or in both at once."""
 
     variant: str
     dtype: torch.dtype
@@ -29,6 +30,7 @@ class Layer:
     hidden_size: int
     training: bool = True
     precision: str = "ieee"
+    directions: int = 1
 
     @property
     def exchanges(self) -> int:
@@ -79,7 +81,7 @@ def stepwise(layer: Layer, block_h: int, block_b: int, direction: str = "forward
     return Step(
         launches=layer.exchanges,
         exchanges=0,
-        programs=cdiv(layer.hidden_size, block_h) * cdiv(layer.batch, block_b),
+        programs=layer.directions * cdiv(layer.hidden_size, block_h) * cdiv(layer.batch, block_b),
         l2_bytes=size * (weights + state + gates),
         shared_bytes=size * (weights + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
@@ -94,7 +96,7 @@ def persistent(layer: Layer, block_h: int, block_b: int, direction: str = "forwa
     return Step(
         launches=0,
         exchanges=layer.exchanges,
-        programs=together * cdiv(layer.batch, block_b),
+        programs=layer.directions * together * cdiv(layer.batch, block_b),
         l2_bytes=size * (state + layer.own(direction) * block_h * block_b),
         shared_bytes=size * (GATES * block_h * layer.hidden_size + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
@@ -108,7 +110,7 @@ def resident(layer: Layer, block_b: int, direction: str = "forward") -> Step:
     return Step(
         launches=0,
         exchanges=0,
-        programs=cdiv(layer.batch, block_b),
+        programs=layer.directions * cdiv(layer.batch, block_b),
         l2_bytes=size * layer.own(direction) * layer.hidden_size * block_b,
         shared_bytes=size * (GATES * layer.hidden_size + layer.exchanged(direction) * block_b) * layer.hidden_size,
         flops=2 * GATES * layer.hidden_size**2 * block_b,

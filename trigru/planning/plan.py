@@ -41,12 +41,72 @@ MICRO = 1e6
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A schedule with its tile sizes (None for "eager") and, in one sentence, why it was chosen."""
+class Choice:
+    """A schedule with its tile sizes and, in one sentence, why it was chosen. Where torch operations run, nothing is
+    counted."""
 
     schedule: str
     reason: str
     config: Config | None = None
+    turns: int | None = None  # how many times the device is filled
+    launches: tuple[int, int] | None = None  # kernels of the recurrence: of each step, and once for all steps
+    seconds: float | None = None  # predicted, one step
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What of a call runs together: in one launch, or in one launch a step."""
+
+    layers: tuple[int, ...]
+    directions: tuple[int, ...]
+    choice: Choice
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs all layers and directions of a call, forward or backward: stages, one after another. Each is of one
+    layer, but for torch's own GRU, which runs all of them."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def schedule(self) -> str:
+        """That of the first stage: so far all of them are alike."""
+        return self.stages[0].choice.schedule
+
+    @property
+    def reason(self) -> str:
+        """Why, of the first stage."""
+        return self.stages[0].choice.reason
+
+    @property
+    def turns(self) -> int | None:
+        """The most of any stage; None where nothing is counted."""
+        turns = [stage.choice.turns for stage in self.stages]
+        return None if None in turns else max(number for number in turns if number is not None)
+
+    def launches(self, seq_len: int) -> int | None:
+        """Kernels of the recurrence that a call starts; None where nothing is counted. The products of all steps before
+        and after it, copies and fills are not among them."""
+        total = 0
+        for stage in self.stages:
+            if stage.choice.launches is None:
+                return None
+            each, once = stage.choice.launches
+            total += each * seq_len + once
+        return total
+
+    def seconds(self, seq_len: int, launch_time: float) -> float | None:
+        """Predicted, of the recurrence. launch_time: of the device."""
+        total = 0.0
+        for stage in self.stages:
+            choice = stage.choice
+            if choice.seconds is None or choice.launches is None:
+                return None
+            each, once = choice.launches
+            # A step's time has its launches; the model leaves out what is launched once for all steps.
+            total += seq_len * choice.seconds + (0 if each else once * launch_time)
+        return total
 
 
 @dataclass(frozen=True)
@@ -59,6 +119,15 @@ class Candidate:
     turns: int
     seconds: float  # predicted, one step
     obstacle: str | None = None
+
+    def chosen(self, reason: str, direction: str) -> Choice:
+        """As what runs, forward or backward."""
+        each, once = self.step.launches, 0
+        if not each:  # in turns of whole launches, where programs wait for each other
+            once = self.turns if self.step.together > 1 else 1
+        elif direction == "backward":
+            once = 1  # for the state before the first step
+        return Choice(self.schedule, reason, self.config, self.turns, (each, once), self.seconds)
 
 
 def check_schedule(schedule: str) -> None:
@@ -157,8 +226,8 @@ class Site(NamedTuple):
     plain: bool  # nothing but eager execution looks on: no compiler, tracer, transform, mode, subclass, autocast
 
 
-def plan(layer: Layer, site: Site, direction: str = "forward") -> tuple[Plan, ...]:
-    """What runs each layer of a call, both of its directions alike: the one decision, for `trigru.explain` too.
+def plan(layer: Layer, site: Site, direction: str = "forward") -> Plan:
+    """What runs a call: the one decision, for `trigru.explain` too.
 
     "torch" stands for torch's own GRU, which runs all layers or none.
 
@@ -166,17 +235,31 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> tuple[Plan, ..
         RuntimeError: the schedule asked for by name cannot run here.
     """
     if torch_serves(layer, site):
-        return (_BY_TORCH,) * layer.num_layers
-    chosen = choose(
-        layer.schedule,
-        site.device,
-        site.dtype,
-        site.batch,
-        layer.hidden_size,
-        variant=layer.variant,
-        direction=direction,
-    )
-    return (chosen,) * layer.num_layers
+        choice = _BY_TORCH
+    else:
+        choice = choose(
+            layer.schedule,
+            site.device,
+            site.dtype,
+            site.batch,
+            layer.hidden_size,
+            variant=layer.variant,
+            direction=direction,
+            directions=layer.directions,
+        )
+    return staged(layer.num_layers, layer.directions, choice, direction)
+
+
+@functools.lru_cache(maxsize=1024)
+def staged(num_layers: int, directions: int, choice: Choice, direction: str = "forward") -> Plan:
+    """So many layers, all by one choice: kernels run both directions of a layer together, torch operations one after
+    another."""
+    layers, sides = tuple(range(num_layers)), tuple(range(directions))
+    if choice.schedule == "torch":
+        return Plan((Stage(layers, sides, choice),))
+    together = [(side,) for side in sides] if choice.schedule == "eager" else [sides]
+    order = layers if direction == "forward" else reversed(layers)
+    return Plan(tuple(Stage((index,), each, choice) for index in order for each in together))
 
 
 def torch_serves(layer: Layer, site: Site) -> bool:
@@ -242,14 +325,16 @@ def choose(
     *,
     variant: str = "torch",
     direction: str = "forward",
-) -> Plan:
-    """The plan for one layer in one direction of time, forward or backward.
+    directions: int = 1,
+) -> Choice:
+    """What runs one layer, forward or backward.
 
     Args:
         schedule: "auto", or a schedule by name.
         device, dtype: of the tensors.
         batch, hidden_size: sizes of the state.
         variant, direction: as for `candidates`.
+        directions: of time, which run together.
 
     Raises:
         ValueError: unknown schedule.
@@ -259,11 +344,12 @@ def choose(
     if schedule == "eager":
         return _BY_NAME
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
-    return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, precision_of(dtype), on_cpu)
+    precision = precision_of(dtype)
+    return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, directions, precision, on_cpu)
 
 
-_BY_NAME = Plan("eager", "asked for by name")
-_BY_TORCH = Plan("torch", "on a CPU torch's own is faster for so short a sequence")
+_BY_NAME = Choice("eager", "asked for by name")
+_BY_TORCH = Choice("torch", "on a CPU torch's own is faster for so short a sequence")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -275,19 +361,20 @@ def _chosen(
     hidden_size: int,
     variant: str,
     direction: str,
+    directions: int,
     precision: str,
     kernels_on_cpu: bool,
-) -> Plan:
+) -> Choice:
     """`choose`, of all that it depends on. Remembered: every call of a layer asks for its own again."""
     obstacle = why_no_kernels(device, dtype)
     if schedule == "auto":
         if obstacle is not None:
-            return Plan("eager", f"{obstacle}, so torch operations run")
+            return Choice("eager", f"{obstacle}, so torch operations run")
         if device.type == "cpu":
-            return Plan("eager", "on a CPU torch operations are the fastest schedule")
+            return Choice("eager", "on a CPU torch operations are the fastest schedule")
     elif obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
-    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision)
+    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
     shared = schedule == "auto" and device in _SHARED
     return planned(schedule, _described(device), layer, direction, shared)
 
@@ -301,9 +388,9 @@ _SHARED: set[torch.device] = set()
 """Devices of which this process has a part only: programs that wait for each other did not fit on them."""
 
 
-def instead(refused: Plan, error: Exception, state: torch.Tensor, variant: str, direction: str) -> Plan:
-    """The plan in place of one whose programs did not fit on the device together; "auto" makes no such plan for this
-    device again. Warns.
+def instead(refused: Choice, error: Exception, state: torch.Tensor, variant: str, direction: str) -> Choice:
+    """What runs in place of what did not fit on the device together; "auto" makes no such choice for this device again.
+    Warns. state: (B, H), or (2, B, H) where both directions run.
 
     Raises:
         Exception: the given one, where the refused schedule was asked for by name.
@@ -312,16 +399,17 @@ def instead(refused: Plan, error: Exception, state: torch.Tensor, variant: str, 
         raise error
     _SHARED.add(state.device)
     _chosen.cache_clear()
-    batch, hidden_size = state.shape
-    layer = cost.Layer(variant, state.dtype, max(batch, 1), hidden_size, precision=precision_of(state.dtype))
-    plan = planned("auto", _described(state.device), layer, direction, shared=True)
-    said = f"trigru: schedule {refused.schedule!r} does not fit on {state.device}, {plan.schedule!r} runs: {error}"
+    *sides, batch, hidden_size = state.shape
+    precision, directions = precision_of(state.dtype), sides[0] if sides else 1
+    layer = cost.Layer(variant, state.dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
+    choice = planned("auto", _described(state.device), layer, direction, shared=True)
+    said = f"trigru: schedule {refused.schedule!r} does not fit on {state.device}, {choice.schedule!r} runs: {error}"
     warnings.warn(said, RuntimeWarning, stacklevel=2)
-    return plan
+    return choice
 
 
-def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, shared: bool = False) -> Plan:
-    """The plan among Triton's schedules; `shared`: no program may wait for another."""
+def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, shared: bool = False) -> Choice:
+    """The choice among Triton's schedules; `shared`: no program may wait for another."""
     ranked = candidates(device, layer, direction)
     if shared:
         why = "its programs did not fit on the device together"
@@ -330,12 +418,12 @@ def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, sh
     if schedule == "auto":
         best = ranked[0]
         if best.obstacle is not None:
-            return Plan("eager", f"{best.obstacle}, so torch operations run")
-        return Plan(best.schedule, _why(ranked, device, direction), best.config)
+            return Choice("eager", f"{best.obstacle}, so torch operations run")
+        return best.chosen(_why(ranked, device, direction), direction)
     named = next(candidate for candidate in ranked if candidate.schedule == schedule)
     if named.obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {named.obstacle}")
-    return Plan(schedule, "asked for by name", named.config)
+    return named.chosen("asked for by name", direction)
 
 
 def _why(ranked: list[Candidate], device: Device, direction: str) -> str:

@@ -198,19 +198,17 @@ class _Forward:
         return h
 
 
-def forward(part: Part, weights: Weights, run: Run) -> Tensor | None:
-    """One layer in one direction; the results go where `run` says.
-
-    Returns:
-        The gates of every row, flat, if part.keep."""
+def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
+    """One layer in one direction; the results go where `run` says."""
     layout = Layout(part, run)
-    rows, h_n = run.output, run.h_n
+    gates_kept, h_n = run.gates, run.h_n
     assert h_n is not None
-    gates_kept = rows.new_empty((rows.shape[0], layout.planes * layout.hidden_size)) if part.keep else None
+    # Steps that compute in place want rows that lie together.
+    rows = run.output if layout.reuse or run.output.is_contiguous() else h_n.new_empty(run.output.shape)
     h0 = run.h0.to(layout.dtype).contiguous()
     ends = h_n.copy_(h0) if h_n.dtype == layout.dtype else h0.clone()
     if rows.numel():
-        forward = _Forward(layout, weights)
+        forward = _Forward(layout, *weights)
         steps = forward.steps_reset_after if layout.reset_after else forward.steps_reset_before
         chunks, blend = layout.chunks(), _blend(h0, part.variant)
         h = h0[: layout.sizes[-1 if part.reverse else 0]]
@@ -229,7 +227,8 @@ def forward(part: Part, weights: Weights, run: Run) -> Tensor | None:
         ends[: h.shape[0]] = h
     if ends is not h_n:
         h_n.copy_(ends)
-    return None if gates_kept is None else gates_kept.view(-1)
+    if rows is not run.output:
+        run.output.copy_(rows)
 
 
 class _Backward:
@@ -383,15 +382,15 @@ class _Backward:
         return tuple(d if need else None for d, need in zip(found, self.needs[2:], strict=True))
 
 
-def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Upstream) -> Gradients:
+def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstream) -> Gradients:
     """Back-propagation through time of `forward`.
 
-    gates: what forward returned; where it is empty, the gates of a chunk are computed again before its steps."""
+    Where no gates were kept, those of a chunk are computed again before its steps."""
     layout = Layout(part, run)
-    backward = _Backward(layout, weights, upstream.needs)
-    rows = run.output
-    again = None if gates.numel() else _Forward(layout, weights)
-    gates = gates.view(-1, layout.planes * layout.hidden_size)
+    (own,) = weights
+    backward = _Backward(layout, own, upstream.needs)
+    rows, gates = run.output.contiguous(), run.gates
+    again = _Forward(layout, own) if gates is None else None
     d_input = torch.empty_like(run.input, memory_format=torch.contiguous_format) if upstream.needs[0] else None
     d_h0 = run.h0.new_zeros(run.h0.shape, dtype=layout.dtype)
     grad_h_n = d_h0.clone() if upstream.h_n is None else upstream.h_n.to(layout.dtype).contiguous()
@@ -402,7 +401,11 @@ def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Up
         grad = None if upstream.output is None else layout.rows(upstream.output, chunk)
         before = layout.before(rows, run.h0, chunk)
         x = layout.rows(run.input, chunk) if upstream.needs[2] or again is not None else None
-        kept = gates[chunk.start : chunk.stop].to(layout.dtype) if again is None else again.again(x, before)
+        if again is None:
+            assert gates is not None
+            kept = gates[chunk.start : chunk.stop].to(layout.dtype)
+        else:
+            kept = again.again(x, before)
         backward.chunk(kept, before, grad, chunk.sizes)
         carry = steps(carry, grad_h_n, d_h0)
         place = None
@@ -412,4 +415,5 @@ def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Up
         backward.products(x, place)
     d_h0[: carry.shape[0]] = carry
     found = (d_input, d_h0 if upstream.needs[1] else None, *backward.weights())
-    return Gradients(*(None if d is None else d.to(rows.dtype) for d in found))
+    of_input, of_h0, *of_weights = (None if d is None else d.to(rows.dtype) for d in found)
+    return Gradients(of_input, of_h0, tuple(of_weights))

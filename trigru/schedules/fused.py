@@ -1,4 +1,5 @@
-"""One layer in one direction by Triton kernels: the GEMMs without recurrence around a schedule's loop."""
+"""One layer, in one direction of time or in both together, by Triton kernels: the GEMMs without recurrence around a
+schedule's loop."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..kernels import persistent, resident, stepwise
+from ..kernels.config import kept_values
 from ..kernels.errors import DoesNotFit
 from ..kernels.recurrence import Gradients as Upstreams
 from ..kernels.recurrence import Kept, Operands, Recurrence
 from ..layer import Weights
-from ..planning.plan import Plan, instead, precision_of
+from ..planning.plan import Choice, instead, precision_of
 from .part import Gradients, Part, Run, Upstream
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again
@@ -22,59 +24,115 @@ from .recompute import chunk_length, gates_again
 SCHEDULES = {"stepwise": stepwise, "resident": resident, "persistent": persistent}
 
 
-def forward(part: Part, weights: Weights, run: Run) -> Tensor | None:
-    """One layer in one direction; the results go where `run` says.
-
-    Returns:
-        The gates of every row, flat, if part.keep."""
+def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
+    """One layer; the results go where `run` says."""
     assert run.h_n is not None
-    gates_in, b_hn = project_input(run.rows, weights, part.variant)
-    operands = Operands(gates_in, run.h0.contiguous(), weights.hh.contiguous(), b_hn, run.steps, run.output)
-    kept = _by_plan("forward", part, run, operands, part.keep)
-    if kept.output is not run.output:
-        run.output.copy_(kept.output)
-    final_state(run.output, run.steps, part.reverse, out=run.h_n)
-    return None if kept.reserve is None else kept.reserve.view(-1)
+    x = run.rows
+    if len(weights) == 1:
+        gates_in, *b_hn = project_input(x, weights[0], part.variant)
+    else:
+        gates_in = x.new_empty(len(weights), x.shape[0], weights[0].ih.shape[0])
+        b_hn = [
+            project_input(x, one, part.variant, out)[1] for one, out in zip(weights, gates_in.unbind(0), strict=True)
+        ]
+    operands = _operands(weights, run)._replace(gates_in=gates_in, b_hn=b_hn[0])
+    if len(b_hn) == 2:
+        operands = operands._replace(b_hn_back=b_hn[1])
+    _by_plan("forward", part, run, operands, run.gates is not None)
+    sides = zip(_directions(part, weights), _beside(run.output, weights), _behind(run.h_n, weights), strict=True)
+    for reverse, output, h_n in sides:
+        final_state(output, run.steps, reverse, out=h_n)
+
+
+def _operands(weights: Sequence[Weights], run: Run) -> Operands:
+    """What every loop reads and writes."""
+    w_hh, *others = (one.hh.contiguous() for one in weights)
+    h0, back = run.h0.contiguous(), others[0] if others else None
+    return Operands(None, h0, w_hh, None, run.steps, run.output, run.gates, w_hh_back=back)
+
+
+def _directions(part: Part, weights: Sequence[Weights]) -> tuple[bool, ...]:
+    """Whether each goes from the last step to the first."""
+    return (part.reverse,) if len(weights) == 1 else (False, True)
+
+
+def _behind(x: Tensor, weights: Sequence[Weights]) -> Sequence[Tensor]:
+    """Each direction's own of a tensor that has one behind the other, where there are two."""
+    return (x,) if len(weights) == 1 else x.unbind(0)
+
+
+def _beside(x: Tensor, weights: Sequence[Weights]) -> Sequence[Tensor]:
+    """Each direction's own columns."""
+    return (x,) if len(weights) == 1 else x.chunk(2, 1)
 
 
 def _by_plan(direction: str, part: Part, run: Run, operands: Operands, *given: Any) -> Any:
     """By the plan's schedule, or by another one where its programs do not fit on the device together."""
     try:
-        return _by(part.plan, direction, part, run, operands, *given)
+        return _by(part.choice, direction, part, run, operands, *given)
     except DoesNotFit as error:
-        plan = instead(part.plan, error, operands.h0, part.variant, direction)
-    return _by(plan, direction, part, run, operands, *given)
+        choice = instead(part.choice, error, operands.h0, part.variant, direction)
+    return _by(choice, direction, part, run, operands, *given)
 
 
-def _by(plan: Plan, direction: str, part: Part, run: Run, operands: Operands, *given: Any) -> Any:
-    recurrence = Recurrence(part.variant, part.reverse, precision_of(run.output.dtype), plan.config)
-    return getattr(SCHEDULES[plan.schedule], direction)(recurrence, operands, *given)
+def _by(choice: Choice, direction: str, part: Part, run: Run, operands: Operands, *given: Any) -> Any:
+    recurrence = Recurrence(part.variant, part.reverse, precision_of(run.output.dtype), choice.config)
+    return getattr(SCHEDULES[choice.schedule], direction)(recurrence, operands, *given)
 
 
-def backward(part: Part, weights: Weights, run: Run, gates: Tensor, upstream: Upstream) -> Gradients:
+def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstream) -> Gradients:
     """Back-propagation through time of `forward`.
 
     Where forward kept no gates, they are computed again, a chunk of steps at a time, before the reverse loop reaches
-    it: with every state known, the recurrent products of a chunk are one GEMM."""
-    rows = run.output
-    num_rows, hidden_size = rows.shape
+    it: with every state known, the recurrent products of a chunk are one GEMM. Both directions go together where one
+    chunk has all steps; in several chunks they are at different steps, and go one after the other."""
+    rows, steps = run.output, run.steps
     d_rows = torch.zeros_like(rows) if upstream.output is None else upstream.output.reshape(rows.shape).contiguous()
     need_input, need_h0, *need_weights = upstream.needs
-    if not gates.numel() and num_rows:
-        return _by_chunks(part, weights, run, d_rows, upstream)
-    operands = Operands(None, run.h0.contiguous(), weights.hh.contiguous(), None, run.steps)
-    kept = Kept(rows, gates.view(num_rows, -1 if num_rows else hidden_size))
-    x = run.rows if need_weights[0] else None
-    d_gates, d_state, d_weights = _loop(part, run, operands, kept, Upstreams(d_rows, upstream.h_n), x, need_weights)
+    if run.gates is None:
+        if chunk_length(steps, rows.shape[1]) < steps.seq_len:
+            return _each_by_chunks(part, weights, run, d_rows, upstream)
+        run = run._replace(gates=_gates_again(part, weights, run))
+    kept, x = Kept(rows, run.gates), run.rows if any(need_weights[::4]) else None
+    upstreams = Upstreams(d_rows, upstream.h_n)
+    d_gates, d_state, d_weights = _loop(part, weights, run, _operands(weights, run), kept, upstreams, x, need_weights)
     return Gradients(
-        torch.mm(d_gates, weights.ih).view(run.input.shape) if need_input else None,
+        _d_input(d_gates, weights).view(run.input.shape) if need_input else None,
         d_state.to(rows.dtype) if need_h0 else None,
-        *d_weights,
+        d_weights,
     )
+
+
+def _d_input(d_gates: Tensor, weights: Sequence[Weights], out: Tensor | None = None) -> Tensor:
+    """The derivative by the input's rows: the directions' products summed as they are made."""
+    first, *others = _behind(d_gates, weights)
+    d_input = torch.mm(first, weights[0].ih) if out is None else torch.mm(first, weights[0].ih, out=out)
+    for d, one in zip(others, weights[1:], strict=True):
+        d_input.addmm_(d, one.ih)
+    return d_input
+
+
+def _gates_again(part: Part, weights: Sequence[Weights], run: Run) -> Tensor:
+    """What forward would have kept."""
+    rows, hidden_size = run.steps.num_rows, run.h0.shape[-1]
+    gates = run.output.new_empty(*run.h0.shape[:-2], rows, kept_values(part.variant) * hidden_size)
+    sides = zip(
+        weights,
+        _behind(run.h0, weights),
+        _beside(run.output, weights),
+        _directions(part, weights),
+        _behind(gates, weights),
+        strict=True,
+    )
+    x = run.rows
+    for one, h0, output, reverse, place in sides:
+        gates_again(Run(x, h0, run.steps, output, None), one, part.variant, reverse, place)
+    return gates
 
 
 def _loop(
     part: Part,
+    weights: Sequence[Weights],
     run: Run,
     operands: Operands,
     kept: Kept,
@@ -84,15 +142,45 @@ def _loop(
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
     """The reverse loop over the operands' steps: derivatives by pre-activations, first state and weights."""
     assert kept.reserve is not None
-    h0, steps = operands.h0, operands.steps
     d_gates, d_an, d_start = _by_plan("backward", part, run, operands, kept, upstreams)
-    r = kept.reserve.narrow(1, 0, h0.shape[1])
-    found = gradients(d_gates, d_an, r, inputs, h0, kept.output, steps, reverse=part.reverse, needs=needs)
-    return d_gates, d_start, found
+    sides = zip(
+        _behind(d_gates, weights),
+        (None,) * len(weights) if d_an is None else _behind(d_an, weights),
+        _behind(kept.reserve, weights),
+        _behind(operands.h0, weights),
+        _beside(kept.output, weights),
+        _directions(part, weights),
+        strict=True,
+    )
+    found: list[Tensor | None] = []
+    for i, (d, d_n, reserve, h0, output, reverse) in enumerate(sides):
+        r, asked = reserve.narrow(1, 0, h0.shape[1]), needs[4 * i : 4 * i + 4]
+        found += gradients(d, d_n, r, inputs, h0, output, operands.steps, reverse=reverse, needs=asked)
+    return d_gates, d_start, tuple(found)
+
+
+def _each_by_chunks(part: Part, weights: Sequence[Weights], run: Run, d_rows: Tensor, upstream: Upstream) -> Gradients:
+    """`backward` where gates are computed again in several chunks: each direction by itself."""
+    if len(weights) == 1:
+        return _by_chunks(part, weights[0], run, d_rows, upstream)
+    need_input, need_h0, *need_weights = upstream.needs
+    found = []
+    for i, one in enumerate(weights):
+        output, grad = (_beside(x, weights)[i].contiguous() for x in (run.output, d_rows))
+        alone = run._replace(h0=run.h0[i], output=output)
+        d_h_n = None if upstream.h_n is None else upstream.h_n[i]
+        wanted = Upstream(None, d_h_n, (need_input, need_h0, *need_weights[4 * i : 4 * i + 4]))
+        found.append(_by_chunks(part._replace(reverse=i == 1), one, alone, grad, wanted))
+    first, second = found
+    return Gradients(
+        None if first.input is None or second.input is None else first.input.add_(second.input),
+        None if first.h0 is None or second.h0 is None else torch.stack([first.h0, second.h0]),
+        first.weights + second.weights,
+    )
 
 
 def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream: Upstream) -> Gradients:
-    """`backward` where gates are computed again."""
+    """`backward` of one direction where gates are computed again in several chunks."""
     steps, rows, reverse, x, h0 = run.steps, run.output, part.reverse, run.rows, run.h0.contiguous()
     need_input, need_h0, *need_weights = upstream.needs
     d_state = h0.new_zeros(h0.shape, dtype=torch.float32)
@@ -106,18 +194,19 @@ def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream:
         last = min(first + length, steps.seq_len)
         chunk, here = steps.part(first, last), slice(steps.offsets[first], steps.offsets[last])
         start = state_into(first, last, rows, h0, steps, reverse)
-        kept = Kept(rows[here], gates_again(Run(x[here], start, chunk, rows[here]), weights, part.variant, reverse))
-        operands = Operands(None, start, weights.hh.contiguous(), None, chunk)
+        own = Run(x[here], start, chunk, rows[here], None)
+        kept = Kept(own.output, _gates_again(part, [weights], own))
         upstreams = Upstreams(d_rows[here], d_state[: chunk.batch])
-        d_gates, d_start, found = _loop(part, run, operands, kept, upstreams, x[here], need_weights)
+        operands = _operands([weights], own)
+        d_gates, d_start, found = _loop(part, [weights], own, operands, kept, upstreams, own.input, need_weights)
         d_state[: chunk.batch] = d_start
         for i, new in enumerate(found):  # summed over chunks in float32
             total = totals[i]
             totals[i] = new if new is None else new.float() if total is None else total.add_(new)
         if d_input is not None:
-            torch.mm(d_gates, weights.ih, out=d_input[here])
+            _d_input(d_gates, [weights], d_input[here])
     return Gradients(
         None if d_input is None else d_input.view(run.input.shape),
         d_state.to(h0.dtype) if need_h0 else None,
-        *(None if d is None else d.to(rows.dtype) for d in totals),
+        tuple(None if d is None else d.to(rows.dtype) for d in totals),
     )

@@ -1,4 +1,8 @@
-"""What a schedule gets and gives: one layer in one direction of time. Sizes as in `trigru.layer`."""
+"""What a schedule gets and gives: one layer, in one direction of time or in both. Sizes as in `trigru.layer`.
+
+Where a schedule runs both directions together, a tensor of one direction stands for both with a first dimension of 2,
+and weights come in pairs; but the states of all steps have one direction's columns beside the other's.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,26 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..kernels.steps import Steps
-from ..planning.plan import Plan
+from ..planning.plan import Choice
 
 
 class Part(NamedTuple):
     """What is static of it."""
 
-    plan: Plan
+    choice: Choice
     variant: str
-    reverse: bool
-    keep: bool  # forward keeps the gates of every step for backward
+    reverse: bool  # of a single direction
 
 
 class Run(NamedTuple):
-    """What it reads, and where its results go: `output` is written by forward and read by backward."""
+    """What it reads, and where its results go: `output`, `gates` and `h_n` are written by forward, the first two read
+    by backward."""
 
     input: Tensor  # (T, B, I), or (N, I) packed
     h0: Tensor  # (B, H)
     steps: Steps
-    output: Tensor  # (N, H), contiguous: the state after each step
+    output: Tensor  # (N, H): the state after each step; a single direction's may be columns of a wider tensor
+    gates: Tensor | None  # (N, kept_values(variant) * H), laid out as the schedule likes; None: not kept
     h_n: Tensor | None = None  # (B, H), contiguous: each sequence's last state; None in backward
 
     @property
@@ -35,7 +40,8 @@ class Run(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """The loss's derivatives by the results, and which derivatives are wanted, in the order of Gradients."""
+    """The loss's derivatives by the results, and which derivatives are wanted: by the input, the first state, and the
+    weights of each direction."""
 
     output: Tensor | None  # (T, B, H), or (N, H) packed
     h_n: Tensor | None  # (B, H)
@@ -47,7 +53,4 @@ class Gradients(NamedTuple):
 
     input: Tensor | None
     h0: Tensor | None
-    ih: Tensor | None
-    hh: Tensor | None
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
+    weights: tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh of each direction

@@ -16,8 +16,11 @@ from ..kernels.steps import Steps
 from ..layer import Weights
 
 
-def project_input(input: Tensor, weights: Weights, variant: str) -> tuple[Tensor, Tensor | None]:
-    """The input's share of every pre-activation, (N, 3H), and the bias b_hn that variant "torch" keeps apart, (H,).
+def project_input(
+    input: Tensor, weights: Weights, variant: str, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The input's share of every pre-activation, (N, 3H), in memory of its own or in `out`, and the bias b_hn that
+    variant "torch" keeps apart, (H,).
 
     Every other bias is folded into the first result."""
     b_ih, b_hh, b_hn = weights.bias_ih, weights.bias_hh, None
@@ -31,7 +34,11 @@ def project_input(input: Tensor, weights: Weights, variant: str) -> tuple[Tensor
         bias.narrow(0, 0, 2 * hidden_size).add_(b_hrz)
     else:
         bias = b_hh if b_ih is None else b_ih + b_hh
-    return linear(input, weights.ih, bias), b_hn
+    if out is None:
+        return linear(input, weights.ih, bias), b_hn
+    if bias is None:
+        return torch.mm(input, weights.ih.t(), out=out), b_hn
+    return torch.addmm(bias, input, weights.ih.t(), out=out), b_hn
 
 
 def states_before(output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Tensor:

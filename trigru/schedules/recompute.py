@@ -23,15 +23,14 @@ def chunk_length(steps: Steps, hidden_size: int) -> int:
     return max(1, min(steps.seq_len, CHUNK_ELEMENTS // max(1, 4 * hidden_size * steps.batch)))
 
 
-def gates_again(run: Run, weights: Weights, variant: str, reverse: bool) -> Tensor:
-    """What a Triton schedule's forward would have kept of these rows: (N, 4H) r, z, n, W_hn h + b_hn for "torch",
-    (N, 3H) r, z, n otherwise.
+def gates_again(run: Run, weights: Weights, variant: str, reverse: bool, out: Tensor) -> None:
+    """Put into `out` what a Triton schedule's forward would have kept of these rows, in one direction: (N, 4H) r, z, n,
+    W_hn h + b_hn for "torch", (N, 3H) r, z, n otherwise.
 
     run: of the steps in question, as if they were a sequence of their own, its input as (N, I)."""
     before = states_before(run.output, run.h0, run.steps, reverse)
-    gates = reference.gates(run.input, before, *weights, variant=variant)
-    if variant != "torch":
-        return torch.cat(gates, 1)
-    bias = weights.bias_hh
-    product = torch.nn.functional.linear(before, weights.hh.chunk(3)[2], None if bias is None else bias.chunk(3)[2])
-    return torch.cat([*gates, product], 1)
+    gates: tuple[Tensor, ...] = reference.gates(run.input, before, *weights, variant=variant)
+    if variant == "torch":
+        w_hn, b_hn = weights.hh.chunk(3)[2], None if weights.bias_hh is None else weights.bias_hh.chunk(3)[2]
+        gates = (*gates, torch.nn.functional.linear(before, w_hn, b_hn))
+    torch.cat(gates, 1, out=out)

@@ -1,11 +1,11 @@
-"""All layers and directions, one after another, each by its schedule; dropout between layers.
+"""All layers and directions as the plan's stages run them, one after another; dropout between layers.
 
 What forward keeps for backward, the reserve, is a list of tensors, in this order, for the layers from `first_kept` on
 (nothing below them takes a gradient):
 
     the input of that layer, where it is not the call's own
-    for each layer: the mask of the dropout before it (above first_kept), then for each direction its gates (empty where
-    they are computed again) and its states (N, H)
+    for each layer: the mask of the dropout before it (above first_kept), the gates of its directions, one behind the
+    other (empty where they are computed again), and their states (N, D * H), which are the next layer's input
 
 The states of the last layer are the call's output where `shares_output` says so; they are then not in the list, but
 `backward` wants them at its end.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from types import ModuleType
 from typing import NamedTuple
 
@@ -24,8 +25,8 @@ from torch import Tensor
 from ..checks import batch_sizes_of
 from ..kernels.config import kept_values
 from ..kernels.steps import Steps
-from ..layer import Call, Layer
-from ..planning.plan import Plan
+from ..layer import Call, Layer, Weights
+from ..planning.plan import Plan, Stage
 from .part import Part, Run, Upstream
 
 
@@ -56,10 +57,10 @@ def _module_of(schedule: str) -> ModuleType:
     return fused
 
 
-def shares_output(layer: Layer, device: torch.device) -> bool:
+def shares_output(device: torch.device) -> bool:
     """Whether the last layer's states are the call's output. On a CPU they are not: nn.GRU lets its output be modified
     in place there."""
-    return not layer.bidirectional and device.type != "cpu"
+    return device.type != "cpu"
 
 
 def steps_of(layer: Layer, call: Call) -> Steps:
@@ -76,8 +77,8 @@ def time_major(layer: Layer, call: Call, x: Tensor) -> Tensor:
 
 
 def as_rows(layer: Layer, call: Call, states: Tensor) -> Tensor:
-    """States that may be the call's output as (N, H)."""
-    return states if states.dim() == 2 else time_major(layer, call, states).reshape(-1, layer.hidden_size)
+    """States that may be the call's output as (N, D * H)."""
+    return states if states.dim() == 2 else time_major(layer, call, states).reshape(-1, states.shape[-1])
 
 
 def new_output(layer: Layer, call: Call, features: int) -> Tensor:
@@ -94,59 +95,91 @@ def new_output(layer: Layer, call: Call, features: int) -> Tensor:
     )
 
 
-def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plans: Sequence[Plan], first_kept: int) -> Result:
-    """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none).
+def part_of(layer: Layer, stage: Stage) -> Part:
+    """What the stage's schedule is told."""
+    return Part(stage.choice, layer.variant, layer.runs_backwards(stage.directions[0]))
 
-    plans: of each layer."""
-    steps = steps_of(layer, call)
-    hidden_size, directions, packed = layer.hidden_size, layer.directions, call.batch_sizes is not None
-    x = time_major(layer, call, call.input)
-    states_before, h_n = call.hx.unbind(0), call.hx.new_empty(call.hx.shape)
-    finals = h_n.unbind(0)
-    recorded = first_kept < layer.num_layers
-    shares = shares_output(layer, x.device) or (not recorded and directions == 1)
-    output = new_output(layer, call, hidden_size * directions)
+
+def share_of(layer: Layer, directions: Sequence[int], x: Tensor, dim: int) -> Tensor:
+    """What belongs to some directions of a layer's tensor: they lie one behind the other (dim 0), or columns of one
+    beside those of the other (dim -1)."""
+    if len(directions) == layer.directions:
+        return x.squeeze(0) if dim == 0 and layer.directions == 1 else x
+    (direction,) = directions
+    return x.select(0, direction) if dim == 0 else x.chunk(2, -1)[direction]
+
+
+def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, first_kept: int) -> Result:
+    """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none)."""
+    steps, directions = steps_of(layer, call), layer.directions
+    x, width = time_major(layer, call, call.input), layer.hidden_size * directions
+    h_n = call.hx.new_empty(call.hx.shape)
+    firsts, finals = (whole.split(directions) for whole in (call.hx, h_n))
+    shares = shares_output(x.device) or first_kept == layer.num_layers
+    output = new_output(layer, call, width)
     reserve: list[Tensor] = []
-    for index, plan in enumerate(plans):
+    for index, stages in groupby(plan.stages, key=_layer_of):
         kept, last = index >= first_kept, index + 1 == layer.num_layers
         if kept and index == first_kept and index:
             reserve.append(x)
-        outputs = []
-        for direction in range(directions):
-            part = index * directions + direction
-            if last and shares:
-                states = time_major(layer, call, output).view(steps.num_rows, hidden_size)
-            else:
-                states = x.new_empty(steps.num_rows, hidden_size)
-            gates = _module_of(plan.schedule).forward(
-                Part(plan, layer.variant, layer.runs_backwards(direction), kept and layer.memory == "keep"),
-                layer.weights_of(weights, part),
-                Run(x, states_before[part], steps, states, finals[part]),
+        in_place = last and shares
+        states = x.new_empty(steps.num_rows, width) if not in_place else time_major(layer, call, output).view(-1, width)
+        gates = _new_gates(layer, x, steps.num_rows) if kept else None
+        planes = planes_of(layer, gates, steps.num_rows)
+        for stage in stages:
+            run = Run(
+                x,
+                share_of(layer, stage.directions, firsts[index], 0),
+                steps,
+                share_of(layer, stage.directions, states, -1),
+                None if planes is None else share_of(layer, stage.directions, planes, 0),
+                share_of(layer, stage.directions, finals[index], 0),
             )
-            if kept:
-                reserve.append(x.new_empty(0) if gates is None else gates)
-                if not (last and shares):
-                    reserve.append(states)
-            outputs.append(states)
+            schedule = _module_of(stage.choice.schedule)
+            schedule.forward(part_of(layer, stage), _weights_of(layer, weights, stage), run)
+        if gates is not None:
+            reserve.append(gates)
+            if not in_place:
+                reserve.append(states)
         if not last:
-            x = _beside_each_other(outputs, steps)
+            x = _shaped(states, steps)
             if layer.dropout:
                 mask = dropout_mask(x, layer.dropout)
                 x = x * _scaled(mask, layer.dropout, x.dtype)
                 if kept:
                     reserve.append(mask)
         elif not shares:
-            shaped = [states if packed else states.view(steps.seq_len, steps.batch, hidden_size) for states in outputs]
-            whole = time_major(layer, call, output)
-            for states, place in zip(shaped, whole.split(hidden_size, -1), strict=True):
-                place.copy_(states)
+            time_major(layer, call, output).copy_(_shaped(states, steps))
     return Result(output, h_n, reserve)
 
 
-def _beside_each_other(outputs: Sequence[Tensor], steps: Steps) -> Tensor:
-    """The next layer's input, from the states of each direction."""
-    x = outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), 1)
-    return x if steps.packed else x.view(steps.seq_len, steps.batch, x.shape[1])
+def _layer_of(stage: Stage) -> int:
+    (index,) = stage.layers
+    return index
+
+
+def _weights_of(layer: Layer, weights: Sequence[Tensor], stage: Stage) -> list[Weights]:
+    """Of each of its directions."""
+    first = stage.layers[0] * layer.directions
+    return [layer.weights_of(weights, first + direction) for direction in stage.directions]
+
+
+def _shaped(states: Tensor, steps: Steps) -> Tensor:
+    """(N, D * H) as the next layer's input."""
+    return states if steps.packed else states.view(steps.seq_len, steps.batch, states.shape[1])
+
+
+def _new_gates(layer: Layer, like: Tensor, rows: int) -> Tensor:
+    """Memory for a layer's gates, flat; empty where they are computed again."""
+    kept = layer.memory == "keep"
+    return like.new_empty(layer.directions * rows * kept_values(layer.variant) * layer.hidden_size if kept else 0)
+
+
+def planes_of(layer: Layer, gates: Tensor | None, rows: int) -> Tensor | None:
+    """The same as (D, N, values * H), or None where none are kept."""
+    if gates is None or layer.memory != "keep":
+        return None
+    return gates.view(layer.directions, rows, kept_values(layer.variant) * layer.hidden_size)
 
 
 def dropout_mask(x: Tensor, p: float) -> Tensor:
@@ -165,19 +198,16 @@ def empty_reserve(layer: Layer, call: Call, first_kept: int) -> list[Tensor]:
     """Memory of the shapes of the reserve that forward returns."""
     x = call.input
     *sizes, _ = time_major(layer, call, x).shape
-    rows = sizes[0] * (sizes[1] if len(sizes) == 2 else 1)
-    hidden_size, features = layer.hidden_size, layer.hidden_size * layer.directions
-    gates = rows * hidden_size * kept_values(layer.variant) if layer.memory == "keep" else 0
+    rows, features = sizes[0] * (sizes[1] if len(sizes) == 2 else 1), layer.hidden_size * layer.directions
     reserve = []
     for index in range(first_kept, layer.num_layers):
         if index > first_kept and layer.dropout:
             reserve.append(x.new_empty(*sizes, features, dtype=torch.bool))
         elif index == first_kept and index:
             reserve.append(x.new_empty(*sizes, features))
-        for _ in range(layer.directions):
-            reserve.append(x.new_empty(gates))
-            if index + 1 < layer.num_layers or not shares_output(layer, x.device):
-                reserve.append(x.new_empty(rows, hidden_size))
+        reserve.append(_new_gates(layer, x, rows))
+        if index + 1 < layer.num_layers or not shares_output(x.device):
+            reserve.append(x.new_empty(rows, features))
     return reserve
 
 
@@ -185,8 +215,8 @@ class _Kept(NamedTuple):
     """The reserve of one layer."""
 
     mask: Tensor | None  # of the dropout before it
-    gates: list[Tensor]  # of each direction
-    states: list[Tensor]
+    gates: Tensor  # flat
+    states: Tensor  # (N, D * H)
 
 
 def _unfold(layer: Layer, reserve: Sequence[Tensor], first_kept: int) -> tuple[Tensor | None, dict[int, _Kept]]:
@@ -196,8 +226,7 @@ def _unfold(layer: Layer, reserve: Sequence[Tensor], first_kept: int) -> tuple[T
     kept = {}
     for index in range(first_kept, layer.num_layers):
         mask = next(left) if layer.dropout and index > first_kept else None
-        pairs = [(next(left), next(left)) for _ in range(layer.directions)]
-        kept[index] = _Kept(mask, [gates for gates, _ in pairs], [states for _, states in pairs])
+        kept[index] = _Kept(mask, next(left), next(left))
     return entry, kept
 
 
@@ -212,7 +241,7 @@ def backward(
     layer: Layer,
     weights: Sequence[Tensor],
     call: Call,
-    plans: Sequence[Plan],
+    plan: Plan,
     first_kept: int,
     reserve: Sequence[Tensor],
     wanted: Wanted,
@@ -221,7 +250,7 @@ def backward(
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
     steps, directions = steps_of(layer, call), layer.directions
-    if shares_output(layer, call.input.device):
+    if shares_output(call.input.device):
         *others, output = reserve
         reserve = [*others, as_rows(layer, call, output)]
     entry, kept = _unfold(layer, reserve, first_kept)
@@ -232,42 +261,51 @@ def backward(
     d_hx = torch.empty(call.hx.shape, dtype=call.hx.dtype, device=call.hx.device) if need_hx else None
     d_weights: list[Tensor | None] = [None] * len(need_weights)
     grad = None if wanted.grad_output is None else time_major(layer, call, wanted.grad_output)
-    grad_h_n = None if wanted.grad_h_n is None else wanted.grad_h_n.unbind(0)
-    states_before = call.hx.unbind(0)
-    for index in range(layer.num_layers - 1, lowest - 1, -1):
-        mine = kept[index]
+    firsts, d_firsts, d_finals = (
+        [None] * layer.num_layers if whole is None else whole.split(directions)
+        for whole in (call.hx, d_hx, wanted.grad_h_n)
+    )
+    biases = () if layer.bias else (False, False)
+    for index, stages in groupby(plan.stages, key=_layer_of):
+        if index < lowest:
+            break
+        mine, scale = kept[index], None
         if index == first_kept:
             x = time_major(layer, call, call.input) if entry is None else entry
         else:
-            x = _beside_each_other(kept[index - 1].states, steps)
+            x = _shaped(kept[index - 1].states, steps)
             if mine.mask is not None:
                 scale = _scaled(mine.mask, layer.dropout, x.dtype)
                 x = x * scale
         below = index > lowest or need_input
         d_x: Tensor | None = None
-        shares = [grad] * directions if grad is None or directions == 1 else grad.split(layer.hidden_size, -1)
-        for direction in range(directions):
-            part = index * directions + direction
-            place = slice(part * width, (part + 1) * width)
-            biases = () if layer.bias else (False, False)
-            found = _module_of(plans[index].schedule).backward(
-                Part(plans[index], layer.variant, layer.runs_backwards(direction), layer.memory == "keep"),
-                layer.weights_of(weights, part),
-                Run(x, states_before[part], steps, mine.states[direction]),
-                mine.gates[direction],
+        planes, first, d_final = planes_of(layer, mine.gates, steps.num_rows), firsts[index], d_finals[index]
+        assert first is not None
+        for stage in stages:
+            own = stage.directions
+            places = [slice((index * directions + i) * width, (index * directions + i + 1) * width) for i in own]
+            found = _module_of(stage.choice.schedule).backward(
+                part_of(layer, stage),
+                _weights_of(layer, weights, stage),
+                Run(
+                    x,
+                    share_of(layer, own, first, 0),
+                    steps,
+                    share_of(layer, own, mine.states, -1),
+                    None if planes is None else share_of(layer, own, planes, 0),
+                ),
                 Upstream(
-                    shares[direction],
-                    None if grad_h_n is None else grad_h_n[part],
-                    (below, need_hx, *need_weights[place], *biases),
+                    None if grad is None else share_of(layer, own, grad, -1),
+                    None if d_final is None else share_of(layer, own, d_final, 0),
+                    (below, need_hx, *(need for place in places for need in (*need_weights[place], *biases))),
                 ),
             )
-            d_weights[place] = found[2 : 2 + width]
-            if d_hx is not None:
-                d_hx[part] = found.h0
+            for i, place in enumerate(places):
+                d_weights[place] = found.weights[4 * i : 4 * i + width]
+            if (d_first := d_firsts[index]) is not None:
+                share_of(layer, own, d_first, 0).copy_(found.h0)
             if below:
                 d_x = found.input if d_x is None else d_x.add_(found.input)
-        if below and index > 0 and mine.mask is not None and d_x is not None:
-            d_x = d_x.mul_(scale)
-        grad = d_x
+        grad = d_x if scale is None or d_x is None else d_x.mul_(scale)
     d_input = None if grad is None or not need_input else time_major(layer, call, grad)
     return [d_input, d_hx, *d_weights]

@@ -6,21 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..kernels.config import kept_values
 from ..layer import Weights
 from .eager_kept import candidate
 from .part import Part, Run
 from .projections import states_before
 
 
-def share_of_input(part: Part, weights: Weights, run: Run, gates: Tensor) -> Tensor:
-    """W_i. x of the gates r, z, n, (N, 3H), without b_i.: what is left of a pre-activation.
+def share_of_input(part: Part, weights: Weights, run: Run) -> Tensor:
+    """W_i. x of the gates r, z, n, (N, 3H), without b_i.: what is left of a pre-activation, in one direction.
 
     Exact as far as the kept gates tell: where one is saturated, its share is infinite, and its derivative zero."""
     before = states_before(run.output, run.h0, run.steps, part.reverse)
     hidden_size = before.shape[1]
-    kept = gates.view(before.shape[0], kept_values(part.variant) * hidden_size)
-    r, z, n = _pre_activations(part, kept, hidden_size)
+    assert run.gates is not None
+    r, z, n = _pre_activations(part, run.gates, hidden_size)
     recurrent = linear(before, weights.hh, weights.bias_hh)
     if part.variant == "torch":
         *of_rz, an = recurrent.chunk(3, 1)
@@ -34,7 +33,7 @@ def share_of_input(part: Part, weights: Weights, run: Run, gates: Tensor) -> Ten
 
 
 def _pre_activations(part: Part, kept: Tensor, hidden_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    eager = part.plan.schedule == "eager"
+    eager = part.choice.schedule == "eager"
     planes = kept.split(hidden_size, 1)
     r, z, n = planes[-3:] if eager else planes[:3]
     if not eager or kept.dtype.itemsize > 2:
