@@ -276,7 +276,7 @@ def test_a_barrier_left_out():
 
 
 def caught_walking(walking, variant: str) -> bool:
-    """Whether the tests of the walking kernels notice: two batch tiles, a program for each tile, or one of them late."""
+    """Whether the tests of the walking kernels notice: two batch tiles, a program for each tile, one late."""
     case = recurrence(3, 40, 48, variant=variant)
     config = replace(walking_config(case.h0.dtype, 40, 48), timeout=0.05)
     for order in ({"seed": 0, "quantum": 2000}, {"starve": 0}, {"starve": 1}, {"starve": 3}):

@@ -45,7 +45,7 @@ def test_every_layer_has_a_plan_on_every_device_that_has_its_dtype(name):
     device = preset(name)
     for layer, direction in itertools.product(LAYERS, plan.DIRECTIONS):
         found = plan.candidates(device, layer, direction)
-        assert {c.schedule for c in found} == {"stepwise", "resident", "persistent"}
+        assert {c.schedule for c in found} == {"stepwise", "walking", "resident", "persistent"}
         runnable = [c for c in found if c.obstacle is None]
         assert bool(runnable) == (device.has_bfloat16 or layer.dtype != torch.bfloat16)
         assert found[: len(runnable)] == sorted(runnable, key=lambda c: c.seconds)

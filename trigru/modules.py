@@ -40,6 +40,7 @@ class GRU(Leaf, nn.RNNBase):
             "auto": the fastest of those below that can run here. What one wants, but to measure or to pin a choice.
             "eager": torch operations. On any device, and in float64; what runs on a CPU.
             "stepwise": a Triton kernel or two a step. On any GPU, of any hidden_size.
+            "walking": one cooperative Triton kernel that does the same. On NVIDIA, of any hidden_size.
             "resident": one Triton kernel for the sequence, all weights on one multiprocessor. For a small hidden_size.
             "persistent": one cooperative Triton kernel, weights in registers across the GPU. For NVIDIA, up to
             hidden_size 1024 in 16 bits.

@@ -17,7 +17,7 @@ import trigru
 from trigru.kernels import launch, watch
 
 HALF = torch.float16
-SCHEDULES = ["stepwise", "resident", "persistent"]
+SCHEDULES = ["stepwise", "walking", "resident", "persistent"]
 
 
 @triton.jit

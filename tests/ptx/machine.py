@@ -46,8 +46,8 @@ class Group:
 
 class Timer:
     """%globaltimer, in nanoseconds: every instruction of the grid takes one. Where a program asks again and again, and
-    nothing has been stored since it began to, it waits for what is slow to come: the time jumps, twice as far each time,
-    so that a wait that is in vain ends soon."""
+    nothing has been stored since it began to, it waits for what is slow to come: the time jumps, twice as far each
+    time, so that a wait that is in vain ends soon."""
 
     PATIENCE = 24  # times that a program asks before; meanwhile another may be in the middle of a long product
 

@@ -195,7 +195,7 @@ def _obstacle(place: Place, schedule: str, variant: str, numbers: Numbers, case:
             return f"{numbers.name} needs a GPU of compute capability 8.0 or newer"
     elif numbers.tf32 and place.device.type == "cuda":
         return "AMD GPUs have no TF32"
-    if schedule == "persistent" and place.executes and interpreted():
+    if schedule in ("walking", "persistent") and place.executes and interpreted():
         return "Triton's interpreter runs programs one after another: they cannot wait for each other"
     return None
 

@@ -12,7 +12,7 @@ import torch
 
 from .tables import fitted, wrapped
 
-KERNEL_SCHEDULES = ("stepwise", "resident", "persistent")
+KERNEL_SCHEDULES = ("stepwise", "walking", "resident", "persistent")
 """Those of Triton kernels."""
 
 

@@ -8,7 +8,7 @@ The constants are those of `trigru.planning.devices`; predictions are marked as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -85,6 +85,24 @@ def stepwise(layer: Layer, block_h: int, block_b: int, direction: str = "forward
         l2_bytes=size * (weights + state + gates),
         shared_bytes=size * (weights + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
+    )
+
+
+def walking(layer: Layer, block_h: int, block_b: int, at_once: int, direction: str = "forward") -> Step:
+    """As stepwise in one launch, of at most so many programs, each of which does the work of several where that does
+    not suffice. What they meet by costs two trips more than one that the data tell by themselves."""
+    step = stepwise(layer, block_h, block_b, direction)
+    programs = min(step.programs, at_once)
+    tiles = cdiv(step.programs, programs)
+    return replace(
+        step,
+        launches=0,
+        exchanges=2 * layer.exchanges,
+        programs=programs,
+        l2_bytes=tiles * step.l2_bytes,
+        shared_bytes=tiles * step.shared_bytes,
+        flops=tiles * step.flops,
+        together=programs,
     )
 
 

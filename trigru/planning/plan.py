@@ -22,6 +22,7 @@ from ..kernels.config import (
     resident_config,
     stepwise_config,
     waits_by_thread,
+    walking_config,
 )
 from ..layer import Layer
 from . import cost
@@ -29,7 +30,7 @@ from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
 from .triton_state import why_unusable
 
-SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
+SCHEDULES = ("auto", "eager", "stepwise", "walking", "resident", "persistent")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What Triton kernels compute in."""
 
@@ -156,7 +157,7 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
-    found = [each(device, layer, direction) for each in (_stepwise, _resident, _persistent)]
+    found = [each(device, layer, direction) for each in (_stepwise, _walking, _resident, _persistent)]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
     listed = [
@@ -172,6 +173,18 @@ _Row = tuple[str, Config, cost.Step, str | None]
 def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size, _on_matrix_units(device, layer))
     return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b, direction), None
+
+
+def _walking(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = walking_config(layer.dtype, layer.batch, layer.hidden_size, _on_matrix_units(device, layer))
+    at_once = config.on_a_multiprocessor(layer.dtype, device.shared_per_block) * device.multiprocessors
+    config = replace(config, programs=at_once)
+    obstacle = None
+    if torch.version.hip is not None:
+        obstacle = "its programs wait in assembly of NVIDIA's"
+    elif device.capability < (7, 0):
+        obstacle = "needs a GPU of compute capability 7.0 or newer"
+    return "walking", config, cost.walking(layer, config.block_h, config.block_b, at_once, direction), obstacle
 
 
 def _on_matrix_units(device: Device, layer: cost.Layer) -> bool:

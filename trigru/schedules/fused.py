@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import persistent, resident, stepwise
+from ..kernels import persistent, resident, stepwise, walking
 from ..kernels.config import kept_values
 from ..kernels.errors import DoesNotFit
 from ..kernels.recurrence import Gradients as Upstreams
@@ -21,7 +21,7 @@ from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again
 
 # Each has a `forward` and a `backward` of the same signature (see kernels/recurrence.py).
-SCHEDULES = {"stepwise": stepwise, "resident": resident, "persistent": persistent}
+SCHEDULES = {"stepwise": stepwise, "walking": walking, "resident": resident, "persistent": persistent}
 
 
 def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
