@@ -178,7 +178,9 @@ def test_directions_that_are_not_kept_apart(mutated, file, old, new, protocol):
 
 
 def test_publishing_before_the_value_is_complete(mutated):
-    publish = "publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)"
+    publish = (
+        "publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)"
+    )
     early = publish.replace("new", "h") + "\n        " + publish
     persistent = mutated("persistent_forward", publish, early)
     assert caught(persistent, seeds=8, quantum=20) == "wrong"  # short turns: both stores are close together

@@ -94,9 +94,9 @@ def test_one_program_starved_as_long_as_the_others_can_go_on(variant, protocol):
 def test_both_directions_at_once(variant, hidden_size, packed, arch, dtype, protocol):
     """Under several orders, and each direction's programs held back as long as the other's can go on."""
     case = recurrence(3, 18, hidden_size, variant=variant, dtype=dtype, packed=packed, both=True)
-    for seed in range(4):
-        check(case, arch=arch, protocol=protocol, seed=seed, quantum=(200, 20, 1000)[seed % 3])
-    for program in (0, 1, 3):  # of the first direction, and of the second
+    for seed in range(3):
+        check(case, arch=arch, protocol=protocol, seed=seed, quantum=(200, 20, 1000)[seed])
+    for program in (0, 3):  # of the first direction, and of the second
         check(case, arch=arch, protocol=protocol, starve=program)
 
 
