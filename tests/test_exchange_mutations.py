@@ -88,10 +88,11 @@ def caught(
     seeds=4,
     protocol="data",
     strong=True,
+    both=False,
     **order,
 ) -> str | None:
     """How the tests notice: "error" (the executor's, or the host's exception), "wrong" numbers, or None."""
-    case = recurrence(3, 3, hidden_size, variant=variant)
+    case = recurrence(3, 3, hidden_size, variant=variant, both=both)
     for seed in range(seeds):
         try:
             with using(ptx_launcher(arch=90, strong=strong, **{"seed": seed, **order})):
@@ -174,8 +175,24 @@ def test_reading_another_step(mutated, file, old, new):
     assert caught(mutated(file, old, new)) == "wrong"
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "protocol"),
+    [
+        ("persistent_tiles", "own.group, S.SIDES", "own.group // 2, S.SIDES", "flags"),
+        ("persistent_forward", "output_ptr += side * H", "output_ptr += (side * 0) * H", "data"),
+        ("persistent_backward", "d_gates_ptr += behind", "d_gates_ptr += (side * 0)", "data"),
+        ("persistent_tiles", "tl.where(first, S.H, S.SIDES * S.H)", "S.H", "data"),
+    ],
+    ids=["one counter", "one output", "one gradient", "rows of one direction"],
+)
+def test_directions_that_are_not_kept_apart(mutated, file, old, new, protocol):
+    assert caught(mutated(file, old, new), protocol=protocol, both=True) is not None
+
+
 def test_publishing_before_the_value_is_complete(mutated):
-    publish = "publish(tile_at(output_ptr, here.row, own, 1, S), new, there(own, here.count, S), flags + i, PROTOCOL)"
+    publish = (
+        "publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)"
+    )
     early = publish.replace("new", "h") + "\n        " + publish
     persistent = mutated("persistent_forward", publish, early)
     assert caught(persistent, seeds=8, quantum=20) == "wrong"  # short turns: both stores are close together

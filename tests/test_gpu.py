@@ -55,6 +55,30 @@ def test_as_the_reference(schedule, variant, dtype, packed, reverse, size, monke
     torch.cuda.synchronize()
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_bidirectional_stack(schedule, variant, packed):
+    """Against the same layer in float64 on the CPU."""
+    needs(schedule, variant, torch.float16, 5, 40)
+    options = {"num_layers": 2, "bidirectional": True, "variant": variant}
+    module = trigru.GRU(9, 40, schedule=schedule, device="cuda", dtype=torch.float16, **options)
+    exact = trigru.GRU(9, 40, schedule="eager", dtype=torch.float64, **options)
+    exact.load_state_dict({name: p.double() for name, p in module.state_dict().items()})
+    x = torch.randn(7, 5, 9, device="cuda", dtype=torch.float16)
+    found = []
+    for gru, given in ((exact, x.cpu().double()), (module, x)):
+        given = pack_padded_sequence(given, [7, 7, 4, 2, 1]) if packed else given
+        output, h_n = gru(given)
+        output = output.data if packed else output
+        loss = output.double().square().sum() + h_n.double().square().sum()
+        grads = torch.autograd.grad(loss, list(gru.parameters()))
+        found.append([x.double().cpu() for x in (output, h_n, *grads)])
+    for want, got in zip(*found, strict=True):
+        assert (got - want).norm() <= 1e-2 * want.norm()
+    check()
+
+
 @pytest.mark.parametrize("size", [(30, 16, 512), (30, 5, 1000), (30, 33, 61)], ids=str)
 @pytest.mark.parametrize("protocol", ["data", "flags"])
 @pytest.mark.parametrize("variant", trigru.VARIANTS)

@@ -43,7 +43,7 @@ PROTOCOLS = ("data", "flags")
 
 
 def check(case, *, arch=90, protocol="data", **order):
-    config = replace(persistent_config(case.h0.dtype, *case.h0.shape), protocol=protocol)
+    config = replace(persistent_config(case.h0.dtype, *case.h0.shape[-2:]), protocol=protocol)
     launcher = ptx_launcher(arch=arch, strong=True, **order)
     with using(launcher):
         errors = case.errors(case.run(persistent, config))
@@ -84,6 +84,20 @@ def test_one_program_starved_as_long_as_the_others_can_go_on(variant, protocol):
     for program in range(4):
         check(case, protocol=protocol, starve=program)
     check(case, protocol=protocol, seed="round-robin")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("variant", "hidden_size", "packed", "arch", "dtype"),
+    [("torch", 40, True, 90, torch.bfloat16), ("cho", 40, False, 80, torch.float32)],
+)
+def test_both_directions_at_once(variant, hidden_size, packed, arch, dtype, protocol):
+    """Under several orders, and each direction's programs held back as long as the other's can go on."""
+    case = recurrence(3, 18, hidden_size, variant=variant, dtype=dtype, packed=packed, both=True)
+    for seed in range(3):
+        check(case, arch=arch, protocol=protocol, seed=seed, quantum=(200, 20, 1000)[seed])
+    for program in (0, 3):  # of the first direction, and of the second
+        check(case, arch=arch, protocol=protocol, starve=program)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -149,17 +163,27 @@ def test_the_last_turn_has_the_tiles_that_are_left():
     assert [launch["grid"] for launch in launcher.launches] == [(2, 2), (2, 1)] * 2
 
 
+def test_tiles_of_both_directions_take_turns_together():
+    case = recurrence(2, 40, 32, both=True)  # three tiles, twice
+    launcher = ptx_launcher(arch=90, seed=3, resident_programs=8)
+    with using(launcher):
+        errors = case.errors(case.run(persistent, PersistentConfig(num_warps=2, tiles_at_once=4)))
+    assert max(errors.values()) <= TOLERANCE[case.h0.dtype], errors
+    assert [launch["grid"] for launch in launcher.launches] == [(2, 4), (2, 2)] * 2
+
+
 @generated_code
 @pytest.mark.parametrize("device", ["A100", "H100", "L4"])
+@pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("hidden_size", [32, 512, 768])
-def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size):
-    layer = cost.Layer("torch", torch.bfloat16, 256, hidden_size)
+def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size, directions):
+    layer = cost.Layer("torch", torch.bfloat16, 256, hidden_size, directions=directions)
     (planned,) = [c for c in plan.candidates(PRESETS[device], layer) if c.schedule == "persistent"]
     programs, tiles = planned.config.grid(hidden_size, 256)
     assert planned.obstacle is None
     registers = 256 * 32 * planned.config.num_warps  # a thread has 255 at most, allotted by eight
     assert programs * planned.config.tiles_at_once <= PRESETS[device].multiprocessors * (65536 // registers)
-    assert planned.turns == -(-tiles // planned.config.tiles_at_once)
+    assert planned.turns == -(-tiles * directions // planned.config.tiles_at_once)
 
 
 @generated_code

@@ -73,20 +73,22 @@ def schedules(*names):
 
 CASES = [
     pytest.param(
-        *(schedule, variant, dtype, size, (i + j + k) % 2 == 1, (i + j) % 2 == 1),
-        # All takes minutes; quick are each dtype with each variant, and in the interpreter each size.
-        marks=[] if (i + j) % 3 == k and (INTERPRETED or j >= 2) else pytest.mark.slow,
+        *(schedule, variant, dtype, size, (i + j + k) % 2 == 1, (i + j) % 2 == 1, both),
+        # All takes minutes; quick are each dtype with each variant, and in the interpreter each size, half of them in
+        # both directions at once.
+        marks=[] if (i + j) % 3 == k and (INTERPRETED or j >= 2) and both == (j % 2 == 1) else pytest.mark.slow,
     )
     for schedule in schedules("stepwise", "resident", "persistent")
     for i, variant in enumerate(("torch", "cho", "chung"))
     for j, size in enumerate(SIZES)
     for k, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16))
+    for both in (False, True)
 ]
 
 
-@pytest.mark.parametrize(("schedule", "variant", "dtype", "size", "packed", "reverse"), CASES, ids=str)
-def test_no_kernel_leaves_its_tensors(schedule, variant, dtype, size, packed, reverse):
-    case = recurrence(*size, variant=variant, dtype=dtype, packed=packed, reverse=reverse)
+@pytest.mark.parametrize(("schedule", "variant", "dtype", "size", "packed", "reverse", "both"), CASES, ids=str)
+def test_no_kernel_leaves_its_tensors(schedule, variant, dtype, size, packed, reverse, both):
+    case = recurrence(*size, variant=variant, dtype=dtype, packed=packed, reverse=reverse, both=both)
     launches, error = checked(schedule, CONFIGS[schedule](dtype, *size[1:]), case)
     print(f"launches: {len(launches)}")
     assert launches
@@ -183,7 +185,8 @@ def off_by_one(planted, schedule, variant, kernel, pointer):
     """How the check notices a kernel one of whose pointers leads to the next element, or to the one before: which of
     them is outside depends on whether the first or the last element is used."""
     hidden_size, config = WHOLE[schedule]
-    case = recurrence(2, 16, hidden_size, variant=variant, dtype=torch.float32)
+    both = pointer.endswith("_back_ptr")  # None where one direction runs
+    case = recurrence(2, 16, hidden_size, variant=variant, dtype=torch.float32, both=both)
     for shift in ("+ 1", "- 1"):
         if how := caught(planted(kernel, f"{pointer} = {pointer} {shift}"), schedule, case, config):
             return how

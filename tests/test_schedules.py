@@ -6,10 +6,11 @@ import pytest
 import torch
 from cases import TOLERANCE, assert_as_reference, error, layer
 from conftest import INTERPRETED
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 import trigru
 from trigru import reference
+from trigru.layer import Weights
 from trigru.schedules import recompute
 
 pytestmark = pytest.mark.interpretable
@@ -101,21 +102,35 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(on_cpu, schedule):
     assert torch.equal(got.isnan(), want.isnan())
 
 
+# Layers, rows, and how many steps the gates of a chunk are computed again for (None: they are kept).
+STACKS = [("cho", "packed", None), ("chung", "padded", None), ("torch", "packed", 2), ("torch", "padded", 9)]
+
+
 @pytest.mark.parametrize("schedule", ["stepwise", "resident", "persistent"])
-def test_packed_bidirectional_module(on_cpu, schedule, monkeypatch):
+@pytest.mark.parametrize(("variant", "rows", "chunk"), STACKS[:: 1 if INTERPRETED else 2])
+def test_both_directions_of_a_stack(on_cpu, schedule, variant, rows, chunk, monkeypatch):
     if schedule == "persistent":
         if INTERPRETED:
             pytest.skip("the interpreter runs programs one after another: they cannot wait")
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    theirs = torch.nn.GRU(4, 16, bidirectional=True)
-    ours = trigru.GRU(4, 16, bidirectional=True, schedule=schedule)
-    ours.load_state_dict(theirs.state_dict())
-    packed = pack_padded_sequence(torch.randn(4, 3, 4), torch.tensor([2, 4, 1]), enforce_sorted=False)
-    found = []
-    for module in (theirs, ours):
-        with on_cpu():
-            output, h_n = module(packed)
-            loss = (output.data.square().sum() + h_n.sum(),)
-            found.append([output.data, h_n, *torch.autograd.grad(loss, list(module.parameters()))])
-    for want, got in zip(*found, strict=True):
-        assert error(got, want) <= (3e-3 if schedule == "persistent" else TOLERANCE[torch.float32])
+    if chunk is not None:
+        monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", chunk * 4 * 2 * 17 * 3)
+    memory = "keep" if chunk is None else "recompute"
+    module = trigru.GRU(4, 17, 2, bidirectional=True, variant=variant, schedule=schedule, memory=memory)
+    x, hx, batch_sizes = torch.randn(5, 3, 4), torch.randn(4, 3, 17), None
+    if rows == "packed":
+        x, batch_sizes = torch.randn(9, 4), torch.tensor([3, 2, 2, 1, 1])
+    leaves = [x, hx, *module.parameters()]
+    given = PackedSequence(x.requires_grad_(), batch_sizes) if rows == "packed" else x.requires_grad_()
+    with on_cpu():
+        output, h_n = module(given, hx.requires_grad_())
+        output = output.data if rows == "packed" else output
+        upstream = [torch.randn_like(output), torch.randn_like(h_n)]
+        got = [output, h_n, *torch.autograd.grad([output, h_n], leaves, upstream)]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    weights = [Weights(*exact[first : first + 4]) for first in range(2, len(exact), 4)]
+    options = {"variant": variant, "bidirectional": True, "batch_sizes": batch_sizes}
+    want = reference.stack(exact[0], exact[1], weights, **options)
+    want = [*want, *torch.autograd.grad(want, exact, [grad.double() for grad in upstream])]
+    for g, w in zip(got, want, strict=True):
+        assert error(g, w) <= (3e-3 if schedule == "persistent" else TOLERANCE[torch.float32])

@@ -66,6 +66,26 @@ def test_numbers_and_launches(schedule):
     )
 
 
+@pytest.mark.parametrize(
+    ("schedule", "forwards", "backwards"), [("stepwise", 3, 4), ("resident", 1, 1), ("persistent", 1, 1)]
+)
+def test_launches_of_a_bidirectional_layer(schedule, forwards, backwards):
+    """Both directions in each, and no copy of one's states beside the other's."""
+    module = trigru.GRU(8, 64, bidirectional=True, schedule=schedule, device="cuda", dtype=HALF)
+    x = torch.randn(3, 5, 8, device="cuda", dtype=HALF, requires_grad=True)
+    output, _ = module(x)
+    assert len(fakecuda.launches) == forwards
+    output.float().square().sum().backward()
+    assert len(fakecuda.launches) == forwards + backwards
+    exact = trigru.GRU(8, 64, bidirectional=True, schedule="eager").double()
+    exact.load_state_dict({name: p.cpu().double() for name, p in module.state_dict().items()})
+    y = x.detach().cpu().double().requires_grad_()
+    wanted, _ = exact(y)
+    wanted.square().sum().backward()
+    torch.testing.assert_close(output.cpu().double(), wanted, rtol=4e-3, atol=4e-3)
+    torch.testing.assert_close(x.grad.cpu().double(), y.grad, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="FAKECUDA_DEVICES=2")
 def test_on_the_device_and_stream_of_its_tensors():
     module = trigru.GRU(8, 64, schedule="persistent", device="cuda:1", dtype=HALF)
