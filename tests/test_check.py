@@ -47,7 +47,7 @@ def test_what_could_not_be_checked_is_said(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["check", "--device", "cpu", *ONE]) == 0
     shown = capsys.readouterr().out
-    assert "stepwise, resident, persistent on cpu (fp32): the reason\n" in shown
+    assert "stepwise, walking, resident, persistent on cpu (fp32): the reason\n" in shown
     assert "No Triton kernel was executed: there is no GPU that torch can use." in shown
     assert "\n  trigru check --ptx" in shown
     monkeypatch.setattr(check, "PTX_FOLDER", check.PTX_FOLDER / "missing")

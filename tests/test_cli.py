@@ -219,7 +219,7 @@ def test_info(capsys):
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert torch.__version__ in shown
-    assert "\n  stepwise, resident, persistent\n" in shown
+    assert "\n  stepwise, walking, resident, persistent\n" in shown
 
 
 def test_info_says_why_a_schedule_cannot_run(monkeypatch):

@@ -105,8 +105,8 @@ def test_steps_layers_directions_and_turns_are_all_counted():
     in_turns = of_gru(gru, "bf16", H100, "forward")
     assert (in_turns["launches"], in_turns["turns"]) == (6, 2)
     assert in_turns["predicted_us"] > 1.8 * half["predicted_us"]
-    by_step = of_gru(replace(gru, hidden_size=2048), "bf16", H100, "forward")
-    assert (by_step["schedule"], by_step["launches"]) == ("stepwise", 300)
+    large = of_gru(replace(gru, hidden_size=2048), "bf16", H100, "forward")
+    assert (large["schedule"], large["launches"], large["turns"]) == ("walking", 3, 1)
     cell = Gru(7, 64, 512, 512, cell=True)
     assert of_gru(cell, "bf16", H100, "forward")["launches"] == 7
     assert of_gru(cell, "bf16", H100, "forward")["predicted_us"] > 7 * H100.launch_time * 1e6
