@@ -42,11 +42,7 @@ def bptt_kernel(
         h0_ptr += side * B * H
         output_ptr += side * H
         width = 2 * H
-        reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
         d_state_ptr += side * B * H
-        d_gates_ptr += behind * (3 * H)
-        if VARIANT == "torch":
-            d_an_ptr += behind * H
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
     d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)
@@ -57,20 +53,21 @@ def bptt_kernel(
     for i in range(T):
         carried = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
         row, live = here.row, there(j, b, H, here.count)
-        reserve = at(reserve_ptr, row, b, j, (4 if VARIANT == "torch" else 3) * H)
+        own_row = row if w_hh_back_ptr is None else row + behind  # fewer registers than pointers of its own
+        reserve = at(reserve_ptr, own_row, b, j, (4 if VARIANT == "torch" else 3) * H)
         r, z, n = read_gates(reserve, live, H)
         h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width).to(tl.float32)
         d = dh + read(at(grad_output_ptr, row, b, j, width), live)
         dn, dz, direct = blend_grad(d, h, z, n, VARIANT)
         if VARIANT == "torch":
             dr, d_an = reset_after_grad(dn, read(reserve + 3 * H, live), r)
-            write(at(d_an_ptr, row, b, j, H), d_an, live)
+            write(at(d_an_ptr, own_row, b, j, H), d_an, live)
             d = direct + multiply(w_n, d_an.to(dtype), zero, PRECISION)
         else:
             d_rh = multiply(w_n, dn.to(dtype), zero, PRECISION)
             dr, through = reset_before_grad(units_only(d_rh, j, units, EXACT), h, r)
             d = direct + through
-        write_gates(at(d_gates_ptr, row, b, j, 3 * H), (dr, dz, dn), live, H)
+        write_gates(at(d_gates_ptr, own_row, b, j, 3 * H), (dr, dz, dn), live, H)
         d = multiply(w_r, dr.to(dtype), d, PRECISION)
         d = multiply(w_z, dz.to(dtype), d, PRECISION)
         dh = tl.where((b < here.count)[None, :], units_only(d, j, units, EXACT), dh)

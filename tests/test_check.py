@@ -65,10 +65,16 @@ def test_nothing_checked_is_no_success(capsys):
 def scaled(function, index, factor):
     def wrong(*args):
         results = function(*args)
-        if hasattr(results, "_fields"):
-            return results._replace(**{results._fields[index]: results[index] * factor})
-        run = args[2]  # which says where the results are
-        (run.output, run.h_n)[index].mul_(factor)
+        if results is None:
+            run = args[2]  # which says where the results are
+            (run.output, run.h_n)[index].mul_(factor)
+        elif hasattr(results, "weights"):
+            d_input, d_h0, d_weights = results
+            flat = [d_input, d_h0, *d_weights]
+            flat[index] = flat[index] * factor
+            return type(results)(*flat[:2], tuple(flat[2:]))
+        else:
+            results[index].mul_(factor)
         return results
 
     return wrong

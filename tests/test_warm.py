@@ -15,6 +15,7 @@ from recurrences import recurrence
 
 import trigru
 from trigru.command import cli
+from trigru.convert import ReverseGRU
 from trigru.kernels import launch, offline, resident
 from trigru.kernels.config import resident_config
 from trigru.planning.plan import MEMORY
@@ -72,17 +73,19 @@ def test_a_launch_finds_what_was_compiled_ahead(cache, schedule, variant, count)
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("options", [{"packed": True}, {"packed": False}, {}])
 def test_direction_and_last_batch_make_no_binary(monkeypatch, memory, options):
-    """Of a persistent layer: forward with and without gates kept, backward; of packed sequences the same again."""
+    """Of a persistent layer: forward with and without gates kept, backward; of packed sequences, and of both directions
+    at once, the same again."""
     compiled = []
     monkeypatch.setattr(offline, "compile_launch", lambda start, target: compiled.append(target))
     model = torch.nn.ModuleDict(
         {
             "two ways": trigru.GRU(8, 128, 2, bidirectional=True, schedule="persistent", memory=memory),
             "one way": trigru.GRU(8, 128, schedule="persistent", memory=memory),
+            "the other": ReverseGRU(8, 128, schedule="persistent", memory=memory),
         }
     )
     names = trigru.warm(model, 64, 48, 7, 1, device="A100", dtype=torch.float16, **options)
-    kinds = 2 if options == {} else 1
+    kinds = 2 * (2 if options == {} else 1)
     assert len(compiled) == len(names) == kinds * (3 if memory == "keep" else 2)
     assert set(names) == {"forward_torch", "backward_torch"}
     assert {target.arch for target in compiled} == {80}

@@ -1,4 +1,5 @@
-"""How one layer in one direction is computed: torch operations, or Triton kernels and the products around them.
+"""How one layer is computed, in one direction or both: torch operations, or Triton kernels and the products around
+them.
 
 A schedule gets what it needs as arguments: it chooses nothing, checks no user's input, and knows no module and no
 autograd."""
