@@ -24,12 +24,12 @@ from ..kernels.config import (
     waits_by_thread,
 )
 from ..layer import Layer
-from . import cost
+from . import cost, cudnn
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
 from .triton_state import why_unusable
 
-SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent")
+SCHEDULES = ("auto", "eager", "stepwise", "resident", "persistent", "cudnn")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What Triton kernels compute in."""
 
@@ -46,7 +46,7 @@ class Plan:
 
     schedule: str
     reason: str
-    config: Config | None = None
+    config: Config | cudnn.CudnnConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,8 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> tuple[Plan, ..
     """
     if torch_serves(layer, site):
         return (_BY_TORCH,) * layer.num_layers
+    if layer.schedule == "cudnn":
+        return (_by_cudnn(cudnn.why_not(layer, site), site.plain),) * layer.num_layers
     chosen = choose(
         layer.schedule,
         site.device,
@@ -258,11 +260,22 @@ def choose(
     check_schedule(schedule)
     if schedule == "eager":
         return _BY_NAME
+    if schedule == "cudnn":
+        return _by_cudnn(cudnn.why_not_here(variant, device, dtype, batch))
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
     return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, precision_of(dtype), on_cpu)
 
 
+def _by_cudnn(obstacle: str | None, plain: bool = True) -> Plan:
+    """cuDNN by name. A compiler has to know how much forward keeps, and so gets nothing kept."""
+    if obstacle is not None:
+        raise RuntimeError(f"schedule 'cudnn' cannot run here: {obstacle}")
+    return _CUDNN if plain else _CUDNN_TWICE
+
+
 _BY_NAME = Plan("eager", "asked for by name")
+_CUDNN = Plan("cudnn", _BY_NAME.reason)
+_CUDNN_TWICE = Plan("cudnn", f"{_BY_NAME.reason}; backward runs forward again", cudnn.CudnnConfig(keeps=False))
 _BY_TORCH = Plan("torch", "on a CPU torch's own is faster for so short a sequence")
 
 

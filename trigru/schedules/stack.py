@@ -7,6 +7,8 @@ What forward keeps for backward, the reserve, is a list of tensors, in this orde
     for each layer: the mask of the dropout before it (above first_kept), then for each direction its gates (empty where
     they are computed again) and its states (N, H)
 
+cuDNN, which runs all layers or none, keeps something else: see `trigru.schedules.cudnn`.
+
 The states of the last layer are the call's output where `shares_output` says so; they are then not in the list, but
 `backward` wants them at its end.
 """
@@ -51,6 +53,10 @@ def _module_of(schedule: str) -> ModuleType:
         from . import eager
 
         return eager
+    if schedule == "cudnn":
+        from . import cudnn
+
+        return cudnn
     from . import fused
 
     return fused
@@ -98,6 +104,8 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plans: Sequence
     """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none).
 
     plans: of each layer."""
+    if plans[0].schedule == "cudnn":
+        return Result(*_module_of("cudnn").forward(layer, weights, call, plans[0], first_kept))
     steps = steps_of(layer, call)
     hidden_size, directions, packed = layer.hidden_size, layer.directions, call.batch_sizes is not None
     x = time_major(layer, call, call.input)
@@ -163,6 +171,8 @@ def _scaled(mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:
 
 def empty_reserve(layer: Layer, call: Call, first_kept: int) -> list[Tensor]:
     """Memory of the shapes of the reserve that forward returns."""
+    if layer.schedule == "cudnn":
+        return []
     x = call.input
     *sizes, _ = time_major(layer, call, x).shape
     rows = sizes[0] * (sizes[1] if len(sizes) == 2 else 1)
@@ -203,6 +213,8 @@ def _unfold(layer: Layer, reserve: Sequence[Tensor], first_kept: int) -> tuple[T
 
 def masks_of(layer: Layer, reserve: Sequence[Tensor], first_kept: int, dtype: torch.dtype) -> list[Tensor | None]:
     """What the output of each layer but the last was multiplied with, as far as the reserve holds it."""
+    if not layer.dropout:
+        return [None] * (layer.num_layers - 1)
     _, kept = _unfold(layer, reserve, first_kept)
     masks = [kept[index].mask if index in kept else None for index in range(1, layer.num_layers)]
     return [None if mask is None else _scaled(mask, layer.dropout, dtype) for mask in masks]
@@ -220,6 +232,8 @@ def backward(
     """Derivatives by the input, hx and each of the weights; None for those that are not asked for.
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
+    if plans[0].schedule == "cudnn" or (reserve and reserve[0].dtype == torch.uint8):  # which only cuDNN can read
+        return _module_of("cudnn").backward(layer, weights, call, reserve, wanted)
     steps, directions = steps_of(layer, call), layer.directions
     if shares_output(layer, call.input.device):
         *others, output = reserve
