@@ -3,17 +3,16 @@
 What `aten/src/ATen/native/cudnn/RNN.cpp` demands is demanded here, and what it spoils is spoiled: the weights are read
 out of the buffer alone, whose layout is none that one would guess (every bias comes before the matrices, with gaps);
 the reserve holds bytes, is empty unless `train`, and serves one backward; hx is contiguous; gradients of the weights
-are views of one buffer. On the fake device (tests/fakecuda) the same run on CUDA tensors.
+are views of one buffer. On the fake device (tests/fakecuda) it is there for CUDA tensors.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,27 +36,24 @@ class Standin:
         self.calls.append("flatten")
         assert mode == GRU
         assert proj_size == 0
-        views = self._views(weights[0], weights, stride)
-        for w, view in zip(weights, views, strict=True):
+        buffer = weights[0].new_zeros(self._size(weights))
+        for w, view in zip(weights, self._views(weights, stride, buffer), strict=True):
             view.copy_(w)
-            w.set_(view)
-        return torch.empty(0, dtype=views[0].dtype, device=views[0].device).set_(views[0].untyped_storage())
+            w.data = view
+        return buffer
 
     @staticmethod
-    def _views(like: Tensor, shapes: Any, stride: int, buffer: Tensor | None = None) -> list[Tensor]:
-        """The places of the weights in a buffer, a new one of zeros if None."""
-        order = [i for i in range(len(shapes)) if i % stride >= 2] + [i for i in range(len(shapes)) if i % stride < 2]
-        offsets, at = {}, BEGIN
-        for i in order:
-            offsets[i] = at
-            at += shapes[i].numel() + GAP
-        if buffer is None:
-            buffer = like.new_zeros(at)
-        assert buffer.numel() == at, "no buffer of cuDNN's size"
-        return [
-            torch.as_strided(buffer, shapes[i].shape, torch.empty(shapes[i].shape, device="meta").stride(), offsets[i])
-            for i in range(len(shapes))
-        ]
+    def _size(weights: Sequence[Tensor]) -> int:
+        return BEGIN + sum(w.numel() + GAP for w in weights)
+
+    def _views(self, weights: Sequence[Tensor], stride: int, buffer: Tensor) -> list[Tensor]:
+        """The places of the weights in the buffer: every bias, then every matrix."""
+        assert buffer.numel() == self._size(weights), "no buffer of cuDNN's size"
+        views, at = {}, BEGIN
+        for i in sorted(range(len(weights)), key=lambda i: i % stride < 2):
+            views[i] = buffer.narrow(0, at, weights[i].numel()).view(weights[i].shape)
+            at += weights[i].numel() + GAP
+        return [views[i] for i in range(len(weights))]
 
     def _compute(self, x, params, hx, stride, num_layers, batch_first, bidirectional, batch_sizes):  # type: ignore[no-untyped-def]
         rest = (params, stride == 4, num_layers, 0.0, False, bidirectional)
@@ -93,7 +89,7 @@ class Standin:
         assert dropout_state is None
         assert hx.is_contiguous(), "rnn: hx is not contiguous"
         assert x.numel(), "BAD_PARAM"
-        params = self._views(x, weights, stride, buffer)
+        params = self._views(weights, stride, buffer)
         with torch.no_grad():
             output, h_n = self._compute(
                 x, params, hx, stride, num_layers, batch_first, bidirectional, list(batch_sizes)
@@ -137,31 +133,30 @@ class Standin:
         assert reserve.numel() == 3
         assert int(reserve[0]) == 1, "this reserve has served another backward"
         reserve.zero_()
-        given = [x, hx, *self._views(x, weights, stride, buffer)]
+        given = [x, hx, *self._views(weights, stride, buffer)]
         options = (stride, num_layers, batch_first, bidirectional, list(batch_sizes))
 
         def differentiated() -> list[Tensor]:
-            x, hx, *params = leaves = [p.detach().clone().requires_grad_() for p in given]
+            x, hx, *params = leaves = [p.detach().cpu().clone().requires_grad_() for p in given]
             again, h_n = self._compute(x, params, hx, *options)
-            torch.testing.assert_close(again.detach() + self.wrong, output)
-            upstream = [
-                torch.zeros_like(out) if grad is None else grad for out, grad in ((again, grad_output), (h_n, grad_h_n))
-            ]
+            torch.testing.assert_close(again.detach() + self.wrong, output.cpu())
+            pairs = ((again, grad_output), (h_n, grad_h_n))
+            upstream = [torch.zeros_like(out) if grad is None else grad.cpu() for out, grad in pairs]
             return list(torch.autograd.grad([again, h_n], leaves, upstream))
 
-        with ThreadPoolExecutor(1) as pool:  # within an operator autograd is off, for its thread
-            d_x, d_hx, *d_params = pool.submit(differentiated).result()
+        with ThreadPoolExecutor(1) as pool:  # in an operator's own autograd is off, and a GPU's is taken
+            d_x, d_hx, *d_params = (d.to(x.device) for d in pool.submit(differentiated).result())
         views = []
         if mask[3]:
-            views = self._views(x, weights, stride)
+            views = self._views(weights, stride, torch.zeros_like(buffer))
             for view, d in zip(views, d_params, strict=True):
                 view.copy_(d)
         return d_x, d_hx, x.new_empty(0), views
 
 
 @contextmanager
-def standin(monkeypatch, key: str = "CPU") -> Iterator[Standin]:
-    """cuDNN is there: for CPU tensors, unless the fake device is installed, whose operations are the CPU's."""
+def standin(monkeypatch) -> Iterator[Standin]:
+    """cuDNN is there: for CPU tensors, or, where the fake device is installed, for its own."""
     import fakecuda
 
     from trigru.planning import cudnn
@@ -175,7 +170,7 @@ def standin(monkeypatch, key: str = "CPU") -> Iterator[Standin]:
         ("_cudnn_rnn", found.forward),
         ("_cudnn_rnn_backward", found.backward),
     ):
-        library.impl(name, function, key)
+        library.impl(name, function, "CUDA" if fakecuda.installed() else "CPU")
     if fakecuda.installed():
         monkeypatch.setattr(cudnn._CUDNN, "is_available", lambda: True)
     else:

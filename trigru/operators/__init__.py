@@ -151,6 +151,15 @@ def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
     return layer.num_layers
 
 
+_benchmark = torch._C._get_cudnn_benchmark
+
+
+def _at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Site) -> None:
+    from ..tune import at_first_call  # imports this module
+
+    at_first_call(layer, weights, call, site)
+
+
 def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Tensor]:
     """(output, h_n) of all layers and directions; gate values are kept only where a gradient can be asked for.
 
@@ -166,6 +175,8 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:
         return torch.ops.trigru.gru(*flat(forward))[:2]
+    if _benchmark() and layer.schedule == "auto":
+        _at_first_call(layer, weights, call, site)
     plans = plan(layer, site)
     if plans[0].schedule == "torch":
         return compute.by_torch(layer, weights, call)

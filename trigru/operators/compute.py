@@ -28,7 +28,7 @@ def forward(recorded: Recorded, plans: Sequence[Plan] | None = None) -> stack.Re
     """By the schedules of `plans`, of each layer, or those that the plan takes."""
     layer, weights, call, first_kept = recorded
     if plans is None:
-        plans = plan(layer, site_of(layer, call))
+        plans = plan(layer, site_of(layer, call, recording=first_kept < layer.num_layers))
     return stack.forward(layer, weights, call, plans, first_kept)
 
 

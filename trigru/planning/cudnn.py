@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,14 +18,6 @@ BFLOAT16_SINCE = 91300  # aten's own bound, CUDAHooks::supportsBFloat16RNNWithCu
 ONE_WAY = "cuDNN runs a single direction from the first step to the last"
 DETERMINISTIC = ("CUBLAS_WORKSPACE_CONFIG", (":16:8", ":4096:2"))
 """What makes cuDNN's recurrent layers deterministic, by the notes of torch.nn.GRU."""
-
-
-@dataclass(frozen=True)
-class CudnnConfig:
-    """keeps: whether forward keeps what cuDNN's backward wants, of a size that only cuDNN knows; else backward runs
-    forward again."""
-
-    keeps: bool = True
 
 
 def why_not(layer: Layer, site: Site) -> str | None:

@@ -24,7 +24,8 @@ from ..kernels.config import (
     waits_by_thread,
 )
 from ..layer import Layer
-from . import cost, cudnn
+from . import cost, cudnn, measured
+from .configs import CudnnConfig, EagerConfig
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
 from .triton_state import why_unusable
@@ -37,7 +38,11 @@ MEMORY = ("keep", "recompute")
 """What forward keeps for backward beside its output: the gates of every step, or nothing."""
 
 DIRECTIONS = ("forward", "backward")
+WHOLE = ("torch", "cudnn")
+"""What runs all layers or none, forward and backward."""
+
 MICRO = 1e6
+AnyConfig = Config | CudnnConfig | EagerConfig
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Plan:
 
     schedule: str
     reason: str
-    config: Config | cudnn.CudnnConfig | None = None
+    config: AnyConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,12 @@ _Row = tuple[str, Config, cost.Step, str | None]
 
 
 def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size, _on_matrix_units(device, layer))
+    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size, matrix_units(device, layer))
     return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b, direction), None
 
 
-def _on_matrix_units(device: Device, layer: cost.Layer) -> bool:
+def matrix_units(device: Device, layer: cost.Layer) -> bool:
+    """See `trigru.kernels.config.on_matrix_units`."""
     capability = device.capability if torch.version.hip is None else None
     return on_matrix_units(layer.dtype, layer.precision, capability)
 
@@ -113,7 +119,7 @@ def _on_matrix_units(device: Device, layer: cost.Layer) -> bool:
 def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = resident_config(layer.dtype, layer.batch, layer.hidden_size)
     needed = config.shared_bytes(layer.dtype, layer.hidden_size)
-    largest = config.largest(layer.dtype, layer.precision, _on_matrix_units(device, layer))
+    largest = config.largest(layer.dtype, layer.precision, matrix_units(device, layer))
     obstacle = None
     if needed > device.shared_per_block:
         obstacle = f"needs {needed // KIB} KiB of shared memory a program, {device.shared_per_block // KIB} are there"
@@ -165,6 +171,55 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> tuple[Plan, ..
     Raises:
         RuntimeError: the schedule asked for by name cannot run here.
     """
+    if measured.TABLE and layer.schedule == "auto" and (winner := _measured(layer, site, direction)) is not None:
+        return (winner,) * layer.num_layers
+    return modelled(layer, site, direction)
+
+
+def _measured(layer: Layer, site: Site, direction: str) -> Plan | None:
+    """The fastest of what was measured that can run now."""
+    key = measured.key_at_hand(layer, site, direction, precision_of(site.dtype))
+    entry = measured.TABLE.get(key)
+    if entry is None:
+        return None
+    obstacles: tuple[str, ...] = ()
+    for row in entry.rows:
+        if (obstacle := _not_now(row.schedule, layer, site)) is not None:
+            obstacles = (*obstacles, obstacle)
+            continue
+        known = _winners.get(key)
+        if known is None or known[0] is not entry or known[1] != obstacles:
+            passed_over = zip(entry.rows, obstacles, strict=False)
+            said = [entry.said(key), *(f"{one.name} is passed over: {why}" for one, why in passed_over)]
+            known = _winners[key] = entry, obstacles, Plan(row.schedule, "; ".join(said), row.config)
+        return known[2]
+    return None
+
+
+_winners: dict[measured.Key, tuple[measured.Entry, tuple[str, ...], Plan]] = {}
+"""Plans that were made of TABLE, which takes longer than a call should."""
+
+
+def measured_on(device: Device, layer: Layer, site: Site, direction: str, precision: str) -> Plan | None:
+    """The fastest of what was measured on a GPU of a preset's kind, which need not be there."""
+    found = measured.of_preset(device.name, measured.key_of(layer, site, direction, precision, name=device.name))
+    if found is None:
+        return None
+    key, entry = found
+    return Plan(entry.rows[0].schedule, entry.said(key), entry.rows[0].config)
+
+
+def _not_now(schedule: str, layer: Layer, site: Site) -> str | None:
+    """Why a schedule that was measured cannot run a call, or None."""
+    if schedule in WHOLE and not site.plain:
+        return "what it keeps is no operator's"
+    if schedule == "persistent" and has_a_part_of(site.device):
+        return _DID_NOT_FIT
+    return cudnn.why_not(layer, site) if schedule == "cudnn" else None
+
+
+def modelled(layer: Layer, site: Site, direction: str = "forward") -> tuple[Plan, ...]:
+    """`plan`, whatever was measured."""
     if torch_serves(layer, site):
         return (_BY_TORCH,) * layer.num_layers
     if layer.schedule == "cudnn":
@@ -273,9 +328,14 @@ def _by_cudnn(obstacle: str | None, plain: bool = True) -> Plan:
     return _CUDNN if plain else _CUDNN_TWICE
 
 
+def named(schedule: str, config: AnyConfig | None = None) -> Plan:
+    """A plan that is kept to: nothing else runs in its place."""
+    return Plan(schedule, _BY_NAME.reason, config)
+
+
 _BY_NAME = Plan("eager", "asked for by name")
 _CUDNN = Plan("cudnn", _BY_NAME.reason)
-_CUDNN_TWICE = Plan("cudnn", f"{_BY_NAME.reason}; backward runs forward again", cudnn.CudnnConfig(keeps=False))
+_CUDNN_TWICE = Plan("cudnn", f"{_BY_NAME.reason}; backward runs forward again", CudnnConfig(keeps=False))
 _BY_TORCH = Plan("torch", "on a CPU torch's own is faster for so short a sequence")
 
 
@@ -310,8 +370,14 @@ def _described(device: torch.device) -> Device:
     return present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
 
 
+_DID_NOT_FIT = "its programs did not fit on the device together"
 _SHARED: set[torch.device] = set()
 """Devices of which this process has a part only: programs that wait for each other did not fit on them."""
+
+
+def has_a_part_of(device: torch.device) -> bool:
+    """Whether this process shares the device, as far as is known: programs that wait for each other do not fit."""
+    return device in _SHARED
 
 
 def instead(refused: Plan, error: Exception, state: torch.Tensor, variant: str, direction: str) -> Plan:
@@ -337,8 +403,7 @@ def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, sh
     """The plan among Triton's schedules; `shared`: no program may wait for another."""
     ranked = candidates(device, layer, direction)
     if shared:
-        why = "its programs did not fit on the device together"
-        ranked = [replace(c, obstacle=c.obstacle or why) if c.step.together > 1 else c for c in ranked]
+        ranked = [replace(c, obstacle=c.obstacle or _DID_NOT_FIT) if c.step.together > 1 else c for c in ranked]
         ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
     if schedule == "auto":
         best = ranked[0]

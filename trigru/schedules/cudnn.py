@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..checks import batch_sizes_of
 from ..layer import Call, Layer
-from ..planning.cudnn import CudnnConfig, why_not_here
+from ..planning.configs import CudnnConfig
+from ..planning.cudnn import why_not_here
 from ..planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def flat(layer: Layer, weights: Sequence[Tensor]) -> Tensor:
     if storage.nbytes() >= size * width and all(
         w.data_ptr() == start + offset * width and w.is_contiguous() for w, offset in zip(weights, offsets, strict=True)
     ):
-        return first.new_empty(0).set_(storage, 0, (size,), (1,))
+        return first.detach().as_strided((size,), (1,), 0)
     buffer = first.new_zeros(size)
     places = [buffer.narrow(0, at, w.numel()).view(w.shape) for w, at in zip(weights, offsets, strict=True)]
     torch._foreach_copy_(places, list(weights))
