@@ -104,8 +104,8 @@ def _check_place(path: Path, option: str) -> None:
 
 def _input(layer: GRU, batch: int, seq_len: int, *, packed: bool) -> Tensor | PackedSequence:
     sizes = (batch, seq_len) if layer.batch_first else (seq_len, batch)
-    weight = layer.weight_ih_l0
-    x = torch.randn(*sizes, layer.input_size, dtype=weight.dtype, device=weight.device)
+    like = next(layer.parameters())
+    x = torch.randn(*sizes, layer.input_size, dtype=like.dtype, device=like.device)
     if not packed:
         return x
     lengths = torch.linspace(seq_len, (seq_len + 1) // 2, batch).long()

@@ -409,11 +409,15 @@ def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, sh
         best = ranked[0]
         if best.obstacle is not None:
             return Plan("eager", f"{best.obstacle}, so torch operations run")
-        return Plan(best.schedule, _why(ranked, device, direction), best.config)
+        unmeasured = _UNMEASURED if layer.variant == "torch" and torch.version.hip is None else ""
+        return Plan(best.schedule, _why(ranked, device, direction) + unmeasured, best.config)
     named = next(candidate for candidate in ranked if candidate.schedule == schedule)
     if named.obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {named.obstacle}")
     return Plan(schedule, "asked for by name", named.config)
+
+
+_UNMEASURED = "; 'cudnn' is taken only where measured, see trigru.tune"
 
 
 def _why(ranked: list[Candidate], device: Device, direction: str) -> str:
