@@ -98,9 +98,9 @@ def test_a_kept_graph_serves_several_backwards(there):
     torch.testing.assert_close(torch.autograd.grad(loss, leaves), first)
     output, _ = caller(records)(*leaves)
     upstream = torch.randn(2, *output.shape, dtype=output.dtype)
-    batched = torch.autograd.grad(output, leaves, upstream, retain_graph=True, is_grads_batched=True)
-    for i in range(2):
-        torch.testing.assert_close(tuple(d[i] for d in batched), torch.autograd.grad(output, leaves, upstream[i], True))
+    each = [torch.autograd.grad(output, leaves, grad, retain_graph=True) for grad in upstream]
+    batched = torch.autograd.grad(output, leaves, upstream, is_grads_batched=True)
+    torch.testing.assert_close(batched, tuple(torch.stack(pair) for pair in zip(*each, strict=True)))
 
 
 @pytest.mark.parametrize("frozen", ["all weights", "first layer", "input"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from cudnn_standin import standin
 
 import trigru
@@ -288,6 +289,28 @@ def test_the_first_call_of_a_shape_is_measured_once(there, clock, benchmark):
     with torch.no_grad():
         module(x)
     assert len(clock.asked) > asked
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_first_call_within_a_checkpoint(there, clock, benchmark, reentrant):
+    module, x = given()
+    clock.seconds["'cudnn'"] = 0.1
+    x.requires_grad_()
+    output = torch.utils.checkpoint.checkpoint(lambda x: module(x)[0], x, use_reentrant=reentrant)
+    torch.testing.assert_close(output, compute.by_reference(*module._records(x, None))[0])
+    output.square().sum().backward()
+    got = tuple(w.grad for w in module.parameters())
+    torch.testing.assert_close(got, by_reference(module, x), rtol=1e-4, atol=1e-5)
+    assert clock.asked
+
+
+def test_a_first_call_in_inference_mode(there, clock, benchmark):
+    module, x = given()
+    clock.seconds["'cudnn'"] = 0.1
+    with torch.inference_mode():
+        got = module(x)[0]
+    assert there.calls[-1] == "inference"
+    torch.testing.assert_close(got.clone(), compute.by_reference(*module._records(x, None))[0])
 
 
 def test_calls_that_are_not_measured(clock, benchmark):

@@ -38,6 +38,7 @@ MEMORY = ("keep", "recompute")
 """What forward keeps for backward beside its output: the gates of every step, or nothing."""
 
 DIRECTIONS = ("forward", "backward")
+KERNELS = ("stepwise", "resident", "persistent")
 WHOLE = ("torch", "cudnn")
 """What runs all layers or none, forward and backward."""
 
@@ -215,6 +216,8 @@ def _not_now(schedule: str, layer: Layer, site: Site) -> str | None:
         return "what it keeps is no operator's"
     if schedule == "persistent" and has_a_part_of(site.device):
         return _DID_NOT_FIT
+    if schedule in KERNELS:
+        return why_unusable()
     return cudnn.why_not(layer, site) if schedule == "cudnn" else None
 
 
