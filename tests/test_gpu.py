@@ -120,7 +120,7 @@ def test_cudnn_as_nn_gru(options, packed):
 
 
 def test_the_measured_choice():
-    module, x = trigru.GRU(16, 64, device="cuda"), torch.randn(20, 8, 16, device="cuda")
+    module, x = trigru.GRU(16, 32, device="cuda"), torch.randn(4, 2, 16, device="cuda")
     trigru.tune(module, x, seconds=0.05)
     assert trigru.explain(module, x).reason.startswith("measured on")
     module(x)[0].sum().backward()
