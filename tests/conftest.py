@@ -10,7 +10,9 @@ import triton
 
 from trigru.kernels.config import waits_by_thread
 from trigru.kernels.launch import using
+from trigru.planning import measured
 from trigru.planning.plan import _chosen
+from trigru.tune import _tried
 
 # Tests run two at a time; more threads than cores would only get in each other's way.
 torch.set_num_threads(1)
@@ -30,6 +32,8 @@ def _same_numbers(monkeypatch):
     """The same random numbers in every run, and float32 multiplied as float32 unless a test says otherwise."""
     torch.manual_seed(0)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    measured.TABLE.clear()
+    _tried.clear()
     _chosen.cache_clear()  # what a test replaces (a device, an obstacle) is no part of its key
 
 

@@ -92,12 +92,14 @@ def test_the_example_of_a_timeout_goes_on_by_another_schedule(monkeypatch):
     assert schedules == ["auto", "auto", "stepwise", "stepwise", "stepwise"]
 
 
-def test_the_planning_page_runs():
-    blocks = [code for language, code in FENCED.findall(read("docs/api-planning.md")) if language == "python"]
+@pytest.mark.parametrize("page", ["docs/api-planning.md", "docs/choosing.md"])
+def test_pages_about_planning_run(page, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # as it is put back
+    blocks = [code for language, code in FENCED.findall(read(page)) if language == "python"]
     assert blocks
     names: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "docs/api-planning.md", "exec"), names)
+        exec(compile(block, page, "exec"), names)
 
 
 def public_names_on_pages() -> set[str]:

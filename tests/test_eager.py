@@ -11,6 +11,7 @@ from cases import NAMES, assert_as_reference, error, layer
 from trigru.kernels.config import kept_values
 from trigru.kernels.steps import Steps
 from trigru.layer import Weights
+from trigru.planning.configs import EagerConfig
 from trigru.planning.plan import Choice
 from trigru.reference import VARIANTS
 from trigru.schedules import eager, eager_layout
@@ -62,7 +63,7 @@ def test_large(variant, reverse, packed, shape):
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_several_chunks_exactly(variant, reverse, packed, monkeypatch):
     """Chunks of a few steps, in reused and in fresh buffers, give what one chunk gives."""
-    monkeypatch.setattr(eager_layout, "CHUNK_ELEMENTS", 7 * 4 * 3)
+    monkeypatch.setattr(eager_layout, "CHUNKS", EagerConfig(chunk_elements=7 * 4 * 3))
     case = layer(8, 4, 3, 7, dtype=torch.float64, packed=packed, variant=variant, reverse=reverse)
     assert_as_reference(case, schedule="eager")
     monkeypatch.setattr(eager_layout, "REUSE_ELEMENTS", 0)

@@ -117,3 +117,34 @@ def test_in_a_cuda_graph(schedule, packed):
         got.fill_(float("nan"))
         graph.replay()
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.skipif(not torch.backends.cudnn.is_available(), reason="needs cuDNN")
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 3, "bidirectional": True, "bias": False}], ids=str)
+def test_cudnn_as_nn_gru(options, packed):
+    """The same kernels on the same weights, which lie where cuDNN reads them."""
+    module = trigru.GRU(12, 80, schedule="cudnn", device="cuda", **options)
+    theirs = torch.nn.GRU(12, 80, device="cuda", **options)
+    theirs.load_state_dict(module.state_dict())
+    assert len({w.untyped_storage().data_ptr() for w in module.parameters()}) == 1
+    x = torch.randn(9, 4, 12, device="cuda")
+    given = pack_padded_sequence(x, torch.tensor([9, 7, 7, 2])) if packed else x
+    results = []
+    for each in (module, theirs):
+        output, h_n = each(given)
+        rows = output.data if packed else output
+        grads = torch.autograd.grad(rows.square().sum() + h_n.sum(), list(each.parameters()))
+        results.append((rows, h_n, *grads))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    loss = module(x)[0].square().sum()
+    first = torch.autograd.grad(loss, [module.weight_hh_l0], create_graph=True)
+    assert torch.autograd.grad(first[0].square().sum(), [module.weight_ih_l0])[0].isfinite().all()
+
+
+def test_the_measured_choice():
+    module, x = trigru.GRU(16, 32, device="cuda"), torch.randn(4, 2, 16, device="cuda")
+    trigru.tune(module, x, seconds=0.05)
+    assert trigru.explain(module, x).reason.startswith("measured on")
+    module(x)[0].sum().backward()

@@ -16,6 +16,7 @@ SIGNATURES = {
     "gru": "input h0 w_ih w_hh b_ih b_hh * variant schedule reverse batch_sizes memory",
     "explain": "call input args kwargs",
     "swap": "model * variant schedule memory filter_fn",
+    "tune": "module input hx * out seconds",
     "unswap": "model",
     "warm": "model batches * device dtype packed jobs",
 }

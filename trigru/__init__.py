@@ -40,6 +40,7 @@ if TYPE_CHECKING or not only_for_help():
     from .modules import GRU, GRUCell
     from .reference import VARIANTS
     from .swap import swap, unswap
+    from .tune import tune
     from .warm import warm
 
 if TYPE_CHECKING:
@@ -48,7 +49,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "VARIANTS", "GRUCell", "KernelTimeout", "__version__", "explain", "gru", "swap", "unswap", "warm"]
+__all__ = [
+    "GRU",
+    "VARIANTS",
+    "GRUCell",
+    "KernelTimeout",
+    "__version__",
+    "explain",
+    "gru",
+    "swap",
+    "tune",
+    "unswap",
+    "warm",
+]
 
 _LAZY = ("convert", "onnx")  # rooms that cost an import of their own at their first use
 

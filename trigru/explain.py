@@ -90,7 +90,7 @@ def explain(call: Any, input: Any, *args: Any, **kwargs: Any) -> Explanation | E
     if isinstance(call, GRUCell) and isinstance(input, Tensor):
         return _explain_cell(call, input)
     if isinstance(call, GRU):
-        records = _of_module(call, input, *args, **kwargs)
+        records = of_module(call, input, *args, **kwargs)
     elif call is gru and isinstance(input, Tensor):
         h0 = kwargs["h0"] if "h0" in kwargs else args[0]
         if len(args) < 2 and "w_ih" not in kwargs:  # planned by its state alone
@@ -113,7 +113,8 @@ def _explanation(found: Plan, input: Tensor, layer: Layer, seq_len: int) -> Expl
     return Explanation(found.schedule, input.device, input.dtype, layer.variant, found.reason, launches, found.turns)
 
 
-def _of_module(module: GRU, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Records:
+def of_module(module: GRU, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Records:
+    """The records of a module's call."""
     if isinstance(input, PackedSequence):
         return module._records(input.data, hx, input.batch_sizes, input.sorted_indices)
     return module._records(input, hx)

@@ -41,7 +41,7 @@ def gru(
         w_hh: recurrent weights, (3 * hidden_size, hidden_size).
         b_ih, b_hh: biases, (3 * hidden_size,), or None.
         variant: "torch" (nn.GRU, cuDNN), "cho" (Cho et al. 2014) or "chung" (Chung et al. 2014).
-        schedule: "auto", or by name; see `trigru.explain` for what "auto" chooses and why.
+        schedule: "auto", or by name, as in `trigru.GRU`; see `trigru.explain` for what "auto" chooses and why.
         reverse: run from the last step to the first; outputs stay at their own step's place.
         batch_sizes: number of sequences alive at each step, int64 (seq_len,) on the CPU, decreasing, as
             `PackedSequence.batch_sizes`; None for a padded input.

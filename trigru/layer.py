@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 Variant = Literal["torch", "cho", "chung"]
-ScheduleName = Literal["auto", "eager", "stepwise", "walking", "resident", "persistent"]
+ScheduleName = Literal["auto", "eager", "stepwise", "walking", "resident", "persistent", "cudnn"]
 Memory = Literal["keep", "recompute"]
 
 

@@ -17,6 +17,7 @@ from .layer import Call, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
+from .schedules.cudnn import lay_flat
 
 
 def shown_name(name: str) -> str:
@@ -37,13 +38,15 @@ class GRU(Leaf, nn.RNNBase):
             "cho": Cho et al. 2014. The reset gate scales the state before the product; for weights of such models.
             "chung": Chung et al. 2014. As "cho", with an update gate that says how much is new, not how much stays.
         schedule: what runs it; `trigru.explain` says what "auto" takes for a call.
-            "auto": the fastest of those below that can run here. What one wants, but to measure or to pin a choice.
+            "auto": the fastest of those below that can run here, as measured (`trigru.tune`), else as predicted; not
+            measured, "cudnn" is no candidate. What one wants, but to measure or to pin a choice.
             "eager": torch operations. On any device, and in float64; what runs on a CPU.
             "stepwise": a Triton kernel or two a step. On any GPU, of any hidden_size.
             "walking": one cooperative Triton kernel that does the same. On NVIDIA, of any hidden_size.
             "resident": one Triton kernel for the sequence, all weights on one multiprocessor. For a small hidden_size.
             "persistent": one cooperative Triton kernel, weights in registers across the GPU. For NVIDIA, up to
             hidden_size 1024 in 16 bits.
+            "cudnn": cuDNN, as torch's own GRU on an NVIDIA GPU: variant "torch", without dropout between layers.
         memory: what forward leaves for backward.
             "keep": the gates too. The faster one.
             "recompute": the states alone, a fifth to a quarter of it; backward computes the gates again.
@@ -81,6 +84,7 @@ class GRU(Leaf, nn.RNNBase):
     """
 
     memory: Memory = "keep"  # of modules that were swapped in
+    schedule: ScheduleName = "auto"  # until __init__ is through
     _reverse = False  # a single direction from the last step to the first
 
     def __init__(
@@ -120,11 +124,15 @@ class GRU(Leaf, nn.RNNBase):
             dtype=dtype,
         )
         self.variant: Variant = variant
-        self.schedule: ScheduleName = schedule
+        self.schedule = schedule
         self.memory = memory
+        self.flatten_parameters()
 
     def flatten_parameters(self) -> None:
-        """Accepted as in `nn.GRU`; does nothing, since no kernel here needs the weights in one buffer."""
+        """With schedule="cudnn" as in `nn.GRU`: the parameters move into the one buffer that cuDNN reads, which spares
+        a copy of them at each call. Otherwise it does nothing: no kernel here needs them so."""
+        if self.schedule == "cudnn":
+            lay_flat(self)
 
     def _get_name(self) -> str:
         return shown_name(super()._get_name())

@@ -103,7 +103,7 @@ def _launches(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool, 
     from .kernels.offline import Recorder
 
     layer, weights, call = _records(module, batch, dtype, packed)
-    if call.input.dtype not in DTYPES:
+    if call.input.dtype not in DTYPES or layer.schedule == "cudnn":
         return []
     forward, backward = (_plan(layer, call, device, direction) for direction in DIRECTIONS)
     recorder = Recorder()

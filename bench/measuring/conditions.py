@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 import trigru
-from trigru.command.machine import commit, cpu_model
+from trigru.command.machine import commit
+from trigru.planning.devices import cpu_model
 from trigru.planning.precision import multiplied_in_tf32
 
 PACKAGES = ("triton", "flashrnn", "gru-qat", "torchrl", "haste_pytorch")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..functional import gru
+from ..planning.cudnn import ONE_WAY
 from ..planning.plan import DIRECTIONS, SCHEDULES, choose
 from ..planning.precision import multiplied_in_tf32
 from ..planning.triton_state import interpreted, why_unusable
@@ -166,11 +167,11 @@ def check(
 
 
 def _claimed(place: Place, schedule: str, numbers: Numbers) -> bool:
-    """Whether the combination means something: float64 is for torch operations, TF32 for kernels on a GPU."""
+    """Whether the combination means something: float64 is for torch operations and cuDNN, TF32 for a GPU."""
     if numbers.dtype == torch.float64:
         return schedule not in KERNEL_SCHEDULES and place.device.type != "mps"
     if numbers.tf32:
-        return schedule in KERNEL_SCHEDULES or (schedule == "auto" and place.device.type == "cuda")
+        return schedule in KERNEL_SCHEDULES or (schedule in ("auto", "cudnn") and place.device.type == "cuda")
     return True
 
 
@@ -189,6 +190,8 @@ def _obstacle(place: Place, schedule: str, variant: str, numbers: Numbers, case:
             )
         except RuntimeError as error:
             return str(error).removeprefix(f"schedule {schedule!r} cannot run here: ")
+    if schedule == "cudnn" and case.reverse:
+        return ONE_WAY
     if place.device.type == "cuda" and torch.version.hip is None:
         old = torch.cuda.get_device_capability(place.device) < (8, 0)
         if old and (numbers.tf32 or numbers.dtype == torch.bfloat16):

@@ -29,6 +29,7 @@ COMMANDS = {
         "trigru.command.inspect",
         "compile the kernels for a GPU that need not be there: registers, spills, instructions",
     ),
+    "tune": ("trigru.command.tune", "time what can run a layer on this machine, and keep the fastest"),
     "warm": ("trigru.command.warm", "compile a GRU's kernels ahead of time into Triton's cache on disk"),
 }
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells count: 128 and the signal's number

@@ -14,7 +14,7 @@ import torch
 from ..checks import layer_of
 from ..planning.cost import Layer
 from ..planning.devices import PRESETS, Device, preset
-from ..planning.plan import DIRECTIONS, MICRO, Choice, Plan, Site, candidates, plan, planned
+from ..planning.plan import DIRECTIONS, MICRO, Choice, Plan, Site, candidates, measured_on, plan, planned
 from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
 from . import explain_workloads
@@ -128,7 +128,10 @@ def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Choice, list[dict
                 "tiles": asdict(found.config),
             }
         )
-    return planned("auto", device, layer, args.direction), rows
+    record = layer_of(args.hidden, args.hidden, num_layers=args.layers, variant=args.variant)
+    site = Site(torch.device("cuda", 0), layer.dtype, args.seq_len, args.batch, False, recording=True, plain=True)
+    winner = measured_on(device, record, site, args.direction, precision)
+    return winner or planned("auto", device, layer, args.direction), rows
 
 
 def _print_schedules(args: argparse.Namespace, device: Device, rows: list[dict[str, Any]]) -> None:

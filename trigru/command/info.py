@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..planning.devices import PRESETS
+from ..planning.devices import PRESETS, cpu_model
 from ..planning.plan import SCHEDULES, choose
 from ..planning.precision import rnn_in_tf32
 from ..planning.triton_state import why_unusable
-from .machine import commit, cpu_model, devices, driver
+from .machine import commit, devices, driver
 from .tables import wrapped
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import subprocess
 from pathlib import Path
@@ -34,16 +33,6 @@ def devices_named(name: str) -> list[torch.device]:
     if not found:
         raise Refused(f"--device: expected one that is here ({', '.join(map(str, devices()))}), got {name!r}")
     return found
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def driver() -> str | None:

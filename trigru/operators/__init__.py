@@ -22,6 +22,7 @@ from torch import Tensor
 from ..checks import check
 from ..layer import Call, Layer
 from ..planning.plan import Site, plan
+from ..schedules.cudnn import unspent
 from ..schedules.stack import empty_reserve, new_output, time_major
 from . import batching, compute, derivative, flops, sharding
 from .late import when_imported
@@ -50,7 +51,7 @@ def _backward(*arguments):  # type: ignore[no-untyped-def]
     call = recorded_backward(*arguments)
     _, weights, given, _ = call.forward
     _refuse_tangents("gru_backward", (call.grad_output, call.grad_h_n, given.input, given.hx, *weights))
-    found = compute.backward(call)
+    found = compute.backward(call._replace(reserve=unspent(call.reserve)))  # an operator changes none of its arguments
     d_input, d_hx, *d_weights = [given.hx.new_empty(0) if d is None else d for d in found]
     return d_input, d_hx, d_weights
 
@@ -141,13 +142,22 @@ def site_of(layer: Layer, weights: Sequence[Tensor], call: Call) -> Site:
 
 
 def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
-    """The lowest layer that takes part in a gradient."""
-    if call.input.requires_grad or call.hx.requires_grad:
+    """The lowest layer that takes part in a gradient. cuDNN goes back through all of them."""
+    if layer.schedule == "cudnn" or call.input.requires_grad or call.hx.requires_grad:
         return 0
     for index, weight in enumerate(weights):
         if weight.requires_grad:
             return index * layer.num_layers // len(weights)
     return layer.num_layers
+
+
+_benchmark = torch._C._get_cudnn_benchmark
+
+
+def _at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Site) -> None:
+    from ..tune import at_first_call  # imports this module
+
+    at_first_call(layer, weights, call, site)
 
 
 def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Tensor]:
@@ -165,11 +175,15 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:
         return torch.ops.trigru.gru(*flat(forward))[:2]
+    if _benchmark() and layer.schedule == "auto":
+        _at_first_call(layer, weights, call, site)
     by = plan(layer, site)
     if by.schedule == "torch":
         return compute.by_torch(layer, weights, call)
     if site.recording:
-        has_input = derivative.reads_input(forward, [w.requires_grad for w in weights])
+        if by_cudnn := by.schedule == "cudnn":
+            forward = forward._replace(first_kept=0)
+        has_input = by_cudnn or derivative.reads_input(forward, [w.requires_grad for w in weights])
         shape = None if has_input else derivative.Shape.apply(call.input)
         return _GRU.apply(forward, by, has_input, call.batch_sizes, call.input, shape, call.hx, *weights)
     if torch.autograd._profiler_enabled():

@@ -28,7 +28,7 @@ def forward(recorded: Recorded, by: Plan | None = None) -> stack.Result:
     """By a plan, or by the one that is made here."""
     layer, weights, call, first_kept = recorded
     if by is None:
-        by = plan(layer, site_of(layer, call))
+        by = plan(layer, site_of(layer, call, recording=first_kept < layer.num_layers))
     return stack.forward(layer, weights, call, by, first_kept)
 
 

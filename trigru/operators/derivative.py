@@ -27,11 +27,11 @@ class Shape(torch.autograd.Function):
 
 
 def reads_input(forward: Recorded, need_weights: Sequence[bool]) -> bool:
-    """Whether the derivative reads the input: where an input weight of the first layer needs a gradient, or where gates
-    are computed again."""
+    """Whether the derivative reads the input: where an input weight of the first layer needs a gradient, where gates
+    are computed again, or where cuDNN does it."""
     layer, weights, _, first_kept = forward
     of_input = need_weights[: len(weights) // layer.num_layers : 4 if layer.bias else 2]
-    return first_kept == 0 and (layer.memory == "recompute" or any(of_input))
+    return first_kept == 0 and (layer.memory == "recompute" or layer.schedule == "cudnn" or any(of_input))
 
 
 def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import platform
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,3 +122,14 @@ def present(index: int) -> Device:
         multiprocessors=properties.multi_processor_count,
         shared_per_block=shared,
     )
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -25,12 +25,13 @@ from ..kernels.config import (
     walking_config,
 )
 from ..layer import Layer
-from . import cost
+from . import cost, cudnn, measured
+from .configs import CudnnConfig, EagerConfig
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
 from .triton_state import why_unusable
 
-SCHEDULES = ("auto", "eager", "stepwise", "walking", "resident", "persistent")
+SCHEDULES = ("auto", "eager", "stepwise", "walking", "resident", "persistent", "cudnn")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What Triton kernels compute in."""
 
@@ -38,7 +39,15 @@ MEMORY = ("keep", "recompute")
 """What forward keeps for backward beside its output: the gates of every step, or nothing."""
 
 DIRECTIONS = ("forward", "backward")
+KERNELS = ("stepwise", "walking", "resident", "persistent")
+WAITING = ("walking", "persistent")
+"""Whose programs wait for each other."""
+
+WHOLE = ("torch", "cudnn")
+"""What runs all layers or none, forward and backward."""
+
 MICRO = 1e6
+AnyConfig = Config | CudnnConfig | EagerConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Choice:
 
     schedule: str
     reason: str
-    config: Config | None = None
+    config: AnyConfig | None = None
     turns: int | None = None  # how many times the device is filled
     launches: tuple[int, int] | None = None  # kernels of the recurrence: of each step, and once for all steps
     seconds: float | None = None  # predicted, one step
@@ -66,7 +75,7 @@ class Stage:
 @dataclass(frozen=True)
 class Plan:
     """What runs all layers and directions of a call, forward or backward: stages, one after another. Each is of one
-    layer, but for torch's own GRU, which runs all of them."""
+    layer, but for torch's own GRU and cuDNN, which run all of them."""
 
     stages: tuple[Stage, ...]
 
@@ -171,12 +180,12 @@ _Row = tuple[str, Config, cost.Step, str | None]
 
 
 def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size, _on_matrix_units(device, layer))
+    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size, matrix_units(device, layer))
     return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b, direction), None
 
 
 def _walking(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config = walking_config(layer.dtype, layer.batch, layer.hidden_size, _on_matrix_units(device, layer))
+    config = walking_config(layer.dtype, layer.batch, layer.hidden_size, matrix_units(device, layer))
     at_once = config.on_a_multiprocessor(layer.dtype, device.shared_per_block) * device.multiprocessors
     config = replace(config, programs=at_once)
     obstacle = None
@@ -187,7 +196,8 @@ def _walking(device: Device, layer: cost.Layer, direction: str) -> _Row:
     return "walking", config, cost.walking(layer, config.block_h, config.block_b, at_once, direction), obstacle
 
 
-def _on_matrix_units(device: Device, layer: cost.Layer) -> bool:
+def matrix_units(device: Device, layer: cost.Layer) -> bool:
+    """See `trigru.kernels.config.on_matrix_units`."""
     capability = device.capability if torch.version.hip is None else None
     return on_matrix_units(layer.dtype, layer.precision, capability)
 
@@ -195,7 +205,7 @@ def _on_matrix_units(device: Device, layer: cost.Layer) -> bool:
 def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = resident_config(layer.dtype, layer.batch, layer.hidden_size)
     needed = config.shared_bytes(layer.dtype, layer.hidden_size)
-    largest = config.largest(layer.dtype, layer.precision, _on_matrix_units(device, layer))
+    largest = config.largest(layer.dtype, layer.precision, matrix_units(device, layer))
     obstacle = None
     if needed > device.shared_per_block:
         obstacle = f"needs {needed // KIB} KiB of shared memory a program, {device.shared_per_block // KIB} are there"
@@ -247,8 +257,61 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     Raises:
         RuntimeError: the schedule asked for by name cannot run here.
     """
+    if measured.TABLE and layer.schedule == "auto" and (winner := _measured(layer, site, direction)) is not None:
+        return staged(layer.num_layers, layer.directions, winner, direction)
+    return modelled(layer, site, direction)
+
+
+def _measured(layer: Layer, site: Site, direction: str) -> Choice | None:
+    """The fastest of what was measured that can run now."""
+    key = measured.key_at_hand(layer, site, direction, precision_of(site.dtype))
+    entry = measured.TABLE.get(key)
+    if entry is None:
+        return None
+    obstacles: tuple[str, ...] = ()
+    for row in entry.rows:
+        if (obstacle := _not_now(row.schedule, layer, site)) is not None:
+            obstacles = (*obstacles, obstacle)
+            continue
+        known = _winners.get(key)
+        if known is None or known[0] is not entry or known[1] != obstacles:
+            passed_over = zip(entry.rows, obstacles, strict=False)
+            said = [entry.said(key), *(f"{one.name} is passed over: {why}" for one, why in passed_over)]
+            known = _winners[key] = entry, obstacles, Choice(row.schedule, "; ".join(said), row.config)
+        return known[2]
+    return None
+
+
+_winners: dict[measured.Key, tuple[measured.Entry, tuple[str, ...], Choice]] = {}
+"""Choices that were made of TABLE, which takes longer than a call should."""
+
+
+def measured_on(device: Device, layer: Layer, site: Site, direction: str, precision: str) -> Choice | None:
+    """The fastest of what was measured on a GPU of a preset's kind, which need not be there."""
+    found = measured.of_preset(device.name, measured.key_of(layer, site, direction, precision, name=device.name))
+    if found is None:
+        return None
+    key, entry = found
+    return Choice(entry.rows[0].schedule, entry.said(key), entry.rows[0].config)
+
+
+def _not_now(schedule: str, layer: Layer, site: Site) -> str | None:
+    """Why a schedule that was measured cannot run a call, or None."""
+    if schedule in WHOLE and not site.plain:
+        return "what it keeps is no operator's"
+    if schedule in WAITING and has_a_part_of(site.device):
+        return _DID_NOT_FIT
+    if schedule in KERNELS:
+        return why_unusable()
+    return cudnn.why_not(layer, site) if schedule == "cudnn" else None
+
+
+def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
+    """`plan`, whatever was measured."""
     if torch_serves(layer, site):
         choice = _BY_TORCH
+    elif layer.schedule == "cudnn":
+        choice = _by_cudnn(cudnn.why_not(layer, site), site.plain)
     else:
         choice = choose(
             layer.schedule,
@@ -268,7 +331,7 @@ def staged(num_layers: int, directions: int, choice: Choice, direction: str = "f
     """So many layers, all by one choice: kernels run both directions of a layer together, torch operations one after
     another."""
     layers, sides = tuple(range(num_layers)), tuple(range(directions))
-    if choice.schedule == "torch":
+    if choice.schedule in WHOLE:
         return Plan((Stage(layers, sides, choice),))
     together = [(side,) for side in sides] if choice.schedule == "eager" else [sides]
     order = layers if direction == "forward" else reversed(layers)
@@ -356,12 +419,28 @@ def choose(
     check_schedule(schedule)
     if schedule == "eager":
         return _BY_NAME
+    if schedule == "cudnn":
+        return _by_cudnn(cudnn.why_not_here(variant, device, dtype, batch))
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
     precision = precision_of(dtype)
     return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, directions, precision, on_cpu)
 
 
+def _by_cudnn(obstacle: str | None, plain: bool = True) -> Choice:
+    """cuDNN by name. A compiler has to know how much forward keeps, and so gets nothing kept."""
+    if obstacle is not None:
+        raise RuntimeError(f"schedule 'cudnn' cannot run here: {obstacle}")
+    return _CUDNN if plain else _CUDNN_TWICE
+
+
+def named(schedule: str, config: AnyConfig | None = None) -> Choice:
+    """A choice that is kept to: nothing else runs in its place."""
+    return Choice(schedule, _BY_NAME.reason, config)
+
+
 _BY_NAME = Choice("eager", "asked for by name")
+_CUDNN = Choice("cudnn", _BY_NAME.reason)
+_CUDNN_TWICE = Choice("cudnn", f"{_BY_NAME.reason}; backward runs forward again", CudnnConfig(keeps=False))
 _BY_TORCH = Choice("torch", "on a CPU torch's own is faster for so short a sequence")
 
 
@@ -397,8 +476,14 @@ def _described(device: torch.device) -> Device:
     return present(device.index or 0) if device.type == "cuda" else PRESETS["H100"]
 
 
+_DID_NOT_FIT = "its programs did not fit on the device together"
 _SHARED: set[torch.device] = set()
 """Devices of which this process has a part only: programs that wait for each other did not fit on them."""
+
+
+def has_a_part_of(device: torch.device) -> bool:
+    """Whether this process shares the device, as far as is known: programs that wait for each other do not fit."""
+    return device in _SHARED
 
 
 def instead(refused: Choice, error: Exception, state: torch.Tensor, variant: str, direction: str) -> Choice:
@@ -425,18 +510,21 @@ def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, sh
     """The choice among Triton's schedules; `shared`: no program may wait for another."""
     ranked = candidates(device, layer, direction)
     if shared:
-        why = "its programs did not fit on the device together"
-        ranked = [replace(c, obstacle=c.obstacle or why) if c.step.together > 1 else c for c in ranked]
+        ranked = [replace(c, obstacle=c.obstacle or _DID_NOT_FIT) if c.step.together > 1 else c for c in ranked]
         ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
     if schedule == "auto":
         best = ranked[0]
         if best.obstacle is not None:
             return Choice("eager", f"{best.obstacle}, so torch operations run")
-        return best.chosen(_why(ranked, device, direction), direction)
+        unmeasured = _UNMEASURED if layer.variant == "torch" and torch.version.hip is None else ""
+        return best.chosen(_why(ranked, device, direction) + unmeasured, direction)
     named = next(candidate for candidate in ranked if candidate.schedule == schedule)
     if named.obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {named.obstacle}")
     return named.chosen("asked for by name", direction)
+
+
+_UNMEASURED = "; 'cudnn' is taken only where measured, see trigru.tune"
 
 
 def _why(ranked: list[Candidate], device: Device, direction: str) -> str:

@@ -7,13 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..planning.configs import EagerConfig
 from .part import Part, Run
 
-CHUNK_ELEMENTS = 1 << 18
-"""Elements of one plane of a chunk, at most (but one step at least)."""
-
-CHUNK_STEPS = 64
-"""Steps of a chunk, at most: views of a step's buffers are made once and serve every chunk."""
+CHUNKS = EagerConfig()
+"""Where a plan does not say otherwise. Views of a step's buffers are made once and serve every chunk, so that there are
+few of them; and a chunk stays in cache."""
 
 REUSE_ELEMENTS = 1 << 13
 """Elements of a step up to which gates are computed in such reused buffers and then copied to the reserve; above, the
@@ -36,6 +35,7 @@ class Layout:
         input, steps = run.input, run.steps
         batch, self.hidden_size = run.h0.shape
         self.variant, self.reverse, self.packed = part.variant, part.reverse, steps.packed
+        self.at_most = part.choice.config if isinstance(part.choice.config, EagerConfig) else CHUNKS
         self.sizes, self.offsets = steps.counts, steps.offsets
         self.dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
         self.reset_after = part.variant == "torch"
@@ -47,8 +47,8 @@ class Layout:
 
     def chunks(self) -> list[Chunk]:
         """All chunks, from the first step to the last."""
-        rows = CHUNK_ELEMENTS // self.hidden_size
-        steps = max(1, min(CHUNK_STEPS if self.reuse else rows, rows // max(self.sizes[0], 1)))
+        rows = self.at_most.chunk_elements // self.hidden_size
+        steps = max(1, min(self.at_most.chunk_steps if self.reuse else rows, rows // max(self.sizes[0], 1)))
         sizes, offsets = self.sizes, self.offsets
         return [
             Chunk(t, offsets[t], offsets[min(t + steps, len(sizes))], tuple(sizes[t : t + steps]))

@@ -7,6 +7,8 @@ What forward keeps for backward, the reserve, is a list of tensors, in this orde
     for each layer: the mask of the dropout before it (above first_kept), the gates of its directions, one behind the
     other (empty where they are computed again), and their states (N, D * H), which are the next layer's input
 
+cuDNN, which runs all layers or none, keeps something else: see `trigru.schedules.cudnn`.
+
 The states of the last layer are the call's output where `shares_output` says so; they are then not in the list, but
 `backward` wants them at its end.
 """
@@ -52,6 +54,10 @@ def _module_of(schedule: str) -> ModuleType:
         from . import eager
 
         return eager
+    if schedule == "cudnn":
+        from . import cudnn
+
+        return cudnn
     from . import fused
 
     return fused
@@ -111,6 +117,8 @@ def share_of(layer: Layer, directions: Sequence[int], x: Tensor, dim: int) -> Te
 
 def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, first_kept: int) -> Result:
     """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none)."""
+    if plan.schedule == "cudnn":
+        return Result(*_module_of("cudnn").forward(layer, weights, call, plan.stages[0].choice, first_kept))
     steps, directions = steps_of(layer, call), layer.directions
     x, width = time_major(layer, call, call.input), layer.hidden_size * directions
     h_n = call.hx.new_empty(call.hx.shape)
@@ -196,6 +204,8 @@ def _scaled(mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:
 
 def empty_reserve(layer: Layer, call: Call, first_kept: int) -> list[Tensor]:
     """Memory of the shapes of the reserve that forward returns."""
+    if layer.schedule == "cudnn":
+        return []
     x = call.input
     *sizes, _ = time_major(layer, call, x).shape
     rows, features = sizes[0] * (sizes[1] if len(sizes) == 2 else 1), layer.hidden_size * layer.directions
@@ -232,6 +242,8 @@ def _unfold(layer: Layer, reserve: Sequence[Tensor], first_kept: int) -> tuple[T
 
 def masks_of(layer: Layer, reserve: Sequence[Tensor], first_kept: int, dtype: torch.dtype) -> list[Tensor | None]:
     """What the output of each layer but the last was multiplied with, as far as the reserve holds it."""
+    if not layer.dropout:
+        return [None] * (layer.num_layers - 1)
     _, kept = _unfold(layer, reserve, first_kept)
     masks = [kept[index].mask if index in kept else None for index in range(1, layer.num_layers)]
     return [None if mask is None else _scaled(mask, layer.dropout, dtype) for mask in masks]
@@ -249,6 +261,8 @@ def backward(
     """Derivatives by the input, hx and each of the weights; None for those that are not asked for.
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
+    if plan.schedule == "cudnn" or (reserve and reserve[0].dtype == torch.uint8):  # which only cuDNN can read
+        return _module_of("cudnn").backward(layer, weights, call, reserve, wanted)
     steps, directions = steps_of(layer, call), layer.directions
     if shares_output(call.input.device):
         *others, output = reserve

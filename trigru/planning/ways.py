@@ -1,0 +1,109 @@
+"""The ways in which a call can run here: what `trigru.tune` chooses among."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from ..kernels.config import stepwise_config
+from ..layer import Layer
+from . import cost, cudnn
+from .configs import EagerConfig
+from .devices import present
+from .plan import (
+    WHOLE,
+    Choice,
+    Site,
+    candidates,
+    choose,
+    has_a_part_of,
+    matrix_units,
+    modelled,
+    named,
+    precision_of,
+    why_no_kernels,
+)
+
+BATCHES = (16, 17)  # on either side of where the stepwise schedule takes another tile
+CHUNKS = (EagerConfig(16, 1 << 16), EagerConfig(64, 1 << 18), EagerConfig(256, 1 << 20))
+
+
+class Way(NamedTuple):
+    """How a call runs."""
+
+    forward: Choice
+    backward: Choice
+
+    @property
+    def whole(self) -> bool:
+        """Whether its backward can only follow its own forward."""
+        return self.forward.schedule in WHOLE
+
+
+def ways(layer: Layer, site: Site) -> Iterator[Way]:
+    """The candidates, what the model takes first; each forward once, with one and the same backward."""
+    first = Way(*(_kept_to(modelled(layer, site, direction).stages[0].choice) for direction in ("forward", "backward")))
+    yield first
+    backward = _parts_alone(layer, site) if first.whole else first.backward
+    yield from (Way(part, backward) for part in parts(layer, site, "forward") if part != first.forward)
+    for name in WHOLE:
+        if name != first.forward.schedule and _serves(name, layer, site):
+            yield Way(named(name), named(name))
+
+
+def parts(layer: Layer, site: Site, direction: str) -> Iterator[Choice]:
+    """The schedules that run layer by layer, with a few tile sizes. What one of them keeps any other can go back
+    from."""
+    if site.device.type != "cuda" or why_no_kernels(site.device, site.dtype) is not None:
+        yield from (named("eager", config) for config in _chunks(layer, site))
+        return
+    device = present(site.device.index or 0)
+    sizes = cost.Layer(
+        layer.variant,
+        site.dtype,
+        max(site.batch, 1),
+        layer.hidden_size,
+        precision=precision_of(site.dtype),
+        directions=layer.directions,
+    )
+    for found in candidates(device, sizes, direction):
+        if found.obstacle is None and not (found.step.together > 1 and has_a_part_of(site.device)):
+            yield named(found.schedule, found.config)
+            if found.schedule == "stepwise":
+                matrix = matrix_units(device, sizes)
+                tiles = (stepwise_config(site.dtype, batch, layer.hidden_size, matrix) for batch in BATCHES)
+                yield from (named("stepwise", tile) for tile in tiles if tile != found.config)
+
+
+def _chunks(layer: Layer, site: Site) -> Iterator[EagerConfig | None]:
+    """Chunks of the eager schedule; None for the usual ones. Those that hold a whole sequence are alike."""
+    seen = set()
+    for config in sorted(CHUNKS, key=lambda config: config != EagerConfig()):
+        rows = config.chunk_elements // layer.hidden_size
+        steps = max(1, min(config.chunk_steps, rows // max(site.batch, 1), site.seq_len))
+        if steps not in seen:
+            yield None if config == EagerConfig() else config
+        seen.add(steps)
+
+
+def _kept_to(choice: Choice) -> Choice:
+    return named(choice.schedule, choice.config)
+
+
+def _parts_alone(layer: Layer, site: Site) -> Choice:
+    """The backward that the model takes where nothing runs all layers at once."""
+    sizes = (site.device, site.dtype, site.batch, layer.hidden_size)
+    options = {"variant": layer.variant, "direction": "backward", "directions": layer.directions}
+    return _kept_to(choose("auto", *sizes, **options))  # type: ignore[arg-type]
+
+
+def _serves(name: str, layer: Layer, site: Site) -> bool:
+    """Whether what runs all layers at once can run the call."""
+    if not site.plain:
+        return False
+    if name == "cudnn":
+        return cudnn.why_not(layer, site) is None
+    as_torch = layer.variant == "torch" and layer.memory == "keep" and not site.packed
+    return as_torch and site.device.type == "cpu" and site.dtype in (torch.float32, torch.float64)
