@@ -124,13 +124,14 @@ class WalkingConfig(StepwiseConfig):
 
 
 def walking_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bool = True) -> WalkingConfig:
-    """Tile sizes of the walking schedule: in 16 bits those of the stepwise one. What a program carries from step to
-    step takes registers too, so chunks of float32 are short."""
+    """Tile sizes of the walking schedule: those of the stepwise one, but in shorter chunks, or for more warps, where
+    what a program carries from step to step left too few registers."""
     config = stepwise_config(dtype, batch, hidden_size, matrix)
     if dtype.itemsize > 2 and not matrix:
         config = replace(config, block_b=16, block_k=16, num_warps=8, num_stages=2)
-    elif dtype.itemsize > 2:
-        config = replace(config, block_k=16, num_warps=4 if config.block_b == 16 else 8)
+    elif config.block_b > 16 or dtype.itemsize > 2:
+        block_k = 16 if dtype.itemsize > 2 else min(config.block_k, 32)
+        config = replace(config, block_k=block_k, num_warps=4 if config.block_b == 16 else 8)
     return WalkingConfig(**asdict(config))
 
 
