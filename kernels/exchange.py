@@ -4,8 +4,8 @@ Protocol "data": the data validate themselves. Every value that programs exchang
 every time step. Before the launch the host fills these places with a reserved pattern, all bits set: a NaN whose
 payload no arithmetic produces.
 
-Who writes, who reads. Each element is written once, by the one program that owns its hidden unit; every program of the
-batch tile reads it.
+Who writes, who reads. Each element is written once, by the one program that owns its hidden unit (where that has more
+threads than elements, by two of them, with the same value); every program of the batch tile reads it.
 In words of 32 bits. Values of 16 bits are stored two at once, neighbours of a row (`publish`), and looked at in vectors
 of words. Where a store and a look race, the rules of PTX's memory consistency model (PTX ISA, chapter 8) hold:
 - A vector access is one access for each of its elements, in no order (8.2, vector data types): so a look is loads of

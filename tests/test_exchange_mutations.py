@@ -236,7 +236,7 @@ def test_accesses_of_which_the_memory_model_says_nothing(mutated, old, new):
 def test_threads_that_hold_other_elements_than_assumed(mutated, old, new, how):
     persistent = mutated("exchange", old, new)
     assert caught(persistent, warps=8) == how
-    assert (caught(persistent, warps=4) == "error") == (how is None)
+    assert (caught(persistent, warps=2) == "error") == (how is None)
 
 
 def test_a_barrier_left_out():
