@@ -14,6 +14,44 @@ from .stepwise_forward import PER_STEP, own_tile
 from .tiles import at, load_state, load_weight_transposed, read, there, write
 
 
+@triton.jit
+def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, j, b,
+              here, before, after, extent, H, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
+              BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of a step, as `bptt_step`; before: the step before, of which it counts what is alive `here` too."""
+    dh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
+    for first in range(0, extent, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        known = there(k, b, H, after.count)
+        d_gates = at(d_gates_ptr, after.row, b, k, 3 * H)
+        dr = tl.load(d_gates, mask=known, other=0.0)
+        dh = multiply(load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
+        dz = tl.load(d_gates + H, mask=known, other=0.0)
+        dh = multiply(load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
+        if VARIANT == "torch":
+            d_an = tl.load(at(d_an_ptr, after.row, b, k, H), mask=known, other=0.0)
+            dh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
+
+    live = there(j, b, H, here.count)
+    known = there(j, b, H, tl.maximum(here.count, after.count))
+    d_state = at(d_state_ptr, 0, b, j, H)
+    dh += read(d_state, known)
+    dh += read(at(grad_output_ptr, here.row, b, j, H), live)
+    h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
+    reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
+    z, n = read(reserve + H, live), read(reserve + 2 * H, live)
+    dn, dz, direct = blend_grad(dh, h, z, n, VARIANT)
+    d_gates = at(d_gates_ptr, here.row, b, j, 3 * H)
+    write(d_gates + H, dz, live)
+    write(d_gates + 2 * H, dn, live)
+    if VARIANT == "torch":
+        r, an = read(reserve, live), read(reserve + 3 * H, live)
+        dr, d_an = reset_after_grad(dn, an, r)
+        write(d_gates, dr, live)
+        write(at(d_an_ptr, here.row, b, j, H), d_an, live)
+    write(d_state, tl.where((b < here.count)[None, :], direct, dh), known)
+
+
 @triton.jit(do_not_specialize=PER_STEP)
 def bptt_step(
     grad_output_ptr,  # (N, H)
@@ -45,38 +83,29 @@ def bptt_step(
     left to `bptt_reset_step`.
     """
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-    for first in range(0, extent, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        after = there(k, b, H, count_after)
-        d_gates = at(d_gates_ptr, row_after, b, k, 3 * H)
-        dr = tl.load(d_gates, mask=after, other=0.0)
-        dh = multiply(load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
-        dz = tl.load(d_gates + H, mask=after, other=0.0)
-        dh = multiply(load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
-        if VARIANT == "torch":
-            d_an = tl.load(at(d_an_ptr, row_after, b, k, H), mask=after, other=0.0)
-            dh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
+    bptt_tile(
+        grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, j, b,
+        Step(row, count), Step(row_before, carried), Step(row_after, count_after), extent, H, VARIANT, PRECISION,
+        BLOCK_K,
+    )  # fmt: skip
 
-    live = there(j, b, H, count)
-    known = there(j, b, H, tl.maximum(count, count_after))
-    d_state = at(d_state_ptr, 0, b, j, H)
-    dh += read(d_state, known)
-    dh += read(at(grad_output_ptr, row, b, j, H), live)
-    here, before = Step(row, count), Step(row_before, carried)
+
+@triton.jit
+def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, j, b, here, before, H,
+                    PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of the second half of a step, as `bptt_reset_step`; `before` as in `bptt_tile`."""
+    d_rh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
+    for first in range(0, H, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        dn = tl.load(at(d_gates_ptr, here.row, b, k, 3 * H) + 2 * H, mask=there(k, b, H, here.count), other=0.0)
+        d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
+
+    live = there(j, b, H, here.count)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
-    reserve = at(reserve_ptr, row, b, j, (4 if VARIANT == "torch" else 3) * H)
-    z, n = read(reserve + H, live), read(reserve + 2 * H, live)
-    dn, dz, direct = blend_grad(dh, h, z, n, VARIANT)
-    d_gates = at(d_gates_ptr, row, b, j, 3 * H)
-    write(d_gates + H, dz, live)
-    write(d_gates + 2 * H, dn, live)
-    if VARIANT == "torch":
-        r, an = read(reserve, live), read(reserve + 3 * H, live)
-        dr, d_an = reset_after_grad(dn, an, r)
-        write(d_gates, dr, live)
-        write(at(d_an_ptr, row, b, j, H), d_an, live)
-    write(d_state, tl.where((b < count)[None, :], direct, dh), known)
+    dr, direct = reset_before_grad(d_rh, h, read(at(reserve_ptr, here.row, b, j, 3 * H), live))
+    write(at(d_gates_ptr, here.row, b, j, 3 * H), dr, live)
+    d_state = at(d_state_ptr, 0, b, j, H)
+    write(d_state, read(d_state, live) + direct, live)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -99,16 +128,7 @@ def bptt_reset_step(
 ):
     """Second half of a back-propagation step of "cho" and "chung": through the candidate's product to the reset."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    d_rh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-    for first in range(0, H, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        dn = tl.load(at(d_gates_ptr, row, b, k, 3 * H) + 2 * H, mask=there(k, b, H, count), other=0.0)
-        d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
-
-    live = there(j, b, H, count)
-    here, before = Step(row, count), Step(row_before, carried)
-    h = load_state(output_ptr, h0_ptr, b, j, here, before, H).to(tl.float32)
-    dr, direct = reset_before_grad(d_rh, h, read(at(reserve_ptr, row, b, j, 3 * H), live))
-    write(at(d_gates_ptr, row, b, j, 3 * H), dr, live)
-    d_state = at(d_state_ptr, 0, b, j, H)
-    write(d_state, read(d_state, live) + direct, live)
+    bptt_reset_tile(
+        h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, j, b, Step(row, count),
+        Step(row_before, carried), H, PRECISION, BLOCK_K,
+    )  # fmt: skip
