@@ -3,10 +3,14 @@
 import triton
 import triton.language as tl
 
+from .config import words_of_a_lane
+
 ERROR_WORD = 4  # index in the status buffer; the words before it are zeros, and stay so
 TICK = tl.constexpr(20)  # waits count in 2^20 ns, in 32 bits
 _LOOKS_PER_CHECK = 64  # of the error word and the clock
 _REGISTERS = tl.constexpr((".reg .pred p;", ".reg .b32 m, n, t, since, again;", ".reg .b64 now;"))  # of a wait
+# Of each word of a chunk: its half, and its number there; see fragments.py.
+_PLACES = tl.constexpr(((0, 0), (0, 1), (1, 0), (1, 1)) if words_of_a_lane() == 2 else ((0, 0), (1, 0), (0, 1), (1, 1)))
 
 
 @triton.constexpr_function
@@ -44,21 +48,21 @@ def flag_assembly(timeout):
 
 
 @triton.constexpr_function
-def look_assembly(tiles, chunks, bits, timeout, packed_max, compared):
+def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0):
     """Look at `chunks` chunks in each of `tiles` tiles, then again at those that miss something, until no element is
     the reserved pattern; just once, where they are not `compared` with it.
 
-    Results: for each tile, the words 0 and 2 of every chunk, then the words 1 and 3. Operands: for each tile the
+    Results: for each tile, one half of every chunk, then the other (see fragments.py). Operands: for each tile the
     address of its chunk, for every element; the elements' numbers within a half of a chunk; the status buffer's
     address.
     """
     per_half = 64 // bits
     pack = chunks * per_half
     words = [
-        f"${4 * chunks * t + 2 * chunks * (w % 2) + 2 * c + w // 2}"
+        f"${4 * chunks * t + 2 * chunks * half + 2 * c + number}"
         for t in range(tiles)
         for c in range(chunks)
-        for w in range(4)
+        for half, number in _PLACES.value
     ]
     first_address = 4 * chunks * tiles
     first_number = first_address + pack * tiles
@@ -74,7 +78,11 @@ def look_assembly(tiles, chunks, bits, timeout, packed_max, compared):
             at = 4 * (t * chunks + c)
             chunk = ", ".join(words[at : at + 4])
             loads.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
-    text += ["@p trap;", "mov.b32 n, 0;", *loads]
+    text += ["@p trap;", "mov.b32 n, 0;"]
+    if compared and delay:
+        text += ["mov.u32 since, %clock;", "EARLY:", "mov.u32 t, %clock;", "sub.u32 t, t, since;"]
+        text += [f"setp.lt.u32 p, t, {delay};", "@p bra EARLY;"]
+    text += loads
     if not compared:
         return "\n".join([*text, "}"])
     text += [*_is_missing(words, bits, packed_max), "@!p bra DONE;", "MORE:", "mov.b32 again, 0;"]

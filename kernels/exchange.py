@@ -4,8 +4,8 @@ Protocol "data": the data validate themselves. Every value that programs exchang
 every time step. Before the launch the host fills these places with a reserved pattern, all bits set: a NaN whose
 payload no arithmetic produces.
 
-Who writes, who reads. Each element is written once, by the one program that owns its hidden unit; every program of the
-batch tile reads it.
+Who writes, who reads. Each element is written once, by the one program that owns its hidden unit (where that has more
+threads than elements, by two of them, with the same value); every program of the batch tile reads it.
 In words of 32 bits. Values of 16 bits are stored two at once, neighbours of a row (`publish`), and looked at in vectors
 of words. Where a store and a look race, the rules of PTX's memory consistency model (PTX ISA, chapter 8) hold:
 - A vector access is one access for each of its elements, in no order (8.2, vector data types): so a look is loads of
@@ -76,6 +76,9 @@ from .fragments import columns, in_fragment_order, numbers, per_thread, right_op
 _WORDS_OF_A_LANE = tl.constexpr(words_of_a_lane())
 _BY_THREAD = tl.constexpr(waits_by_thread())
 STATUS_WORDS = tl.constexpr(8)
+# A look at several tiles is worth putting off by so many cycles: where it comes too early, which it then does in most
+# steps, it keeps the way back from L2 busy for longer than this, and what it missed is seen late.
+EARLY_CYCLES = tl.constexpr(240)
 SECONDS = 60.0  # that a wait goes on without what it waits for; TRIGRU_TIMEOUT in the environment replaces them
 
 
@@ -209,33 +212,35 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
 
 
 @triton.jit
-def await_three(first, second, third, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
+def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
                 SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr,
                 TIMEOUT: tl.constexpr):  # fmt: skip
-    """`await_tile` for three tiles with one look at all of them."""
-    BITS: tl.constexpr = first.dtype.element_ty.primitive_bitwidth
-    if by_thread(BITS, limit, SPLIT):
-        if PROTOCOL == "flags":
-            arrived = await_flag(flag, arrivals, status_ptr, TIMEOUT)
-            first, second, third = first + arrived, second + arrived, third + arrived
-        CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
-        at1 = _chunk_pointers(first, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
-        at2 = _chunk_pointers(second, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
-        at3 = _chunk_pointers(third, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
-        l1, h1, l2, h2, l3, h3 = tl.inline_asm_elementwise(
-            look_assembly(3, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
-            look_constraints(3, CHUNKS, BITS),
-            [at1, at2, at3, numbers(BITS), status_ptr.to(first.dtype.scalar)],
-            types_of_words(3, BITS),
-            is_pure=True,
-            pack=_pack(CHUNKS, BITS),
-        )
-        x1 = right_operand(l1, h1, first.dtype.element_ty, SPLIT, DEPTH, BLOCK_B)
-        x2 = right_operand(l2, h2, first.dtype.element_ty, SPLIT, DEPTH, BLOCK_B)
-        x3 = right_operand(l3, h3, first.dtype.element_ty, SPLIT, DEPTH, BLOCK_B)
-        return x1, x2, x3
-    else:
-        tl.static_assert(False, "a look at three tiles is a thread's, not a program's")
+    """`await_tile` for several tiles, published one after the other, with one look at all of them. `tiles`: what is
+    `pointers` there, for each."""
+    BITS: tl.constexpr = tiles[0].dtype.element_ty.primitive_bitwidth
+    TILES: tl.constexpr = len(tiles)
+    tl.static_assert(by_thread(BITS, limit, SPLIT), "a look at several tiles is a thread's, not a program's")
+    arrived = 0
+    if PROTOCOL == "flags":
+        arrived = await_flag(flag, arrivals, status_ptr, TIMEOUT)
+    CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
+    operands = ()
+    for t in tl.static_range(TILES):
+        at = _chunk_pointers(tiles[t] + arrived, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
+        operands = operands + (at,)  # type: ignore[assignment]  # noqa: RUF005, Triton knows no unpacking
+    words = tl.inline_asm_elementwise(
+        look_assembly(TILES, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", EARLY_CYCLES),
+        look_constraints(TILES, CHUNKS, BITS),
+        operands + (numbers(BITS), status_ptr.to(tiles[0].dtype.scalar)),  # noqa: RUF005
+        types_of_words(TILES, BITS),
+        is_pure=True,
+        pack=_pack(CHUNKS, BITS),
+    )
+    found = ()
+    for t in tl.static_range(TILES):
+        x = right_operand(words[2 * t], words[2 * t + 1], tiles[0].dtype.element_ty, SPLIT, DEPTH, BLOCK_B)
+        found = found + (x,)  # type: ignore[assignment]  # noqa: RUF005
+    return found
 
 
 @triton.jit

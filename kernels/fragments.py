@@ -14,6 +14,10 @@ from triton.language.target_info import is_hip
 from .config import words_of_a_lane
 
 _TWO_WORDS = tl.constexpr(words_of_a_lane() == 2)  # in a row, in a lane
+# A chunk's words in its two halves: two words that meet in one register pair of `mma` stand next to each other, as the
+# load leaves them, so that none has to be moved. Steps from a word to the next of its half, and to that of the other.
+_WITHIN = tl.constexpr(1 if _TWO_WORDS else 2)
+_ACROSS = tl.constexpr(2 if _TWO_WORDS else 1)
 
 
 @triton.constexpr_function
@@ -35,10 +39,10 @@ def columns(SPLIT: tl.constexpr, DEPTH: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def half(BITS: tl.constexpr):
-    """Within a chunk: the element numbers of its words 0 and 2, (1, 1, 1, 1, 2, elements of a word); those of its words
-    1 and 3 follow by one word."""
+    """Within a chunk: the element numbers of its first half, (1, 1, 1, 1, 2, elements of a word); those of the other
+    follow by _ACROSS words."""
     WORD: tl.constexpr = 32 // BITS
-    word = tl.arange(0, 2)[None, None, None, None, :, None] * (2 * WORD)
+    word = tl.arange(0, 2)[None, None, None, None, :, None] * (_WITHIN * WORD)
     return word + tl.arange(0, WORD)[None, None, None, None, None, :]
 
 
@@ -54,7 +58,7 @@ def numbers(BITS: tl.constexpr):
 @triton.jit
 def right_operand(low, high, dtype: tl.constexpr, SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr):
     """The (SPLIT, DEPTH, BLOCK_B) operand from both halves of its chunks."""
-    x = tl.join(low, high).to(dtype, bitcast=True)  # part, group, lane, b, word's high bit, element, word's low bit
+    x = tl.join(low, high).to(dtype, bitcast=True)  # part, group, lane, b, word of its half, element, half
     x = tl.permute(x, (0, 1, 4, 2, 6, 5, 3)) if _TWO_WORDS else tl.permute(x, (0, 1, 4, 6, 2, 5, 3))
     return tl.reshape(x, (SPLIT, DEPTH, BLOCK_B))
 
@@ -63,7 +67,7 @@ def right_operand(low, high, dtype: tl.constexpr, SPLIT: tl.constexpr, DEPTH: tl
 def in_fragment_order(x, SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr):
     """The same operand from a whole tile, (groups, lanes, word's high bit, word's low bit, elements of a word,
     BLOCK_B)."""
-    x = tl.permute(x, (0, 2, 1, 3, 4, 5)) if _TWO_WORDS else tl.permute(x, (0, 2, 3, 1, 4, 5))
+    x = tl.permute(x, (0, 3, 1, 2, 4, 5)) if _TWO_WORDS else tl.permute(x, (0, 2, 3, 1, 4, 5))
     return tl.reshape(x, (SPLIT, DEPTH, BLOCK_B))
 
 
@@ -100,12 +104,12 @@ def load_weights(pointers, status_ptr, row, limit, COLUMN_STRIDE: tl.constexpr, 
     WORD: tl.constexpr = 32 // BITS
     base = pointers[None, None, None, :, None, None]
     low = base + k * COLUMN_STRIDE
-    high = low + WORD * COLUMN_STRIDE
+    high = low + _ACROSS * WORD * COLUMN_STRIDE
     if MASKED:
         there = row[None, None, None, :, None, None]
         zero = status_ptr.to(pointers.dtype.scalar)
         low = tl.where(there & (k < limit), low, zero)
-        high = tl.where(there & (k + WORD < limit), high, zero)
+        high = tl.where(there & (k + _ACROSS * WORD < limit), high, zero)
     if is_hip():
         low, high = tl.load(low), tl.load(high)
     elif BITS == 16:

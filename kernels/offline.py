@@ -11,19 +11,33 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.language import target_info
 from triton.runtime.jit import create_function_from_signature
 
 from .launch import COOPERATIVE, EVERY
 
 # CPython counts the depth of what it parses for all threads together, and raises SystemError where two parse at once.
 _PARSER = threading.Lock()
+
+
+@contextmanager
+def _asked_of(target: GPUTarget) -> Iterator[None]:
+    """While a kernel is parsed, let it find the GPU that it is compiled for: Triton's `target_info` answers for the one
+    that is there, or, where none is, that of no capability, and another branch would be compiled than runs there."""
+    found = target_info.current_target
+    target_info.current_target = lambda: target
+    try:
+        yield
+    finally:
+        target_info.current_target = found
 
 
 class _Source(ASTSource):
@@ -34,10 +48,10 @@ class _Source(ASTSource):
         with _PARSER:
             return super().hash()
 
-    def make_ir(self, *args: Any, **kwargs: Any) -> Any:
+    def make_ir(self, target: GPUTarget, *args: Any, **kwargs: Any) -> Any:
         """What Triton's compiler begins with."""
-        with _PARSER:
-            return super().make_ir(*args, **kwargs)
+        with _PARSER, _asked_of(target):
+            return super().make_ir(target, *args, **kwargs)
 
 
 def target_of(name: str) -> GPUTarget:

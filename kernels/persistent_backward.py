@@ -10,16 +10,17 @@ Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.
 import triton
 import triton.language as tl
 
-from .exchange import by_thread, publish, publish_two, report
+from .exchange import publish, publish_two, report
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
 from .persistent_tiles import (
     Shape,
     await_rows,
-    await_three_rows,
+    await_rows_of,
     flags_of,
     load_columns,
+    one_look,
     own_side,
     own_tile,
     readable,
@@ -128,12 +129,11 @@ def backward_torch(
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
         loaded = _load_step(kept, own, following, before, i + 2 >= T, 4, S)
+        tl.debug_barrier()
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
         source_an = rows_at(d_an_ptr, here.row, own, 1, S)
-        BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
-        # One look at all three with masks takes more registers than there are; waiting as a whole has no such look.
-        if ((PACKED or not EVEN_K) and DEPTH * BITS > 1024) or not by_thread(BITS, H, SPLIT):
+        if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
             x = await_rows(source, own, here, flags + i, S)
             a = tl.dot(w_r, x, input_precision=PRECISION)
             x = await_rows(source + H, own, here, None, S)
@@ -141,7 +141,7 @@ def backward_torch(
             x = await_rows(source_an, own, here, None, S)
             a = tl.dot(w_n, x, a, input_precision=PRECISION)
         else:
-            x_r, x_z, x_n = await_three_rows(source, source + H, source_an, own, here, flags + i, S)
+            x_r, x_z, x_n = await_rows_of((source, source + H, source_an), own, here, flags + i, S)
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
             a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
@@ -221,14 +221,21 @@ def backward_reset_first(
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
         loaded = _load_step(kept, own, following, before, i + 2 >= T, 3, S)
+        tl.debug_barrier()
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
-        x = await_rows(source + 2 * H, own, here, flags + i, S)
-        d_rh = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+        # Where registers suffice, dz has come with dn, and is multiplied while dr is on its way.
+        ONE_LOOK: tl.constexpr = one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S)
+        if ONE_LOOK:
+            x_n, x_z = await_rows_of((source + 2 * H, source + H), own, here, flags + i, S)
+        else:
+            x_n = await_rows(source + 2 * H, own, here, flags + i, S)
+        d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         dr, through_reset = reset_before_grad(units_only(d_rh, own, S), h, r)
         publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
-        x = await_rows(source + H, own, here, None, S)
-        a = tl.dot(w_z, x, input_precision=PRECISION)
+        if not ONE_LOOK:
+            x_z = await_rows(source + H, own, here, None, S)
+        a = tl.dot(w_z, x_z, input_precision=PRECISION)
         x = await_rows(source, own, here, flags_reset + i, S)
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
         dh = direct + through_reset + units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S)

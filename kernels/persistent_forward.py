@@ -30,7 +30,7 @@ from .persistent_tiles import (
     units_only,
     where_alive,
 )
-from .tiles import either, read, read_gates, write
+from .tiles import either, read, write
 
 _ONE_USE = tl.constexpr(one_use_of_a_fragment())
 
@@ -44,8 +44,12 @@ def _load_start(h0_ptr, own, T, B, direction, S: tl.constexpr):
 
 @triton.jit
 def _load_inputs(gates_in_ptr, own, here, S: tl.constexpr):
-    """The input's share of the pre-activations of r, z, n."""
-    return read_gates(tile_at(gates_in_ptr, here.row, own, 3, S), readable(own, here.count, S), S.H)
+    """The input's share of the pre-activations of r, z, n, as it lies in memory: a conversion would wait for it."""
+    gates, mask = tile_at(gates_in_ptr, here.row, own, 3, S), readable(own, here.count, S)
+    r = tl.load(gates, mask=mask, other=0.0)
+    z = tl.load(gates + S.H, mask=mask, other=0.0)
+    n = tl.load(gates + 2 * S.H, mask=mask, other=0.0)
+    return r, z, n
 
 
 @triton.jit
@@ -110,13 +114,14 @@ def forward_torch(
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
+        tl.debug_barrier()
         x = await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         if b_hn_ptr is not None:
             an += b_hn
-        r = sigmoid(ar + gr)
-        z = sigmoid(az + gz)
-        n = candidate(gn, an, r, "torch")
+        r = sigmoid(ar + gr.to(tl.float32))
+        z = sigmoid(az + gz.to(tl.float32))
+        n = candidate(gn.to(tl.float32), an, r, "torch")
         new = units_only(blend(h, z, n, "torch"), own, S)
         publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)
         h = where_alive(own, here, new, h, S)
@@ -183,22 +188,23 @@ def forward_reset_first(
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
+        tl.debug_barrier()
         x = await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
         if _ONE_USE:
             ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         else:
             ar = one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        r = sigmoid(ar + gr)
+        r = sigmoid(ar + gr.to(tl.float32))
         reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
         publish(reset_state, units_only(r * h, own, S), there(own, here.count, S), flags_reset + i, PROTOCOL)
 
         if not _ONE_USE:
             az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        z = sigmoid(az + gz)
+        z = sigmoid(az + gz.to(tl.float32))
         source = rows_at(reset_state_ptr, here.row, own, 1, S)
         x = await_rows(source, own, here, flags_reset + i, S)
         an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        n = candidate(gn, an, r, VARIANT)
+        n = candidate(gn.to(tl.float32), an, r, VARIANT)
         new = units_only(blend(h, z, n, VARIANT), own, S)
         publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)
         h = where_alive(own, here, new, h, S)

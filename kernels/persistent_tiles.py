@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import await_three, await_tile, first_flag
+from .exchange import await_tile, await_tiles, by_thread, first_flag
 from .fragments import load_weights
 from .loop import rows_of_all
 
@@ -158,13 +158,21 @@ def await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr
     return _await(rows, own, here, flags + tl.maximum(i - 1, 0), arrivals, S)
 
 
+@triton.constexpr_function
+def one_look(bits, S):
+    """Whether a program looks at several tiles at once: with masks that takes more registers than there are, and
+    waiting as a whole has no such look."""
+    masked = S.PACKED or not S.EVEN_K
+    return not (masked and S.DEPTH * bits > 1024) and by_thread(bits, S.H, S.SPLIT)
+
+
 @triton.jit
-def await_three_rows(first, second, third, own, step, flag, S: tl.constexpr):
-    """`await_rows` for three with one look at all of them."""
+def await_rows_of(tiles, own, step, flag, S: tl.constexpr):
+    """`await_rows` for several tiles with one look at all of them."""
     MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
-    return await_three(
-        first, second, third, _awaited(own, step, S), own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H,
-        S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED, S.TIMEOUT,
+    return await_tiles(
+        tiles, _awaited(own, step, S), own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H, S.SPLIT, S.DEPTH,
+        S.BLOCK_B, MASKED, S.TIMEOUT,
     )  # fmt: skip
 
 

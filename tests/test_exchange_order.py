@@ -19,7 +19,7 @@ from trigru.kernels.steps import Steps
 
 pytestmark = generated_code
 
-# W: a wait, with whether it looks at the tiles of one product or of three. L: a tile's load behind an earlier wait. M:
+# W: a wait, whether it looks at the tiles of one product or of several. L: a tile's load behind an earlier wait. M:
 # matrix products in a row. P: what is published at one place.
 RESET_FORWARD = "WMPWMP" if one_use_of_a_fragment() else "WMPMWMP"
 ORDER = {
@@ -28,14 +28,16 @@ ORDER = {
         "backward_torch": "PPWM",
         "backward_torch, tile by tile": "PPWMWMWM",
         "forward_reset_first": RESET_FORWARD,
-        "backward_reset_first": "PWMPWMWM",
+        "backward_reset_first": "PWMPMWM",
+        "backward_reset_first, tile by tile": "PWMPWMWM",
     },
     "flags": {
         "forward_torch": "WLMP",
         "backward_torch": "PWLM",
         "backward_torch, tile by tile": "PWLMLMLM",
         "forward_reset_first": RESET_FORWARD.replace("W", "WL"),
-        "backward_reset_first": "PWLMPLMWLM",
+        "backward_reset_first": "PWLMPMWLM",
+        "backward_reset_first, tile by tile": "PWLMPLMWLM",
     },
 }
 EVENTS = {

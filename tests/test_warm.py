@@ -63,10 +63,10 @@ def test_a_launch_finds_what_was_compiled_ahead(cache, schedule, variant, count)
     """Two layers of two directions, trained, evaluated, with a last batch that fills no tile: few binaries in all."""
     sizes = {"num_layers": 2, "bidirectional": True, "dtype": torch.bfloat16}
     layer = trigru.GRU(8, 32, **sizes, schedule=schedule, variant=variant)
-    names = trigru.warm(layer, 16, 5, device="h100", packed=False, jobs=2)
+    names = trigru.warm(layer, 16, 9, device="h100", packed=False, jobs=2)
     ahead = binaries(cache)
     assert len(names) == len(ahead) == count
-    assert trained_and_evaluated(layer, 16, 5) == set(names)
+    assert trained_and_evaluated(layer, 16, 9) == set(names)
     assert binaries(cache) == ahead
 
 
@@ -84,7 +84,7 @@ def test_direction_and_last_batch_make_no_binary(monkeypatch, memory, options):
             "the other": ReverseGRU(8, 128, schedule="persistent", memory=memory),
         }
     )
-    names = trigru.warm(model, 64, 48, 7, 1, device="A100", dtype=torch.float16, **options)
+    names = trigru.warm(model, 64, 48, 23, 9, device="A100", dtype=torch.float16, **options)
     kinds = 2 * (2 if options == {} else 1)
     assert len(compiled) == len(names) == kinds * (3 if memory == "keep" else 2)
     assert set(names) == {"forward_torch", "backward_torch"}
