@@ -115,6 +115,12 @@ def share_of(layer: Layer, directions: Sequence[int], x: Tensor, dim: int) -> Te
     return x.select(0, direction) if dim == 0 else x.chunk(2, -1)[direction]
 
 
+def state_of(layer: Layer, stage: Stage, x: Tensor) -> Tensor:
+    """What belongs to a stage of a tensor laid out as hx: (B, H), or (2, B, H) where it runs both directions."""
+    first = stage.layers[0] * layer.directions + stage.directions[0]
+    return x.select(0, first) if len(stage.directions) == 1 else x.narrow(0, first, 2)
+
+
 def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, first_kept: int) -> Result:
     """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none)."""
     if plan.schedule == "cudnn":
@@ -122,7 +128,6 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
     steps, directions = steps_of(layer, call), layer.directions
     x, width = time_major(layer, call, call.input), layer.hidden_size * directions
     h_n = call.hx.new_empty(call.hx.shape)
-    firsts, finals = (whole.split(directions) for whole in (call.hx, h_n))
     shares = shares_output(x.device) or first_kept == layer.num_layers
     output = new_output(layer, call, width)
     reserve: list[Tensor] = []
@@ -132,16 +137,16 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
             reserve.append(x)
         in_place = last and shares
         states = x.new_empty(steps.num_rows, width) if not in_place else time_major(layer, call, output).view(-1, width)
-        gates = _new_gates(layer, x, steps.num_rows) if kept else None
+        gates = _new_gates(layer, weights[0], steps.num_rows) if kept else None
         planes = planes_of(layer, gates, steps.num_rows)
         for stage in stages:
             run = Run(
                 x,
-                share_of(layer, stage.directions, firsts[index], 0),
+                state_of(layer, stage, call.hx),
                 steps,
                 share_of(layer, stage.directions, states, -1),
                 None if planes is None else share_of(layer, stage.directions, planes, 0),
-                share_of(layer, stage.directions, finals[index], 0),
+                state_of(layer, stage, h_n),
             )
             schedule = _module_of(stage.choice.schedule)
             schedule.forward(part_of(layer, stage), _weights_of(layer, weights, stage), run)
@@ -275,10 +280,6 @@ def backward(
     d_hx = torch.empty(call.hx.shape, dtype=call.hx.dtype, device=call.hx.device) if need_hx else None
     d_weights: list[Tensor | None] = [None] * len(need_weights)
     grad = None if wanted.grad_output is None else time_major(layer, call, wanted.grad_output)
-    firsts, d_firsts, d_finals = (
-        [None] * layer.num_layers if whole is None else whole.split(directions)
-        for whole in (call.hx, d_hx, wanted.grad_h_n)
-    )
     biases = () if layer.bias else (False, False)
     for index, stages in groupby(plan.stages, key=_layer_of):
         if index < lowest:
@@ -293,8 +294,7 @@ def backward(
                 x = x * scale
         below = index > lowest or need_input
         d_x: Tensor | None = None
-        planes, first, d_final = planes_of(layer, mine.gates, steps.num_rows), firsts[index], d_finals[index]
-        assert first is not None
+        planes = planes_of(layer, mine.gates, steps.num_rows)
         for stage in stages:
             own = stage.directions
             places = [slice((index * directions + i) * width, (index * directions + i + 1) * width) for i in own]
@@ -303,21 +303,21 @@ def backward(
                 _weights_of(layer, weights, stage),
                 Run(
                     x,
-                    share_of(layer, own, first, 0),
+                    state_of(layer, stage, call.hx),
                     steps,
                     share_of(layer, own, mine.states, -1),
                     None if planes is None else share_of(layer, own, planes, 0),
                 ),
                 Upstream(
                     None if grad is None else share_of(layer, own, grad, -1),
-                    None if d_final is None else share_of(layer, own, d_final, 0),
+                    None if wanted.grad_h_n is None else state_of(layer, stage, wanted.grad_h_n),
                     (below, need_hx, *(need for place in places for need in (*need_weights[place], *biases))),
                 ),
             )
             for i, place in enumerate(places):
                 d_weights[place] = found.weights[4 * i : 4 * i + width]
-            if (d_first := d_firsts[index]) is not None:
-                share_of(layer, own, d_first, 0).copy_(found.h0)
+            if d_hx is not None:
+                state_of(layer, stage, d_hx).copy_(found.h0)
             if below:
                 d_x = found.input if d_x is None else d_x.add_(found.input)
         grad = d_x if scale is None or d_x is None else d_x.mul_(scale)
