@@ -128,7 +128,8 @@ def walking_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: boo
     what a program carries from step to step left too few registers."""
     config = stepwise_config(dtype, batch, hidden_size, matrix)
     if dtype.itemsize > 2 and not matrix:
-        config = replace(config, block_b=16, block_k=16, num_warps=8, num_stages=2)
+        stages = 2 if hidden_size % 16 == 0 else 1
+        config = replace(config, block_b=16, block_k=16, num_warps=8, num_stages=stages)
     elif config.block_b > 16 or dtype.itemsize > 2:
         block_k = 16 if dtype.itemsize > 2 else min(config.block_k, 32)
         config = replace(config, block_k=block_k, num_warps=4 if config.block_b == 16 else 8)
@@ -172,11 +173,12 @@ class PersistentConfig:
     warps. A launch has at most `tiles_at_once` batch tiles (None: all), a tile counted twice where both directions run,
     because all its programs must be on the device together; others follow in launches of their own. `protocol`: how
     programs learn that a value is there, "data" or "flags" (see exchange.py). `timeout`: seconds after
-    which a wait gives up; None: those of `exchange.default_timeout`."""
+    which a wait gives up; None: those of `exchange.default_timeout`. `registers`: the most that a thread takes."""
 
     block_h: int = 16
     block_b: int = 16
     num_warps: int = 8
+    registers: int = 256
     tiles_at_once: int | None = None
     protocol: Protocol = "data"
     timeout: float | None = None
@@ -197,10 +199,9 @@ class PersistentConfig:
 
     @property
     def on_a_multiprocessor(self) -> int:
-        """Programs that fit on a multiprocessor, with any version of Triton: each of its 65,536 registers (on every GPU
-        since 8.0) can go to a thread that has 256, the most there are. Their shared memory is at most 4 KiB a
-        warp."""
-        return max(1, 65536 // (256 * 32 * self.num_warps))
+        """Programs that fit on a multiprocessor, which has 65,536 registers (on every GPU since 8.0): the launch asks
+        the assembler for no more. Their shared memory is at most 4 KiB a warp."""
+        return max(1, 65536 // (self.registers * 32 * self.num_warps))
 
     def depth(self, hidden_size: int, dtype: torch.dtype) -> int:
         """Columns of W_hh that a warp multiplies: a power of two, and whole groups of four chunks of 16 bytes."""
@@ -231,13 +232,17 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     code, and registers that two programs of a multiprocessor share).
 
     As many warps, up to 8, as W_hh has groups of columns for, or for the smaller tile half as many, so that its every
-    thread has an element of its own; always 8 with a Triton with which only 8 warps can wait thread by thread."""
+    thread has an element of its own; always 8 with a Triton with which only 8 warps can wait thread by thread.
+
+    Up to eight groups 8 warps were compiled without a spill into half of the registers, and two programs fit on a
+    multiprocessor."""
     block_b = 8 if batch <= 8 else 16
     if words_of_a_lane() == 1:
         return PersistentConfig(block_b=block_b)
     groups = cdiv(hidden_size, 64 // dtype.itemsize)
     fours = 8 if block_b == 8 else 4  # groups that four warps take
-    return PersistentConfig(block_b=block_b, num_warps=2 if groups <= 2 else 4 if groups <= fours else 8)
+    warps = 2 if groups <= 2 else 4 if groups <= fours else 8
+    return PersistentConfig(block_b=block_b, num_warps=warps, registers=128 if warps == 8 and groups <= 8 else 256)
 
 
 Config = StepwiseConfig | WalkingConfig | ResidentConfig | PersistentConfig

@@ -32,6 +32,7 @@ EVERY: dict[str, Any] = {"enable_fp_fusion": True}
 # Those of a cooperative launch. Its programs may take all registers that a thread can have: left alone, the
 # assembler makes room for several programs on a multiprocessor, and spilled a few registers for it.
 COOPERATIVE: dict[str, Any] = {"launch_cooperative_grid": True, "maxnreg": 255}
+REGISTERS = 65536  # of a multiprocessor, since compute capability 7.0
 
 _starter: ContextVar[Starter | None] = ContextVar("trigru_kernel_starter", default=None)
 
@@ -56,6 +57,14 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def cooperation(num_warps: int, cooperative: int) -> dict[str, Any]:
+    """Triton's options where so many programs of a cooperative launch share a multiprocessor; 0: it is none."""
+    if not cooperative:
+        return {}
+    registers = REGISTERS // (32 * num_warps * cooperative)
+    return COOPERATIVE if registers >= 255 else COOPERATIVE | {"maxnreg": registers}
+
+
 def launch(
     kernel: Any,
     grid: tuple[int, ...],
@@ -64,7 +73,7 @@ def launch(
     *,
     num_warps: int,
     num_stages: int,
-    cooperative: bool = False,
+    cooperative: int = 0,
 ) -> None:
     """Start `kernel` on `grid`, on the current stream of the device of its first tensor argument.
 
@@ -74,7 +83,8 @@ def launch(
         args: run-time arguments by the kernel's argument names: tensors and numbers.
         constexprs: compile-time arguments by the kernel's argument names.
         num_warps, num_stages: Triton's launch options.
-        cooperative: all programs must be on the device together, because they wait for each other.
+        cooperative: all programs must be on the device together, because they wait for each other, so many of them on
+            a multiprocessor; 0: they need not.
     """
     start = prepare(kernel, args, constexprs, (), num_warps=num_warps, num_stages=num_stages, cooperative=cooperative)
     start(grid)
@@ -88,7 +98,7 @@ def prepare(
     *,
     num_warps: int,
     num_stages: int,
-    cooperative: bool = False,
+    cooperative: int = 0,
 ) -> Callable[..., None]:
     """A function that starts `kernel` as `launch` does, on a grid and with the integers `varying`, any number of times.
 
@@ -101,8 +111,7 @@ def prepare(
         options["cooperative"] = cooperative
         return functools.partial(_elsewhere, starter, kernel, args, constexprs, varying, options)
     options |= EVERY
-    if cooperative:
-        options |= COOPERATIVE
+    options |= cooperation(num_warps, cooperative)
     device = next(value.device for value in args.values() if isinstance(value, torch.Tensor))
     return _Prepared(kernel, args, constexprs, varying, options, device)
 

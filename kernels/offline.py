@@ -22,7 +22,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.language import target_info
 from triton.runtime.jit import create_function_from_signature
 
-from .launch import COOPERATIVE, EVERY
+from .launch import EVERY, cooperation
 
 # CPython counts the depth of what it parses for all threads together, and raises SystemError where two parse at once.
 _PARSER = threading.Lock()
@@ -77,13 +77,13 @@ class Launch:
     constexprs: Mapping[str, Any]
     num_warps: int
     num_stages: int
-    cooperative: bool
+    cooperative: int
 
     @property
     def options(self) -> dict[str, Any]:
         """Triton's options."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        return options | COOPERATIVE if self.cooperative else options
+        return options | cooperation(self.num_warps, self.cooperative)
 
 
 class Recorder:
@@ -101,7 +101,7 @@ class Recorder:
         *,
         num_warps: int,
         num_stages: int,
-        cooperative: bool = False,
+        cooperative: int = 0,
     ) -> None:
         """Record one launch."""
         self.launches.append(

@@ -161,8 +161,8 @@ def _start(
     constexprs |= _constexprs(config, size, h0.dtype, steps.packed, run.precision, timeout)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     at_once = config.tiles_at_once or groups
-    warps = config.num_warps
-    start = prepare(kernel, args, constexprs, ("first_tile",), num_warps=warps, num_stages=1, cooperative=True)
+    warps, together = config.num_warps, config.on_a_multiprocessor
+    start = prepare(kernel, args, constexprs, ("first_tile",), num_warps=warps, num_stages=1, cooperative=together)
     for first in range(0, groups, at_once):  # groups never wait for each other
         start((programs, min(at_once, groups - first)), first)
     watched.launched()

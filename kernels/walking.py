@@ -86,6 +86,6 @@ def _start(
         constexprs,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        cooperative=True,
+        cooperative=1,
     )
     watched.launched()

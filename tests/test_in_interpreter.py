@@ -19,7 +19,7 @@ def test_kernels_in_the_interpreter(request):
         "-p",
         "no:cacheprovider",
         "-m",
-        "interpretable",
+        "interpretable and not slow",
         str(request.path.parent),
     ]
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)

@@ -20,15 +20,23 @@ from trigru.kernels.config import (
     PersistentConfig,
     ResidentConfig,
     StepwiseConfig,
+    WalkingConfig,
     persistent_config,
     resident_config,
     stepwise_config,
+    walking_config,
 )
 
 pytestmark = pytest.mark.interpretable
 
 SOURCES = Path(trigru.kernels.__file__).parent
-CONFIGS = {"stepwise": stepwise_config, "resident": resident_config, "persistent": persistent_config}
+CONFIGS = {
+    "stepwise": stepwise_config,
+    "walking": walking_config,
+    "resident": resident_config,
+    "persistent": persistent_config,
+}
+WAITING = ("walking", "persistent")
 TOLERANCE = {torch.float32: 3e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # T, B, H: one program and several, sizes that fill no tile
 SIZES = [(2, 3, 24), (1, 1, 1), (2, 17, 19), (2, 5, 33)]
@@ -68,7 +76,7 @@ def checked(schedule, config, case, package=trigru.kernels):
 
 def schedules(*names):
     """The interpreter runs programs one after another, which cannot wait for each other."""
-    return [name for name in names if not (INTERPRETED and name == "persistent")]
+    return [name for name in names if not (INTERPRETED and name in WAITING)]
 
 
 CASES = [
@@ -78,7 +86,7 @@ CASES = [
         # both directions at once.
         marks=[] if (i + j) % 3 == k and (INTERPRETED or j >= 2) and both == (j % 2 == 1) else pytest.mark.slow,
     )
-    for schedule in schedules("stepwise", "resident", "persistent")
+    for schedule in schedules(*CONFIGS)
     for i, variant in enumerate(("torch", "cho", "chung"))
     for j, size in enumerate(SIZES)
     for k, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16))
@@ -102,6 +110,7 @@ KERNELS = {
         "torch": ("forward_step", "bptt_step"),
         "cho": ("reset_update_step", "candidate_step", "bptt_reset_step"),
     },
+    "walking": {"torch": ("walk_torch", "walk_back"), "cho": ("walk_reset_first",)},
     "resident": {"torch": ("forward_kernel", "bptt_kernel")},
     "persistent": {
         "torch": ("forward_torch", "backward_torch"),
@@ -175,6 +184,7 @@ def caught(package, schedule, case, config):
 # Of one program, whose tiles are just right for 16 sequences: nothing is masked away.
 WHOLE = {
     "stepwise": (16, StepwiseConfig(block_h=16, block_b=16, block_k=16)),
+    "walking": (16, WalkingConfig(block_h=16, block_b=16, block_k=16)),
     "resident": (16, ResidentConfig()),
     "persistent": (32, PersistentConfig(num_warps=2)),
 }
@@ -195,7 +205,7 @@ def off_by_one(planted, schedule, variant, kernel, pointer):
 
 @pytest.mark.parametrize(("schedule", "variant", "kernel"), PLANTED)
 def test_a_kernel_that_writes_one_off(planted, schedule, variant, kernel):
-    wrote = "d_gates_ptr" if "backward" in kernel or "bptt" in kernel else "output_ptr"
+    wrote = "d_gates_ptr" if "back" in kernel or "bptt" in kernel else "output_ptr"
     wrote = "update_ptr" if kernel == "reset_update_step" else wrote
     assert off_by_one(planted, schedule, variant, kernel, wrote)
 

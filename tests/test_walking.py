@@ -66,7 +66,7 @@ def test_every_kind_of_layer(variant, hidden_size, batch, rows, direction, kind,
 @pytest.mark.parametrize("variant", ["torch", "cho"])
 def test_interleavings(variant):
     case = recurrence(3, 18, 70, variant=variant, packed=True)
-    for seed in range(8):
+    for seed in range(6):
         check(case, programs=(None, 3)[seed % 2], seed=seed, quantum=(200, 20, 1000)[seed % 3])
     check(case, seed="round-robin")
 

@@ -41,7 +41,7 @@ def binaries(folder: Path) -> set[str]:
 
 def by_triton(kernel, grid, args, constexprs, *, num_warps, num_stages, cooperative):
     """A starter that goes through Triton's own launch."""
-    options = launch.EVERY | (launch.COOPERATIVE if cooperative else {})
+    options = launch.EVERY | launch.cooperation(num_warps, cooperative)
     kernel[grid](**args, **constexprs, num_warps=num_warps, num_stages=num_stages, **options)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from trigru.kernels.launch import COOPERATIVE
+from trigru.kernels.launch import cooperation
 
 from .execution import emulate_ptx
 from .machine import PtxError
@@ -41,7 +41,7 @@ class PtxLauncher:
         *,
         num_warps: int,
         num_stages: int,
-        cooperative: bool = False,
+        cooperative: int = 0,
     ) -> None:
         """Compile and run one kernel."""
         programs, most = math.prod(grid), self.resident_programs
@@ -50,7 +50,7 @@ class PtxLauncher:
                 f"cooperative launch too large: {programs} programs, at most {most} fit on the device at once"
             )
         seed = "round-robin" if cooperative and self.seed is None and not self.sequential else self.seed
-        more = COOPERATIVE if cooperative else {}
+        more = cooperation(num_warps, cooperative)
         stats = emulate_ptx(
             kernel,
             args,
