@@ -77,10 +77,10 @@ def test_the_winner_of_a_measurement_runs_and_a_wrong_one_does_not(there, monkey
 
 
 def test_in_a_capture_nothing_is_measured(there, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(measuring, "measure", lambda *_, **__: pytest.fail("measured"))
     module, x = made(4, 16, schedule="auto"), torch.randn(3, 2, 4, device="cuda")
-    with torch.backends.cudnn.flags(benchmark=False), torch.no_grad():
+    with torch.no_grad():
         module(x)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     with torch.no_grad(), torch.cuda.graph(torch.cuda.CUDAGraph()):
         module(x)

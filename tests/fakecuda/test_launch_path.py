@@ -151,9 +151,11 @@ def test_more_programs_than_fit_are_refused():
         forward(batch=16 * 400, tiles_at_once=None)
 
 
-def test_all_sizes_share_a_binary():
+@pytest.mark.parametrize("sizes", [[(1, 3), (2, 3), (3, 5), (16, 1)], [(1, 9), (2, 16), (16, 17), (17, 19)]])
+def test_sizes_of_one_tile_share_a_binary(sizes):
+    """Up to 8 sequences take a tile of their own."""
     compiled = set()
-    for seq_len, batch in [(1, 3), (2, 3), (3, 5), (16, 1), (17, 19)]:
+    for seq_len, batch in sizes:
         fakecuda.options["execute"] = False
         forward(seq_len, batch)
         compiled |= {run["binary"] for run in fakecuda.launches}
