@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
 ]
 
-SCHEDULES = ["stepwise", "resident", "persistent"]
+SCHEDULES = ["stepwise", "walking", "resident", "persistent"]
 SIZES = [(5, 3, 9, 40), (7, 33, 64, 128), (20, 16, 64, 512)]
 
 

@@ -27,7 +27,7 @@ from .shapes import Shape
 MICRO = 1e6
 WORKERS = 12  # processes that compile ahead
 PROTOCOLS: tuple[Protocol, ...] = ("data", "flags")
-EVERY_SCHEDULE = ("persistent", "resident", "stepwise")
+EVERY_SCHEDULE = ("persistent", "resident", "walking", "stepwise")
 
 
 class Parts:
