@@ -11,6 +11,9 @@ See README.md for what is real and what is not.
 
 from __future__ import annotations
 
+import atexit
+import time
+
 from . import build, driver, torch_c
 from .driver import clock, launches, options
 
@@ -35,6 +38,8 @@ def install(devices: int = 1) -> None:
     libcuda, libtorch = build.libraries()
     driver.load(libcuda, devices)
     torch_c.install(libtorch)
+    # Autograd's thread of the device wants Python once more when all is done, and must not find it gone.
+    atexit.register(time.sleep, 0.2)
 
 
 def installed() -> bool:
