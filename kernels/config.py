@@ -126,13 +126,14 @@ class WalkingConfig(StepwiseConfig):
 def walking_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bool = True) -> WalkingConfig:
     """Tile sizes of the walking schedule: those of the stepwise one, but in shorter chunks, or for more warps, where
     what a program carries from step to step left too few registers."""
-    config = stepwise_config(dtype, batch, hidden_size, matrix)
+    config, aligned = stepwise_config(dtype, batch, hidden_size, matrix), hidden_size % 16 == 0
     if dtype.itemsize > 2 and not matrix:
-        stages = 2 if hidden_size % 16 == 0 else 1
-        config = replace(config, block_b=16, block_k=16, num_warps=8, num_stages=stages)
-    elif config.block_b > 16 or dtype.itemsize > 2:
-        block_k = 16 if dtype.itemsize > 2 else min(config.block_k, 32)
-        config = replace(config, block_k=block_k, num_warps=4 if config.block_b == 16 else 8)
+        config = replace(config, block_b=16, block_k=16, num_warps=8, num_stages=2 if aligned else 1)
+    elif dtype.itemsize > 2:
+        block_b = config.block_b if aligned else 16
+        config = replace(config, block_b=block_b, block_k=16, num_warps=4 if block_b == 16 else 8)
+    else:
+        config = replace(config, block_k=min(config.block_k, 32), num_warps=4 if config.block_b == 16 else 8)
     return WalkingConfig(**asdict(config))
 
 
