@@ -38,7 +38,7 @@ def test_every_schedule_that_runs_here_is_right(capsys):
         assert row["cases"] == len(check.check_cases.CASES)
         assert row["worst"]
     refused = {(row["schedule"], row["numbers"]) for row in found["not_checked"]}
-    of_kernels = {(s, n) for s in check.KERNEL_SCHEDULES for n in ("fp32", "tf32", "fp16", "bf16")}
+    of_kernels = {(s, n) for s in check.KERNELS for n in ("fp32", "tf32", "fp16", "bf16")}
     assert refused == of_kernels | {("cudnn", n) for n in numbers}
     assert all("on cpu" in row["reason"] for row in found["not_checked"])
 
@@ -166,9 +166,9 @@ def test_a_gpu_without_bfloat16_is_checked_in_float16(monkeypatch):
 def test_every_kernel_schedule_is_checked_in_a_cuda_graph(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr("trigru.planning.plan.present", lambda index: PRESETS["H100"])
-    place = check.Place("cuda:0, CUDA graph", torch.device("cuda", 0), check.KERNEL_SCHEDULES, graph=True)
+    place = check.Place("cuda:0, CUDA graph", torch.device("cuda", 0), check.KERNELS, graph=True)
     for case in check.check_cases.QUICK_CASES:
-        for schedule in check.KERNEL_SCHEDULES:
+        for schedule in check.KERNELS:
             assert check._obstacle(place, schedule, "torch", NUMBERS["bf16"], case) is None
 
 

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ..functional import gru
 from ..planning.cudnn import ONE_WAY
-from ..planning.plan import DIRECTIONS, SCHEDULES, choose
+from ..planning.plan import DIRECTIONS, KERNELS, SCHEDULES, WAITING, choose
 from ..planning.precision import multiplied_in_tf32
 from ..planning.triton_state import interpreted, why_unusable
 from ..reference import VARIANTS
 from . import check_cases
 from .check_cases import NUMBERS, Case, Numbers, Problem
-from .check_report import KERNEL_SCHEDULES, Refusal, Result, json_report, report
+from .check_report import Refusal, Result, json_report, report
 from .machine import devices, devices_named
 from .options import Refused, Unable
 from .threads import one_thread
@@ -106,7 +106,7 @@ def find_places(device: str | None) -> Iterator[Place]:
     for here in devices() if device is None else devices_named(device):
         yield Place(str(here), here)
         if here.type == "cuda":
-            yield Place(f"{here}, CUDA graph", here, KERNEL_SCHEDULES, graph=True)
+            yield Place(f"{here}, CUDA graph", here, KERNELS, graph=True)
 
 
 def ptx_place(target: str) -> Place:
@@ -133,7 +133,7 @@ def ptx_place(target: str) -> Place:
     def kernels() -> contextlib.AbstractContextManager[None]:
         return using(ptx.ptx_launcher(arch=int(target.removeprefix("sm_")), seed=0))
 
-    return Place(f"PTX {target}", torch.device("cpu"), KERNEL_SCHEDULES, kernels=kernels)
+    return Place(f"PTX {target}", torch.device("cpu"), KERNELS, kernels=kernels)
 
 
 def check(
@@ -143,7 +143,7 @@ def check(
     if not _claimed(place, schedule, numbers):
         return
     row = {"where": place.name, "schedule": schedule, "variant": variant, "numbers": numbers.name}
-    executed = place.executes and schedule in KERNEL_SCHEDULES
+    executed = place.executes and schedule in KERNELS
     cases = {
         (False, False): check_cases.CASES,
         (False, True): check_cases.QUICK_CASES,
@@ -169,9 +169,9 @@ def check(
 def _claimed(place: Place, schedule: str, numbers: Numbers) -> bool:
     """Whether the combination means something: float64 is for torch operations and cuDNN, TF32 for a GPU."""
     if numbers.dtype == torch.float64:
-        return schedule not in KERNEL_SCHEDULES and place.device.type != "mps"
+        return schedule not in KERNELS and place.device.type != "mps"
     if numbers.tf32:
-        return schedule in KERNEL_SCHEDULES or (schedule in ("auto", "cudnn") and place.device.type == "cuda")
+        return schedule in KERNELS or (schedule in ("auto", "cudnn") and place.device.type == "cuda")
     return True
 
 
@@ -198,7 +198,7 @@ def _obstacle(place: Place, schedule: str, variant: str, numbers: Numbers, case:
             return f"{numbers.name} needs a GPU of compute capability 8.0 or newer"
     elif numbers.tf32 and place.device.type == "cuda":
         return "AMD GPUs have no TF32"
-    if schedule in ("walking", "persistent") and place.executes and interpreted():
+    if schedule in WAITING and place.executes and interpreted():
         return "Triton's interpreter runs programs one after another: they cannot wait for each other"
     return None
 

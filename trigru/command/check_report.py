@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 
+from ..planning.plan import KERNELS
 from .tables import fitted, wrapped
-
-KERNEL_SCHEDULES = ("stepwise", "walking", "resident", "persistent")
-"""Those of Triton kernels."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def report(results: list[Result], refusals: list[Refusal], *, checkout: bool) ->
     if refusals:
         lines += ["", "Not checked, because it cannot run:"]
         lines += [_item(f"{who}: {why}") for who, why in _grouped(refusals)]
-    if not any(r.schedule in KERNEL_SCHEDULES for r in results):
+    if not any(r.schedule in KERNELS for r in results):
         why = "" if torch.cuda.is_available() else ": there is no GPU that torch can use"
         where = "" if checkout else "in a checkout of the repository, "
         said = f"No Triton kernel was executed{why}. To compile them and execute the result on the CPU:"

@@ -40,6 +40,7 @@ MEMORY = ("keep", "recompute")
 
 DIRECTIONS = ("forward", "backward")
 KERNELS = ("stepwise", "walking", "resident", "persistent")
+"""Those of Triton kernels."""
 WAITING = ("walking", "persistent")
 """Whose programs wait for each other."""
 

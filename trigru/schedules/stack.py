@@ -29,6 +29,7 @@ from ..kernels.config import kept_values
 from ..kernels.steps import Steps
 from ..layer import Call, Layer, Weights
 from ..planning.plan import Plan, Stage
+from . import cudnn
 from .part import Part, Run, Upstream
 
 
@@ -54,10 +55,6 @@ def _module_of(schedule: str) -> ModuleType:
         from . import eager
 
         return eager
-    if schedule == "cudnn":
-        from . import cudnn
-
-        return cudnn
     from . import fused
 
     return fused
@@ -124,7 +121,7 @@ def state_of(layer: Layer, stage: Stage, x: Tensor) -> Tensor:
 def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, first_kept: int) -> Result:
     """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none)."""
     if plan.schedule == "cudnn":
-        return Result(*_module_of("cudnn").forward(layer, weights, call, plan.stages[0].choice, first_kept))
+        return Result(*cudnn.forward(layer, weights, call, plan.stages[0].choice, first_kept))
     steps, directions = steps_of(layer, call), layer.directions
     x, width = time_major(layer, call, call.input), layer.hidden_size * directions
     h_n = call.hx.new_empty(call.hx.shape)
@@ -266,8 +263,8 @@ def backward(
     """Derivatives by the input, hx and each of the weights; None for those that are not asked for.
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
-    if plan.schedule == "cudnn" or (reserve and reserve[0].dtype == torch.uint8):  # which only cuDNN can read
-        return _module_of("cudnn").backward(layer, weights, call, reserve, wanted)
+    if plan.schedule == "cudnn" or cudnn.is_own(reserve):  # which nothing else can read
+        return cudnn.backward(layer, weights, call, reserve, wanted)
     steps, directions = steps_of(layer, call), layer.directions
     if shares_output(call.input.device):
         *others, output = reserve
