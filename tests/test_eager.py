@@ -12,7 +12,7 @@ from trigru.kernels.config import kept_values
 from trigru.kernels.steps import Steps
 from trigru.layer import Weights
 from trigru.planning.configs import EagerConfig
-from trigru.planning.plan import Choice
+from trigru.planning.stages import Choice
 from trigru.reference import VARIANTS
 from trigru.schedules import eager, eager_layout
 from trigru.schedules.part import Part, Run, Upstream

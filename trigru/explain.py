@@ -15,7 +15,8 @@ from .functional import cell_way, gru, records_of
 from .layer import Call, Layer, Records
 from .modules import GRU, GRUCell
 from .operators import site_of
-from .planning.plan import Plan, plan
+from .planning.plan import plan
+from .planning.stages import Plan
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from .layer import Call, Layer, Records
 from .operators import compute
 from .planning import measured
 from .planning.measured import Entry, Key, Row
-from .planning.plan import DIRECTIONS, Site, precision_of, staged
+from .planning.plan import DIRECTIONS, Site, precision_of
+from .planning.stages import staged
 from .planning.ways import Way, parts, ways
 from .schedules import stack
 

@@ -15,7 +15,8 @@ from .layer import Call, Layer
 from .modules import GRU
 from .planning import cost
 from .planning.devices import Device, present, preset
-from .planning.plan import DIRECTIONS, DTYPES, Choice, Plan, planned, precision_of, staged
+from .planning.plan import DIRECTIONS, DTYPES, planned, precision_of
+from .planning.stages import Choice, Plan, staged
 from .planning.triton_state import interpreted, why_unusable
 from .schedules import stack
 

@@ -14,7 +14,8 @@ import torch
 from ..checks import layer_of
 from ..planning.cost import Layer
 from ..planning.devices import PRESETS, Device, preset
-from ..planning.plan import DIRECTIONS, MICRO, Choice, Plan, Site, candidates, measured_on, plan, planned
+from ..planning.plan import DIRECTIONS, MICRO, Site, candidates, measured_on, plan, planned
+from ..planning.stages import Choice, Plan
 from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
 from . import explain_workloads

@@ -10,7 +10,8 @@ from torch import Tensor
 from .. import reference
 from ..checks import batch_sizes_of
 from ..layer import Call, Layer
-from ..planning.plan import Plan, Site, plan
+from ..planning.plan import Site, plan
+from ..planning.stages import Plan
 from ..schedules import stack
 from ..schedules.part import Part, Run
 from ..schedules.unsquash import share_of_input

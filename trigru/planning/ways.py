@@ -13,8 +13,6 @@ from . import cost, cudnn
 from .configs import EagerConfig
 from .devices import present
 from .plan import (
-    WHOLE,
-    Choice,
     Site,
     candidates,
     choose,
@@ -25,6 +23,7 @@ from .plan import (
     precision_of,
     why_no_kernels,
 )
+from .stages import WHOLE, Choice
 
 BATCHES = (16, 17)  # on either side of where the stepwise schedule takes another tile
 CHUNKS = (EagerConfig(16, 1 << 16), EagerConfig(64, 1 << 18), EagerConfig(256, 1 << 20))

@@ -24,7 +24,7 @@ from ..checks import batch_sizes_of
 from ..layer import Call, Layer
 from ..planning.configs import CudnnConfig
 from ..planning.cudnn import why_not_here
-from ..planning.plan import Choice
+from ..planning.stages import Choice
 
 if TYPE_CHECKING:
     from .stack import Wanted

@@ -15,7 +15,8 @@ from ..kernels.errors import DoesNotFit
 from ..kernels.recurrence import Gradients as Upstreams
 from ..kernels.recurrence import Kept, Operands, Recurrence
 from ..layer import Weights
-from ..planning.plan import Choice, instead, precision_of
+from ..planning.plan import instead, precision_of
+from ..planning.stages import Choice
 from .part import Gradients, Part, Run, Upstream
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again

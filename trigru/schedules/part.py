@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..kernels.steps import Steps
-from ..planning.plan import Choice
+from ..planning.stages import Choice
 
 
 class Part(NamedTuple):

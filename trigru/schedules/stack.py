@@ -28,7 +28,7 @@ from ..checks import batch_sizes_of
 from ..kernels.config import kept_values
 from ..kernels.steps import Steps
 from ..layer import Call, Layer, Weights
-from ..planning.plan import Plan, Stage
+from ..planning.stages import Plan, Stage
 from . import cudnn
 from .part import Part, Run, Upstream
 
