@@ -25,6 +25,7 @@ from ..kernels.config import (
     stepwise_config,
     walking_config,
 )
+from ..planning.plan import WAITING
 from ..planning.triton_state import interpreted, why_unusable
 from ..reference import VARIANTS
 from .options import Refused, Unable, at_least
@@ -242,12 +243,12 @@ def _row(at: tuple[Case, int]) -> Row:
 
 def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs from
-    compute capability 8.0 on, and schedules have a largest size."""
+    compute capability 8.0 on, no schedule that waits is for AMD's, and schedules have a largest size."""
     has_dtype = True
-    if case.target == "sm_75" or not case.target.startswith("sm_"):
-        has_dtype = case.dtype != "tf32" and case.schedule not in ("persistent", "walking")
-    if case.target == "sm_75" and case.dtype == "bf16":
-        has_dtype = False
+    if not case.target.startswith("sm_"):
+        has_dtype = case.dtype != "tf32" and case.schedule not in WAITING
+    elif case.target == "sm_75":
+        has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule != "persistent"
     largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], on_units(case))
     return has_dtype and case.hidden_size <= largest
 
