@@ -37,6 +37,15 @@ def _same_numbers(monkeypatch):
     _chosen.cache_clear()  # what a test replaces (a device, an obstacle) is no part of its key
 
 
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Fresh memory holds NaN: an element that nobody wrote cannot pass for a result."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=["interpreter"] if INTERPRETED else ["sm_80", "sm_90"])
 def on_cpu(request):
     """Run Triton schedules on CPU tensors: in Triton's interpreter where TRITON_INTERPRET=1 is set, else as code

@@ -25,18 +25,12 @@ from trigru.reference import VARIANTS
 from trigru.schedules import fused
 from trigru.schedules.part import Part, Run, Upstream
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait"),
+    pytest.mark.usefixtures("poisoned"),
+]
 
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  # float32 multiplied in TF32
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch):
-    """Fresh memory holds NaN: an element that nobody wrote cannot pass for a result."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 PROTOCOLS = ("data", "flags")

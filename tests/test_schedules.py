@@ -13,7 +13,7 @@ from trigru import reference
 from trigru.layer import Weights
 from trigru.schedules import recompute
 
-pytestmark = pytest.mark.interpretable
+pytestmark = [pytest.mark.interpretable, pytest.mark.usefixtures("poisoned")]
 
 # Every combination in the interpreter; compiled code, which takes longer to make and to execute, in a selection.
 SIZES = [(3, 2, 5, 7), (1, 1, 1, 1), (2, 3, 9, 17), (2, 17, 4, 33)][:: 1 if INTERPRETED else 3]
@@ -24,15 +24,6 @@ LAYOUTS = LAYOUTS[: 4 if INTERPRETED else 2]
 @pytest.fixture(params=["stepwise", "resident"])
 def schedule(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch):
-    """Fresh memory holds NaN: an element that nobody wrote cannot pass for a result."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -13,21 +13,16 @@ from recurrences import recurrence
 from trigru.kernels import walking
 from trigru.kernels.config import walking_config
 from trigru.kernels.launch import using
+from trigru.kernels.recurrence import Recurrence
 from trigru.kernels.watch import KernelTimeout
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait"),
+    pytest.mark.usefixtures("poisoned"),
+]
 
 TOLERANCE = {"ieee": 2e-6, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1.5e-2}
 DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch):
-    """Fresh memory holds NaN: an element that nobody wrote cannot pass for a result."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def check(case, kind="bf16", *, arch=90, programs=None, **order):
@@ -88,13 +83,12 @@ def test_a_wait_that_expires_is_an_error_and_ends():
     case, config = recurrence(3, 16, 64), walking_config(torch.bfloat16, 16, 64)
     launcher = ptx_launcher(arch=90, seed=0, races=False)  # what a program reads that has given up is not valid
 
-    def without_the_last_program(kernel, grid, args, *rest, **options):
-        launcher(kernel, grid, args | {"status_ptr": _full(args["status_ptr"])}, *rest, **options)
+    def counters_that_never_fill(kernel, grid, args, *rest, **options):
+        status = args["status_ptr"]
+        status = status.index_fill(0, torch.arange(8, len(status)), -(2**20))
+        launcher(kernel, grid, args | {"status_ptr": status}, *rest, **options)
 
-    def _full(status):
-        return status.index_fill(0, torch.arange(8, len(status)), -(2**20))  # no counter is ever reached
-
-    with using(without_the_last_program), pytest.raises(KernelTimeout, match=r"walk_torch on 2 x 1 programs"):
+    with using(counters_that_never_fill), pytest.raises(KernelTimeout, match=r"walk_torch on 2 x 1 programs"):
         case.run(walking, config, timeout=0.05)
 
 
@@ -111,8 +105,6 @@ def test_nan_stays_in_its_sequence():
 def test_an_empty_batch():
     case = recurrence(2, 1, 16)
     operands = case.operands._replace(gates_in=case.gates_in[:0], h0=case.h0[:0], steps=case.steps.padded(2, 0))
-    from trigru.kernels.recurrence import Recurrence
-
     output, reserve = walking.forward(
         Recurrence("torch", False, "tf32", walking_config(torch.bfloat16, 1, 16)), operands, True
     )
