@@ -133,7 +133,8 @@ def walking_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: boo
         block_b = config.block_b if aligned else 16
         config = replace(config, block_b=block_b, block_k=16, num_warps=4 if block_b == 16 else 8)
     else:
-        config = replace(config, block_k=min(config.block_k, 32), num_warps=4 if config.block_b == 16 else 8)
+        block_k = 32 if matrix or aligned else 16
+        config = replace(config, block_k=min(config.block_k, block_k), num_warps=4 if config.block_b == 16 else 8)
     return WalkingConfig(**asdict(config))
 
 

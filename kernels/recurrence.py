@@ -40,6 +40,29 @@ class Recurrence(Generic[C]):
     config: C
 
 
+class PerStep(NamedTuple):
+    """What a step does beside the equations, for padded sequences:
+
+        begin = decay * (fresh where reset, else the state before)       what the blend sees
+        the products see dropped * begin
+        end   = begin + amount * (h' - begin), clipped to -clip ... clip; begin as it is where amount is 0
+
+    Row t * B + b, as everywhere, is sequence b at step t. None costs nothing, and stands for what changes nothing."""
+
+    reset: Tensor | None = None  # (N,) bool. It selects: what was before reaches neither values nor derivatives
+    fresh: Tensor | None = None  # (N, H), or (B, H) for all steps; None: zeros
+    decay: Tensor | None = None  # (N,) or (N, H)
+    amount: Tensor | None = None  # (N,) or (N, H)
+    dropped: Tensor | None = None  # (B, H)
+    clip: float | None = None
+    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward, read by backward; there iff `carries`
+
+    @property
+    def carries(self) -> bool:
+        """Whether what the products see is not simply the state before."""
+        return not (self.reset is None and self.decay is None and self.dropped is None)
+
+
 class Operands(NamedTuple):
     """What a run reads, and where forward's results go. backward needs no more than h0, the w_hh and steps."""
 
@@ -53,6 +76,7 @@ class Operands(NamedTuple):
     added: int = 0  # of the hidden units, the last so many are none of the layer's (see widen.py)
     w_hh_back: Tensor | None = None  # (3H, H) of the second direction, where both run
     b_hn_back: Tensor | None = None  # (H,)
+    per_step: PerStep | None = None  # None: the equations alone
 
     @property
     def sides(self) -> int:
