@@ -99,3 +99,61 @@ def reset_before_grad(d_rh, h, r):
     """Variants "cho" and "chung", where the reset gate scales the state before its product: (dr, the old state's share
     through r * h), from d_rh = W_hn^T dn."""
     return d_rh * h * dsigmoid_from_output(r), d_rh * r
+
+
+@triton.jit
+def begin_of_step(before, reset, fresh, decay):
+    """The state that a step begins from, see PerStep in recurrence.py. `reset` selects, so that nothing of `before`, not
+    even NaN, passes it; what is None is absent."""
+    begin = before
+    if reset is not None:
+        begin = tl.where(reset, 0.0 if fresh is None else fresh, begin)
+    if decay is not None:
+        begin = decay * begin
+    return begin
+
+
+@triton.jit
+def begin_grad(d_begin, reset, decay):
+    """The derivative by `before` of begin_of_step."""
+    d_before = d_begin
+    if decay is not None:
+        d_before = decay * d_before
+    if reset is not None:
+        d_before = tl.where(reset, 0.0, d_before)
+    return d_before
+
+
+@triton.jit
+def _partly(begin, new, amount):
+    """begin + amount * (new - begin), exact where amount is 1."""
+    return tl.where(amount == 1.0, new, (1.0 - amount) * begin + amount * new)
+
+
+@triton.jit
+def end_of_step(begin, new, amount, clip):
+    """The state that a step ends with, from the one it began from and the equations' own new one."""
+    end = new
+    if amount is not None:
+        end = _partly(begin, new, amount)
+    if clip is not None:
+        end = tl.where(end > clip, clip, tl.where(end < -clip, -clip, end))  # NaN stays NaN
+    if amount is not None:
+        end = tl.where(amount == 0.0, begin, end)
+    return end
+
+
+@triton.jit
+def end_grad(dh, begin, new, amount, clip):
+    """From dh, the derivative by the state that a step ends with: (d_new, direct), where `direct` is the share of
+    `begin` past the equations."""
+    d_new, direct = dh, tl.zeros_like(dh)
+    if clip is not None:
+        end = new
+        if amount is not None:
+            end = _partly(begin, new, amount)
+        d_new = tl.where((end > clip) | (end < -clip), 0.0, dh)
+    if amount is not None:
+        direct = tl.where(amount == 0.0, dh, (1.0 - amount) * d_new)
+        d_new = amount * d_new
+    return d_new, direct
