@@ -103,8 +103,8 @@ def reset_before_grad(d_rh, h, r):
 
 @triton.jit
 def begin_of_step(before, reset, fresh, decay):
-    """The state that a step begins from, see PerStep in recurrence.py. `reset` selects, so that nothing of `before`, not
-    even NaN, passes it; what is None is absent."""
+    """The state that a step begins from, see PerStep in recurrence.py; what is None is absent. `reset` selects, so that
+    nothing of `before`, not even NaN, passes it."""
     begin = before
     if reset is not None:
         begin = tl.where(reset, 0.0 if fresh is None else fresh, begin)
