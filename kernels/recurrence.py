@@ -56,6 +56,7 @@ class PerStep(NamedTuple):
     dropped: Tensor | None = None  # (B, H)
     clip: float | None = None
     begins: Tensor | None = None  # (N, H) dropped * begin: written by forward, read by backward; there iff `carries`
+    wants_d_begin: bool = False  # whether backward gives `Derivatives.d_begin`
 
     @property
     def carries(self) -> bool:
@@ -82,6 +83,11 @@ class Operands(NamedTuple):
     def sides(self) -> int:
         """Directions of time that run: 1, or 2 for both."""
         return 1 if self.w_hh_back is None else 2
+
+    @property
+    def begins(self) -> Tensor | None:
+        """Where forward writes what the products see, if it is not simply the state before."""
+        return None if self.per_step is None else self.per_step.begins
 
     def new(self, features: int, per_row: bool = True) -> Tensor:
         """Memory for so many values of each row, or of each sequence, of each direction."""
@@ -136,13 +142,15 @@ class Derivatives(NamedTuple):
     d_gates: Tensor  # (N, 3H), by the pre-activations of r, z, n
     d_an: Tensor | None  # (N, H), "torch": by W_hn h + b_hn; None otherwise, where it is dn
     d_state: Tensor  # (B, H) float32, by h0
+    d_begin: Tensor | None = None  # (N, H), by the state that each step begins from, where PerStep asks for it
 
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
         """Memory for it; d_state holds the derivative by h_n."""
-        hidden_size = operands.h0.shape[-1]
+        hidden_size, per_step = operands.h0.shape[-1], operands.per_step
         d_an = operands.new(hidden_size) if run.variant == "torch" else None
-        return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0))
+        d_begin = operands.new(hidden_size) if per_step is not None and per_step.wants_d_begin else None
+        return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0), d_begin)
 
     def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:
         """The tensors that every backward kernel of every schedule takes, by name."""

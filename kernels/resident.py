@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import widen
+from . import per_step, widen
 from .config import ResidentConfig, power_of_two
 from .launch import launch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -26,7 +26,7 @@ def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> 
         kept = forward(run, widen.operands(operands, more), save)
         return widen.narrower(kept, hidden_size, more, operands.output, operands.reserve)
     kept = Kept.empty(run, operands, save)
-    args = kept.arguments(operands) | {"h0_ptr": operands.h0}
+    args = kept.arguments(operands) | {"h0_ptr": operands.h0, "begins_ptr": operands.begins}
     args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
     _start(forward_kernel, args, run, operands)
     return kept
@@ -40,7 +40,7 @@ def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gr
         return widen.narrower(backward(run, widen.operands(operands, more), kept, gradients), hidden_size, more)
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
-    args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
+    args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an, "d_begin_ptr": derivatives.d_begin}
     _start(bptt_kernel, args, run, operands)
     return derivatives
 
@@ -52,6 +52,7 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     args |= {"offsets_ptr": steps.row_offsets(operands.h0.device), "T": steps.seq_len, "B": batch, "H": hidden_size}
     args["units"] = hidden_size - operands.added
     args["direction"] = -1 if run.reverse else 1
+    args |= per_step.arguments(operands)
     constexprs = {
         "VARIANT": run.variant,
         "PACKED": steps.packed,

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
-from .loop import before_first, rows_of_all, step_after
+from .loop import before_first, row_after, rows_of_all, step_after
+from .per_step import Beside, Place, begin_from, end_from, load_amount, load_beginning, load_dropped, of_side, seen
 from .products import multiply
 from .tiles import at, either, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
 
@@ -37,6 +38,12 @@ def own_side(offsets_ptr, T, B, PACKED: tl.constexpr):
 
 
 @triton.jit
+def own_place(j, b, H, B):
+    """The program's tile for the loads of per_step.py, whose sequences all have the same steps."""
+    return Place(j[:, None], b[None, :], (b < B)[None, :], there(j, b, H, B), H)
+
+
+@triton.jit
 def units_only(x, j, units, EXACT: tl.constexpr):
     """x, with zeros in the place of units that the layer does not have: before a product sums over them, for zero
     weights make NaN of what is infinite."""
@@ -54,22 +61,38 @@ def forward_kernel(
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n; or None
+    begins_ptr,  # (N, H), out, or None: what the products of a step see of the state that it begins from
     T,
     B,
     H,
     units,  # of the H, so many are the layer's, the others added (see widen.py)
     direction,  # of time, see loop.py
+    reset_ptr,  # from here on: see per_step.py
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    clip,
     VARIANT: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
     EXACT: tl.constexpr,  # whether all HIDDEN units are the layer's
     BLOCK_B: tl.constexpr,
+    FRESH_STEPS: tl.constexpr,
+    DECAY_UNITS: tl.constexpr,
+    AMOUNT_UNITS: tl.constexpr,
 ):
     """All steps of one batch tile."""
     width = H
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, clip, FRESH_STEPS, DECAY_UNITS, AMOUNT_UNITS
+    )
     if w_hh_back_ptr is not None:
         side, behind, direction = own_side(offsets_ptr, T, B, PACKED)
+        beside = of_side(beside, side, behind, B, H)
+        if begins_ptr is not None:
+            begins_ptr += behind * H
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -87,20 +110,29 @@ def forward_kernel(
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
     here = before_first(T, B, direction)
+    place = own_place(j, b, H, B)
+    dropped = load_dropped(beside, place)
+    beginning = load_beginning(beside, row_after(here, -1, T, B, direction), place)
     for i in range(T):
         here = step_after(here, offsets_ptr, i, T, B, direction, PACKED)
         row, count = here
+        h = begin_from(h, beginning)
+        beginning = load_beginning(beside, row_after(here, i, T, B, direction), place)  # early, for it is waited for
+        amount = load_amount(beside, row, place)
         live = there(j, b, H, count)
         gr, gz, gn = read_gates(at(gates_in_ptr, row, b, j, 3 * H), live, H)
-        x = h.to(dtype)
+        shown = seen(h, dropped)
+        x = shown.to(dtype)
+        if begins_ptr is not None:
+            write(at(begins_ptr, row, b, j, H), shown, live)
         r = sigmoid(gr + multiply(w_r, x, zero, PRECISION))
         z = sigmoid(gz + multiply(w_z, x, zero, PRECISION))
         if VARIANT == "torch":
             an = multiply(w_n, x, zero, PRECISION) + b_hn
         else:
-            an = multiply(w_n, units_only(r * h, j, units, EXACT).to(dtype), zero, PRECISION)
+            an = multiply(w_n, units_only(r * shown, j, units, EXACT).to(dtype), zero, PRECISION)
         n = candidate(gn, an, r, VARIANT)
-        new = units_only(blend(h, z, n, VARIANT), j, units, EXACT)
+        new = end_from(h, units_only(blend(h, z, n, VARIANT), j, units, EXACT), amount, clip)
         h = tl.where((b < count)[None, :], new, h)
         write(at(output_ptr, row, b, j, width), h, live)
         if reserve_ptr is not None:

@@ -39,7 +39,7 @@ class Case:
         run = Recurrence(self.variant, self.reverse, precision, replace(config, **fields))
         kept = schedule.forward(run, self.operands, True)
         gradients = Gradients(self.grad_output, self.grad_h_n)
-        d_gates, d_an, d_h0 = schedule.backward(
+        d_gates, d_an, d_h0, _ = schedule.backward(
             run, self.operands._replace(gates_in=None, b_hn=None, b_hn_back=None), kept, gradients
         )
         got = {"output": kept.output, "d_gates": d_gates, "d_h0": d_h0}
