@@ -46,8 +46,7 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     """
     hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
-        kept = forward(run, widen.operands(operands, more), save)
-        return widen.narrower(kept, hidden_size, more, operands.output, operands.reserve)
+        return widen.forward(forward, run, operands, save, more)
     config, kept = _config(run), Kept.empty(run, operands, save)
     exchange.reserve(kept.output, config.protocol)
     args = kept.arguments(operands)
@@ -66,8 +65,7 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     """As `stepwise.backward`, with what `forward` says here."""
     hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
-        kept, gradients = widen.wider(kept, hidden_size, more), widen.wider(gradients, hidden_size, more)
-        return widen.narrower(backward(run, widen.operands(operands, more), kept, gradients), hidden_size, more)
+        return widen.backward(backward, run, operands, kept, gradients, more)
     derivatives = _derivatives(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args["grad_output_ptr"] = gradients.output

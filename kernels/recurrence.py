@@ -55,8 +55,8 @@ class PerStep(NamedTuple):
     amount: Tensor | None = None  # (N,) or (N, H)
     dropped: Tensor | None = None  # (B, H)
     clip: float | None = None
-    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward, read by backward; there iff `carries`
-    wants_d_begin: bool = False  # whether backward gives `Derivatives.d_begin`
+    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward; there iff `carries`
+    wants_d_begin: bool = False  # whether backward also gives the derivatives by `begin`
 
     @property
     def carries(self) -> bool:
@@ -86,8 +86,13 @@ class Operands(NamedTuple):
 
     @property
     def begins(self) -> Tensor | None:
-        """Where forward writes what the products see, if it is not simply the state before."""
+        """Where forward writes what the products see, if that is not simply the state before."""
         return None if self.per_step is None else self.per_step.begins
+
+    @property
+    def wants_d_begin(self) -> bool:
+        """Whether backward gives the derivatives by what each step begins from."""
+        return self.per_step is not None and self.per_step.wants_d_begin
 
     def new(self, features: int, per_row: bool = True) -> Tensor:
         """Memory for so many values of each row, or of each sequence, of each direction."""
@@ -142,14 +147,14 @@ class Derivatives(NamedTuple):
     d_gates: Tensor  # (N, 3H), by the pre-activations of r, z, n
     d_an: Tensor | None  # (N, H), "torch": by W_hn h + b_hn; None otherwise, where it is dn
     d_state: Tensor  # (B, H) float32, by h0
-    d_begin: Tensor | None = None  # (N, H), by the state that each step begins from, where PerStep asks for it
+    d_begin: Tensor | None = None  # (N, H), by what each step begins from (see PerStep); None: not asked for
 
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
         """Memory for it; d_state holds the derivative by h_n."""
-        hidden_size, per_step = operands.h0.shape[-1], operands.per_step
+        hidden_size = operands.h0.shape[-1]
         d_an = operands.new(hidden_size) if run.variant == "torch" else None
-        d_begin = operands.new(hidden_size) if per_step is not None and per_step.wants_d_begin else None
+        d_begin = operands.new(hidden_size) if operands.wants_d_begin else None
         return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0), d_begin)
 
     def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:

@@ -21,10 +21,8 @@ _ALIGNED = 16  # hidden units: rows at which Triton loads whole chunks, which ta
 
 def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> Kept:
     """As `stepwise.forward`."""
-    hidden_size = operands.h0.shape[-1]
-    if more := widen.missing(hidden_size, _ALIGNED):
-        kept = forward(run, widen.operands(operands, more), save)
-        return widen.narrower(kept, hidden_size, more, operands.output, operands.reserve)
+    if more := widen.missing(operands.h0.shape[-1], _ALIGNED):
+        return widen.forward(forward, run, operands, save, more)
     kept = Kept.empty(run, operands, save)
     args = kept.arguments(operands) | {"h0_ptr": operands.h0, "begins_ptr": operands.begins}
     args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
@@ -34,10 +32,8 @@ def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> 
 
 def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """As `stepwise.backward`."""
-    hidden_size = operands.h0.shape[-1]
-    if more := widen.missing(hidden_size, _ALIGNED):
-        kept, gradients = widen.wider(kept, hidden_size, more), widen.wider(gradients, hidden_size, more)
-        return widen.narrower(backward(run, widen.operands(operands, more), kept, gradients), hidden_size, more)
+    if more := widen.missing(operands.h0.shape[-1], _ALIGNED):
+        return widen.backward(backward, run, operands, kept, gradients, more)
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an, "d_begin_ptr": derivatives.d_begin}
