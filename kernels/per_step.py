@@ -30,13 +30,16 @@ def arguments(operands: Operands) -> dict[str, Any]:
     assert not operands.steps.packed, "per_step is for padded sequences"
     reset = None if given.reset is None else given.reset.view(torch.uint8)  # Triton would convert a bool as it loads it
     values = reset, given.fresh, given.decay, given.amount, given.dropped, given.clip
-    fresh_steps = given.fresh is not None and given.fresh.shape[-2] == operands.steps.num_rows
-    units = (x is not None and x.dim() == operands.h0.dim() for x in (given.decay, given.amount))
-    return dict(zip(_NAMES, (*values, fresh_steps, *units), strict=True))
+    flags = (
+        given.fresh is not None and given.fresh.shape[-2] == operands.steps.num_rows,
+        *(x is not None and x.dim() == operands.h0.dim() for x in (given.decay, given.amount)),
+    )
+    return dict(zip(_NAMES, (*values, *(flag or None for flag in flags)), strict=True))
 
 
 class Beside(NamedTuple):
-    """The operands, None where they are absent."""
+    """The operands, None where they are absent. Flags are None or not, for that is all that Triton keeps constant in a
+    tuple that has a name."""
 
     reset_ptr: tl.tensor  # (N,) uint8
     fresh_ptr: tl.tensor  # (N, H), or (B, H) for all steps
@@ -74,11 +77,11 @@ def of_side(beside, side, behind, B, H):
     if reset_ptr is not None:
         reset_ptr += behind
     if fresh_ptr is not None:
-        fresh_ptr += (behind if STEPS else side * B) * H
+        fresh_ptr += (side * B if STEPS is None else behind) * H
     if decay_ptr is not None:
-        decay_ptr += behind * (H if DECAY_UNITS else 1)
+        decay_ptr += behind * (1 if DECAY_UNITS is None else H)
     if amount_ptr is not None:
-        amount_ptr += behind * (H if AMOUNT_UNITS else 1)
+        amount_ptr += behind * (1 if AMOUNT_UNITS is None else H)
     if dropped_ptr is not None:
         dropped_ptr += side * B * H
     return Beside(
@@ -98,9 +101,9 @@ def _of_units(pointer, row, place):
 
 
 @triton.jit
-def _of_rows(pointer, row, place, UNITS: tl.constexpr):
-    """The same, or where they are not of UNITS a value of each sequence."""
-    if pointer is None or UNITS:
+def _of_rows(pointer, row, place, UNITS):
+    """The same, or where UNITS is None a value of each sequence."""
+    if pointer is None or UNITS is not None:
         return _of_units(pointer, row, place)
     else:
         return tl.load(pointer + row + place.b, mask=place.alive, other=0)
@@ -109,8 +112,8 @@ def _of_rows(pointer, row, place, UNITS: tl.constexpr):
 @triton.jit
 def load_beginning(beside, row, place):
     """For the step whose first row is `row`."""
-    reset = _of_rows(beside.reset_ptr, row, place, False)
-    fresh = _of_units(beside.fresh_ptr, row if beside.FRESH_STEPS else None, place)
+    reset = _of_rows(beside.reset_ptr, row, place, None)
+    fresh = _of_units(beside.fresh_ptr, None if beside.FRESH_STEPS is None else row, place)
     return Beginning(reset, fresh, _of_rows(beside.decay_ptr, row, place, beside.DECAY_UNITS))
 
 
