@@ -124,6 +124,12 @@ def load_amount(beside, row, place):
 
 
 @triton.jit
+def load_of_step(beside, row, place):
+    """Both, in a tuple: by itself, what is None cannot go from one turn of a loop to the next."""
+    return load_amount(beside, row, place), load_beginning(beside, row, place)
+
+
+@triton.jit
 def load_dropped(beside, place):
     """For all steps."""
     return _of_units(beside.dropped_ptr, None, place)

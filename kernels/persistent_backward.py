@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 
 from .exchange import publish, publish_two, report
-from .gates import blend_grad, reset_after_grad, reset_before_grad
+from .gates import reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
+from .per_step import Beside, begin_back, begin_from, end_back, load_dropped, load_of_step, of_side, seen
 from .persistent_tiles import (
     Shape,
     await_rows,
@@ -21,6 +22,7 @@ from .persistent_tiles import (
     flags_of,
     load_columns,
     one_look,
+    own_place,
     own_side,
     own_tile,
     readable,
@@ -58,6 +60,15 @@ def _in_float32(step):
     return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
 
 
+@triton.jit
+def _before(d_begin_ptr, d_begin, beginning, own, here, S: tl.constexpr):
+    """From the derivative by the state that a step begins from, which is kept where asked for, that by the state before
+    it."""
+    if d_begin_ptr is not None:
+        write(tile_at(d_begin_ptr, here.row, own, 1, S), d_begin, there(own, here.count, S))
+    return begin_back(d_begin, beginning)
+
+
 @triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
@@ -69,6 +80,7 @@ def backward_torch(
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
     d_an_ptr,  # (N, H), filled with the reserved pattern: derivative by W_hn h + b_hn
+    d_begin_ptr,  # (N, H), out, or None: derivative by the state that a step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -77,6 +89,12 @@ def backward_torch(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    reset_ptr,  # from here on: see per_step.py
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
     PACKED: tl.constexpr,
@@ -89,13 +107,22 @@ def backward_torch(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FRESH_STEPS: tl.constexpr,
+    DECAY_UNITS: tl.constexpr,
+    AMOUNT_UNITS: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, clip, FRESH_STEPS, DECAY_UNITS, AMOUNT_UNITS
+    )
     own = own_tile(first_tile, B, status_ptr, S)
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        beside = of_side(beside, side, behind, B, H)
+        if d_begin_ptr is not None:
+            d_begin_ptr += behind * H
         grad_output_ptr += side * H
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -114,9 +141,14 @@ def backward_torch(
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     loaded = _load_step(kept, own, here, before, T == 1, 4, S)
+    place = own_place(own, B, S)
+    dropped = load_dropped(beside, place)
+    of_step = load_of_step(beside, here.row, place)
     for i in range(T):
         dy, h, r, z, n, an = _in_float32(loaded)
-        dn, dz, direct = blend_grad(dh + dy, h, z, n, "torch")
+        amount, beginning = of_step
+        h = begin_from(h, beginning)
+        dn, dz, direct = end_back(dh + dy, h, z, n, amount, clip, "torch")
         dr, d_an = reset_after_grad(dn, an, r)
         mask = there(own, here.count, S)
         publish_two(
@@ -129,6 +161,7 @@ def backward_torch(
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
         loaded = _load_step(kept, own, following, before, i + 2 >= T, 4, S)
+        of_step = load_of_step(beside, following.row, place)
         tl.debug_barrier()
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
@@ -145,7 +178,8 @@ def backward_torch(
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
             a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
-        dh = direct + units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S)
+        products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
+        dh = _before(d_begin_ptr, direct + products, beginning, own, here, S)
         here = following
     write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)
@@ -161,6 +195,7 @@ def backward_reset_first(
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
+    d_begin_ptr,  # (N, H), out, or None: derivative by the state that a step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -169,6 +204,12 @@ def backward_reset_first(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    reset_ptr,  # from here on: see per_step.py
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
     VARIANT: tl.constexpr,
@@ -182,14 +223,23 @@ def backward_reset_first(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FRESH_STEPS: tl.constexpr,
+    DECAY_UNITS: tl.constexpr,
+    AMOUNT_UNITS: tl.constexpr,
 ):
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, clip, FRESH_STEPS, DECAY_UNITS, AMOUNT_UNITS
+    )
     own = own_tile(first_tile, B, status_ptr, S)
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        beside = of_side(beside, side, behind, B, H)
+        if d_begin_ptr is not None:
+            d_begin_ptr += behind * H
         grad_output_ptr += side * H
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -209,9 +259,14 @@ def backward_reset_first(
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     loaded = _load_step(kept, own, here, before, T == 1, 3, S)
+    place = own_place(own, B, S)
+    dropped = load_dropped(beside, place)
+    of_step = load_of_step(beside, here.row, place)
     for i in range(T):
         dy, h, r, z, n, _ = _in_float32(loaded)
-        dn, dz, direct = blend_grad(dh + dy, h, z, n, VARIANT)
+        amount, beginning = of_step
+        h = begin_from(h, beginning)
+        dn, dz, direct = end_back(dh + dy, h, z, n, amount, clip, VARIANT)
         mask = there(own, here.count, S)
         publish_two(
             tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
@@ -221,6 +276,7 @@ def backward_reset_first(
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
         loaded = _load_step(kept, own, following, before, i + 2 >= T, 3, S)
+        of_step = load_of_step(beside, following.row, place)
         tl.debug_barrier()
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
@@ -231,14 +287,16 @@ def backward_reset_first(
         else:
             x_n = await_rows(source + 2 * H, own, here, flags + i, S)
         d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        dr, through_reset = reset_before_grad(units_only(d_rh, own, S), h, r)
+        dr, through_reset = reset_before_grad(units_only(d_rh, own, S), seen(h, dropped), r)
         publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
         if not ONE_LOOK:
             x_z = await_rows(source + H, own, here, None, S)
         a = tl.dot(w_z, x_z, input_precision=PRECISION)
         x = await_rows(source, own, here, flags_reset + i, S)
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
-        dh = direct + through_reset + units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S)
+        direct += seen(through_reset, dropped)
+        products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
+        dh = _before(d_begin_ptr, direct + products, beginning, own, here, S)
         here = following
     write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)
