@@ -48,7 +48,7 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         return widen.forward(forward, run, operands, save, more)
     config, kept, begins = _config(run), Kept.empty(run, operands, save), operands.begins
-    args = kept.arguments(operands) | {"begins_ptr": begins, "h0_ptr": operands.h0}
+    args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
     if begins is None:
         exchange.reserve(kept.output, config.protocol)
         args["h0_ptr"] = _first_state(operands.h0, config.protocol)
@@ -71,7 +71,7 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
         return widen.backward(backward, run, operands, kept, gradients, more)
     derivatives = _derivatives(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
-    args |= {"grad_output_ptr": gradients.output, "d_begin_ptr": derivatives.d_begin}
+    args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
     if run.variant == "torch":
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
@@ -161,8 +161,8 @@ def _start(
     args |= {"host_ptr": watched.word, "number": watched.number}
     timeout = exchange.default_timeout() if config.timeout is None else config.timeout
     size = hidden_size, operands.added
-    args |= per_step.arguments(operands)
     constexprs |= _constexprs(config, size, h0.dtype, steps.packed, run.precision, timeout)
+    constexprs |= per_step.constexprs(operands)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     at_once = config.tiles_at_once or groups
     warps, together = config.num_warps, config.on_a_multiprocessor

@@ -14,7 +14,19 @@ from .exchange import publish, publish_two, report
 from .gates import reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
-from .per_step import Beside, begin_back, begin_from, end_back, load_dropped, load_of_step, of_side, seen
+from .per_step import (
+    Beside,
+    begin_back,
+    begun,
+    carries_on,
+    end_back,
+    load_dropped,
+    load_of_step,
+    reset_gate,
+    row_of,
+    seen,
+    unless,
+)
 from .persistent_tiles import (
     Shape,
     await_rows,
@@ -61,11 +73,11 @@ def _in_float32(step):
 
 
 @triton.jit
-def _before(d_begin_ptr, d_begin, beginning, own, here, S: tl.constexpr):
+def _before(beside, d_begin, beginning, own, here, S: tl.constexpr):
     """From the derivative by the state that a step begins from, which is kept where asked for, that by the state before
     it."""
-    if d_begin_ptr is not None:
-        write(tile_at(d_begin_ptr, here.row, own, 1, S), d_begin, there(own, here.count, S))
+    if beside.d_begin is not None:
+        write(tile_at(beside.d_begin, row_of(beside, here.row), own, 1, S), d_begin, there(own, here.count, S))
     return begin_back(d_begin, beginning)
 
 
@@ -80,7 +92,12 @@ def backward_torch(
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
     d_an_ptr,  # (N, H), filled with the reserved pattern: derivative by W_hn h + b_hn
-    d_begin_ptr,  # (N, H), out, or None: derivative by the state that a step begins from
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -89,11 +106,6 @@ def backward_torch(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
-    reset_ptr,  # from here on: see per_step.py
-    fresh_ptr,
-    decay_ptr,
-    amount_ptr,
-    dropped_ptr,
     clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
@@ -107,22 +119,17 @@ def backward_torch(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
-    FRESH_STEPS: tl.constexpr,
-    DECAY_UNITS: tl.constexpr,
-    AMOUNT_UNITS: tl.constexpr,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, clip, FRESH_STEPS, DECAY_UNITS, AMOUNT_UNITS
-    )
-    own = own_tile(first_tile, B, status_ptr, S)
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
-        beside = of_side(beside, side, behind, B, H)
-        if d_begin_ptr is not None:
-            d_begin_ptr += behind * H
+        starts = side * B
         grad_output_ptr += side * H
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -131,6 +138,10 @@ def backward_torch(
         d_gates_ptr += behind * (3 * H)
         d_an_ptr += behind * H
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     w_n = load_columns(w_hh_ptr, 2, own, S)
@@ -147,9 +158,10 @@ def backward_torch(
     for i in range(T):
         dy, h, r, z, n, an = _in_float32(loaded)
         amount, beginning = of_step
-        h = begin_from(h, beginning)
-        dn, dz, direct = end_back(dh + dy, h, z, n, amount, clip, "torch")
-        dr, d_an = reset_after_grad(dn, an, r)
+        h = begun(h, beginning)
+        idle = carries_on(amount)
+        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, "torch")
+        dr, d_an = reset_after_grad(dn, unless(an, idle), unless(r, idle))
         mask = there(own, here.count, S)
         publish_two(
             tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, None,
@@ -179,7 +191,7 @@ def backward_torch(
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
             a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
         products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
-        dh = _before(d_begin_ptr, direct + products, beginning, own, here, S)
+        dh = _before(beside, direct + products, beginning, own, here, S)
         here = following
     write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)
@@ -195,7 +207,12 @@ def backward_reset_first(
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
-    d_begin_ptr,  # (N, H), out, or None: derivative by the state that a step begins from
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -204,11 +221,6 @@ def backward_reset_first(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
-    reset_ptr,  # from here on: see per_step.py
-    fresh_ptr,
-    decay_ptr,
-    amount_ptr,
-    dropped_ptr,
     clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
@@ -223,23 +235,18 @@ def backward_reset_first(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
-    FRESH_STEPS: tl.constexpr,
-    DECAY_UNITS: tl.constexpr,
-    AMOUNT_UNITS: tl.constexpr,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, clip, FRESH_STEPS, DECAY_UNITS, AMOUNT_UNITS
-    )
-    own = own_tile(first_tile, B, status_ptr, S)
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
-        beside = of_side(beside, side, behind, B, H)
-        if d_begin_ptr is not None:
-            d_begin_ptr += behind * H
+        starts = side * B
         grad_output_ptr += side * H
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -247,6 +254,10 @@ def backward_reset_first(
         d_state_ptr += side * B * H
         d_gates_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     if EVEN_H:  # all addresses at once spill at H = 768 on sm_100; waiting here spills at H = 1000 on sm_80
@@ -265,8 +276,9 @@ def backward_reset_first(
     for i in range(T):
         dy, h, r, z, n, _ = _in_float32(loaded)
         amount, beginning = of_step
-        h = begin_from(h, beginning)
-        dn, dz, direct = end_back(dh + dy, h, z, n, amount, clip, VARIANT)
+        h = begun(h, beginning)
+        idle = carries_on(amount)
+        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
         mask = there(own, here.count, S)
         publish_two(
             tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
@@ -287,7 +299,8 @@ def backward_reset_first(
         else:
             x_n = await_rows(source + 2 * H, own, here, flags + i, S)
         d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        dr, through_reset = reset_before_grad(units_only(d_rh, own, S), seen(h, dropped), r)
+        d_rh = units_only(d_rh, own, S)
+        dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(r, d_rh, amount))
         publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
         if not ONE_LOOK:
             x_z = await_rows(source + H, own, here, None, S)
@@ -296,7 +309,7 @@ def backward_reset_first(
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
         direct += seen(through_reset, dropped)
         products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
-        dh = _before(d_begin_ptr, direct + products, beginning, own, here, S)
+        dh = _before(beside, direct + products, beginning, own, here, S)
         here = following
     write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)

@@ -24,7 +24,7 @@ def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> 
     if more := widen.missing(operands.h0.shape[-1], _ALIGNED):
         return widen.forward(forward, run, operands, save, more)
     kept = Kept.empty(run, operands, save)
-    args = kept.arguments(operands) | {"h0_ptr": operands.h0, "begins_ptr": operands.begins}
+    args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
     args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
     _start(forward_kernel, args, run, operands)
     return kept
@@ -36,7 +36,8 @@ def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gr
         return widen.backward(backward, run, operands, kept, gradients, more)
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
-    args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an, "d_begin_ptr": derivatives.d_begin}
+    args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
+    args |= per_step.backward_arguments(operands, derivatives)
     _start(bptt_kernel, args, run, operands)
     return derivatives
 
@@ -48,8 +49,7 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     args |= {"offsets_ptr": steps.row_offsets(operands.h0.device), "T": steps.seq_len, "B": batch, "H": hidden_size}
     args["units"] = hidden_size - operands.added
     args["direction"] = -1 if run.reverse else 1
-    args |= per_step.arguments(operands)
-    constexprs = {
+    constexprs = per_step.constexprs(operands) | {
         "VARIANT": run.variant,
         "PACKED": steps.packed,
         "PRECISION": run.precision,
