@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from recurrences import Case, beside_each_other
@@ -79,54 +79,37 @@ def loop(
     return torch.stack(outputs), begins, before_clip
 
 
-@dataclass
-class _Drawn:
-    """Random arguments in the dtype that is tested, for one direction of time."""
-
-    gates_in: Tensor
-    h0: Tensor
-    w_hh: Tensor
-    b_hn: Tensor | None
-    grad_output: Tensor
-    grad_h_n: Tensor
-    per_step: PerStep
-    variant: str
-    reverse: bool
-
-    def before_clip(self, clip: float) -> Tensor:
-        """What such a clip is compared with, at all steps."""
-        batch, hidden_size = self.h0.shape
-        per_step = _exact(self.per_step._replace(clip=clip))
-        given = [None if x is None else x.double() for x in (self.gates_in, self.h0, self.w_hh, self.b_hn)]
-        given[0] = given[0].view(-1, batch, 3 * hidden_size)
-        return torch.stack(loop(*given, per_step, variant=self.variant, reverse=self.reverse)[2])
-
-    def case(self, clip: float | None) -> Case:
-        """With what must come out."""
-        batch, hidden_size = self.h0.shape
-        rows = self.gates_in.shape[0]
-        per_step, steps = self.per_step._replace(clip=clip), Steps.padded(rows // batch, batch)
-        given = (self.gates_in, self.h0, self.w_hh, self.b_hn)
-        gates, h0, w_hh, b_hn = (None if x is None else x.double().requires_grad_() for x in given)
-        options = {"variant": self.variant, "reverse": self.reverse}
-        output, begins, _ = loop(gates.view(-1, batch, 3 * hidden_size), h0, w_hh, b_hn, _exact(per_step), **options)
-        last = output[0 if self.reverse else -1]
-        output = output.view(rows, hidden_size)
-        leaves = [*begins, gates, h0, *([] if b_hn is None else [b_hn])]
-        grads = torch.autograd.grad((output * self.grad_output).sum() + (last * self.grad_h_n).sum(), leaves)
-        expected = {"output": output.detach(), "d_begin": torch.cat(grads[: len(begins)])}
-        expected |= dict(zip(("d_gates", "d_h0", "d_b_hn"), grads[len(begins) :], strict=False))
-        if per_step.carries:
-            dropped = 1.0 if per_step.dropped is None else per_step.dropped.double()
-            expected["begins"] = torch.cat([dropped * begin.detach() for begin in begins])
-        case = Case(*given, self.grad_output, self.grad_h_n, steps, expected=expected, **options)
-        return replace(case, per_step=per_step)
-
-
 def _exact(per_step: PerStep) -> PerStep:
     """In float64."""
     floats = {name: x.double() for name, x in per_step._asdict().items() if isinstance(x, Tensor) and name != "reset"}
     return per_step._replace(**floats)
+
+
+def _loop(case: Case, *leaves: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """`loop` of a case in one direction, from its gates_in, h0, w_hh and b_hn in float64."""
+    gates_in, *others = leaves
+    gates_in = gates_in.view(case.steps.seq_len, case.steps.batch, -1)
+    return loop(gates_in, *others, _exact(case.per_step), variant=case.variant, reverse=case.reverse)
+
+
+def _leaves(case: Case) -> list[Tensor | None]:
+    return [None if x is None else x.double() for x in (case.gates_in, case.h0, case.w_hh, case.b_hn)]
+
+
+def _with_expected(case: Case) -> Case:
+    """With what must come out."""
+    leaves = [None if x is None else x.requires_grad_() for x in _leaves(case)]
+    outputs, begins, _ = _loop(case, *leaves)
+    last, output = outputs[0 if case.reverse else -1], outputs.flatten(0, 1)
+    gates, h0, _, b_hn = leaves
+    wanted = [*begins, gates, h0] if b_hn is None else [*begins, gates, h0, b_hn]
+    grads = torch.autograd.grad((output * case.grad_output).sum() + (last * case.grad_h_n).sum(), wanted)
+    expected = {"output": output.detach(), "d_begin": torch.cat(grads[: len(begins)])}
+    expected |= dict(zip(("d_gates", "d_h0", "d_b_hn"), grads[len(begins) :], strict=False))
+    if case.per_step.carries:
+        dropped = 1.0 if case.per_step.dropped is None else case.per_step.dropped.double()
+        expected["begins"] = torch.cat([dropped * begin.detach() for begin in begins])
+    return replace(case, expected=expected)
 
 
 def per_step_recurrence(
@@ -147,7 +130,7 @@ def per_step_recurrence(
     by_unit: decay and amount are (N, H), not (N,). fresh_once: one fresh state for all steps, (B, H)."""
     rows, wide = seq_len * batch, 3 * hidden_size
 
-    def drawn(reverse: bool) -> _Drawn:
+    def drawn(reverse: bool) -> Case:
         given = [
             torch.randn(rows, wide),
             torch.randn(batch, hidden_size),
@@ -157,11 +140,12 @@ def per_step_recurrence(
             torch.randn(batch, hidden_size),
         ]
         per_step = _options(rows, batch, hidden_size, options, by_unit, fresh_once, dtype)
-        return _Drawn(*(None if x is None else x.to(dtype) for x in given), per_step, variant, reverse)
+        rounded = (None if x is None else x.to(dtype) for x in given)
+        return Case(*rounded, Steps.padded(seq_len, batch), variant, reverse, {}, per_step=per_step)
 
-    sides = [drawn(False), drawn(True)] if both else [drawn(reverse)]
-    clip = _far_from_all(sides) if "clip" in options else None
-    cases = [side.case(clip) for side in sides]
+    cases = [drawn(False), drawn(True)] if both else [drawn(reverse)]
+    clip = _far_from_all(cases) if "clip" in options else None
+    cases = [_with_expected(replace(case, per_step=case.per_step._replace(clip=clip))) for case in cases]
     if not both:
         return cases[0]
     ahead, back = (case.per_step for case in cases)
@@ -195,11 +179,13 @@ def _options(
     return per_step
 
 
-def _far_from_all(sides: Sequence[_Drawn]) -> float:
+def _far_from_all(cases: Sequence[Case]) -> float:
     """Of some clips the one that is farthest from every value that it is compared with: nearer than they are rounded,
     a kernel would decide otherwise than float64 does."""
 
     def distance(clip: float) -> float:
-        return min((side.before_clip(clip).abs() - clip).abs().min().item() for side in sides)
+        clipped = [replace(case, per_step=case.per_step._replace(clip=clip)) for case in cases]
+        before = [x for case in clipped for x in _loop(case, *_leaves(case))[2]]
+        return (torch.stack(before).abs() - clip).abs().min().item()
 
     return max(torch.linspace(0.3, 0.7, 41).tolist(), key=distance)
