@@ -170,14 +170,14 @@ def load_beginning(beside, row, place):
     """For the step whose first row is `row`; what changes nothing, where there is no sequence."""
     row = row_of(beside, row)
     reset = _of_rows(beside.reset, row, place, None, 0)
-    fresh = _of_units(beside.fresh, _first_start(beside) if beside.FRESH_BY_STEP is None else row, place, 0)
-    return Beginning(reset, fresh, _of_rows(beside.decay, row, place, beside.DECAY_BY_UNIT, 1))
+    fresh = _of_units(beside.fresh, _first_start(beside) if beside.FRESH_BY_STEP is None else row, place, 0.0)
+    return Beginning(reset, fresh, _of_rows(beside.decay, row, place, beside.DECAY_BY_UNIT, 1.0))
 
 
 @triton.jit
 def load_amount(beside, row, place):
     """For the step whose first row is `row`: how much of what the equations say it takes over."""
-    return _of_rows(beside.amount, row_of(beside, row), place, beside.AMOUNT_BY_UNIT, 1)
+    return _of_rows(beside.amount, row_of(beside, row), place, beside.AMOUNT_BY_UNIT, 1.0)
 
 
 @triton.jit
@@ -189,7 +189,7 @@ def load_of_step(beside, row, place):
 @triton.jit
 def load_dropped(beside, place):
     """For all steps."""
-    return _of_units(beside.dropped, _first_start(beside), place, 0)
+    return _of_units(beside.dropped, _first_start(beside), place, 0.0)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

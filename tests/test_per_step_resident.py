@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import TOLERANCE
@@ -10,8 +12,10 @@ from per_step import OPTIONS, per_step_recurrence
 from recurrences import recurrence
 
 import trigru
-from trigru.kernels import resident
-from trigru.kernels.config import resident_config
+from trigru.kernels import persistent, resident
+from trigru.kernels.config import persistent_config, resident_config
+from trigru.kernels.launch import using
+from trigru.kernels.offline import Recorder, specialise_launch, target_of
 from trigru.kernels.recurrence import PerStep
 
 pytestmark = [pytest.mark.interpretable, pytest.mark.usefixtures("poisoned")]
@@ -84,26 +88,34 @@ def test_a_reset_lets_nothing_pass(variant):
 @pytest.mark.parametrize("by_unit", [False, True], ids=["rows", "units"])
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 def test_an_amount_of_zero_carries_the_state_bit_for_bit(variant, by_unit):
+    """And nothing else of such a step counts, forward or backward."""
     case = per_step_recurrence(4, 3, 16, ("amount",), variant=variant, dtype=torch.bfloat16, by_unit=by_unit)
-    output = run(case)["output"].view(4, 3, 16)
-    carried = (case.per_step.amount == 0).view(4, 3, -1).expand_as(output)
-    assert carried.any()
-    before = torch.cat([case.h0[None], output[:-1]])
-    assert torch.equal(output[carried], before[carried])
-
-
-@interpreted
-def test_nothing_beside_the_equations_is_as_none():
-    case = recurrence(3, 3, 16, dtype=torch.float32)
-    want = run(case)
-    case.per_step = PerStep()
+    amount = case.per_step.amount.view(4, 3, -1)
+    amount[2] = 0
+    clean = run(case)
+    case.gates_in.view(4, 3, 48)[2] = float("nan")
     got = run(case)
-    assert got.keys() == want.keys()
-    assert all(torch.equal(got[name], want[name]) for name in want)
+    assert all(torch.equal(got[name], clean[name]) for name in got)
+    output = got["output"].view(4, 3, 16)
+    carried = (amount == 0).expand_as(output)
+    assert torch.equal(output[carried], torch.cat([case.h0[None], output[:-1]])[carried])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="about compiled code")
+@pytest.mark.parametrize("schedule", ["resident", "persistent"])
+@pytest.mark.parametrize("variant", ["torch", "cho"])
+def test_what_is_absent_is_no_code(variant, schedule):
+    module, config = {"resident": (resident, resident_config), "persistent": (persistent, persistent_config)}[schedule]
+    case = recurrence(2, 16, 32, variant=variant, both=True)
+    launches = []
+    for per_step in (None, PerStep()):
+        recorder = Recorder()
+        with using(recorder):
+            replace(case, per_step=per_step).run(module, config(torch.bfloat16, 16, 32))
+        launches.append([specialise_launch(launch, target_of("sm_90")).key for launch in recorder.launches])
+    assert launches[0] == launches[1]
 
 
 def test_packed_sequences_have_none():
-    case = recurrence(3, 3, 16, packed=True)
-    case.per_step = PerStep(clip=1.0)
-    with pytest.raises(AssertionError, match="padded"):
-        run(case)
+    with pytest.raises(ValueError, match="per_step: expected padded sequences"):
+        run(replace(recurrence(3, 3, 16, packed=True), per_step=PerStep(clip=1.0)))
