@@ -14,13 +14,14 @@ from ..planning.plan import Site, plan
 from ..planning.stages import Plan
 from ..schedules import stack
 from ..schedules.part import Part, Run
+from ..schedules.per_step import as_options
 from ..schedules.unsquash import share_of_input
 from .schema import Backward, Recorded
 
 
 def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = False) -> Site:
     """Where and how the layer is called."""
-    input, hx, batch_sizes = call
+    input, hx, batch_sizes, _ = call
     seq_len = input.shape[1 if layer.batch_first else 0] if batch_sizes is None else batch_sizes.shape[0]
     return Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
 
@@ -37,7 +38,8 @@ def backward(backward: Backward) -> list[Tensor | None]:
     """Derivatives by input, hx and the weights, as far as they are asked for."""
     layer, weights, call, first_kept = backward.forward
     by = plan(layer, site_of(layer, call), "backward")
-    wanted = stack.Wanted(backward.grad_output, backward.grad_h_n, backward.needs)
+    given = 2 + len(weights)
+    wanted = stack.Wanted(backward.grad_output, backward.grad_h_n, backward.needs[:given], backward.needs[given:])
     return stack.backward(layer, weights, call, by, first_kept, backward.reserve, wanted)
 
 
@@ -56,6 +58,7 @@ def by_reference(
         reverse=layer.reverse,
         batch_sizes=call.batch_sizes,
         masks=masks,
+        options=as_options(layer, call),
     )
     return stack.time_major(layer, call, output), h_n
 
