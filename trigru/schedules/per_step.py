@@ -21,6 +21,15 @@ def is_given(layer: Layer, call: Call) -> bool:
     return layer.clip is not None or any(x is not None for x in call.given)
 
 
+def names(layer: Layer, call: Call) -> tuple[str, ...]:
+    """What steps do beside the equations, by PerStep's names."""
+    given = call.given
+    found = [name for name in ("reset", "fresh", "decay", "amount", "dropped") if getattr(given, name) is not None]
+    if given.seed is not None:
+        found.append("zoneout")
+    return (*found, *(("clip",) if layer.clip is not None else ()))
+
+
 def of_part(layer: Layer, call: Call, part: int) -> PerStep:
     """Of one layer and direction: row t * B + b is sequence b at step t."""
     reset, fresh, decay, amount, dropped, seed = call.given
