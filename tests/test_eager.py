@@ -96,7 +96,7 @@ def forward(arguments, case, *, save=True):
 
 def backward(arguments, forwards, grads, needs):
     part, run = forwards
-    d_input, d_h0, d_weights = eager.backward(part, [Weights(*arguments[2:])], run, Upstream(*grads, tuple(needs)))
+    d_input, d_h0, d_weights, _ = eager.backward(part, [Weights(*arguments[2:])], run, Upstream(*grads, tuple(needs)))
     return d_input, d_h0, *d_weights
 
 

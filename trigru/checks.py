@@ -90,8 +90,9 @@ def _check_given(layer: Layer, call: Call) -> None:
         "amount": ((steps, batch),),
         "dropped": (state,),
         "seed": ((),),
+        "lengths": ((batch,),),
     }
-    dtypes = {"reset": torch.bool, "seed": torch.int64}
+    dtypes = {"reset": torch.bool, "seed": torch.int64, "lengths": torch.int64}
     for name, x in call.given._asdict().items():
         if x is None:
             continue

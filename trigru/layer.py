@@ -82,6 +82,7 @@ class Given(NamedTuple):
     amount: Tensor | None = None  # (T, B)
     dropped: Tensor | None = None  # (L * D, B, H): what the recurrent products see of the state
     seed: Tensor | None = None  # (), int64: of zoneout's masks
+    lengths: Tensor | None = None  # (B,) int64: steps past it change nothing of a state, and none begins an episode
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:

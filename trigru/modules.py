@@ -125,7 +125,7 @@ class GRU(Leaf, nn.RNNBase):
     memory: Memory = "keep"  # of modules that were swapped in, and so on
     schedule: ScheduleName = "auto"  # until __init__ is through
     _reverse = False  # a single direction from the last step to the first
-    _options = NO_OPTIONS
+    _options: Options | None = None
     _blocks: Blocks | None = None
     h0: nn.Parameter  # with learn_initial_state
 
@@ -162,8 +162,6 @@ class GRU(Leaf, nn.RNNBase):
         check_schedule(schedule)
         check_memory(memory)
         options = Options(zoneout, recurrent_dropout, weight_dropout, clip)
-        if options == NO_OPTIONS:
-            options = NO_OPTIONS
         blocks = Blocks.of(num_heads, groups, input_size, hidden_size, 2 if bidirectional else 1)
         if norm is not None:
             raise ValueError(f"norm: expected None, got {norm!r}")
@@ -184,8 +182,10 @@ class GRU(Leaf, nn.RNNBase):
         self.variant: Variant = variant
         self.schedule = schedule
         self.memory = memory
-        self._options, self._blocks = options, blocks
+        if options != NO_OPTIONS:
+            self._options = options
         if blocks is not None:
+            self._blocks = blocks
             blocks.narrow(self)
         if learn_initial_state:
             place = self._parameters["weight_ih_l0"]
@@ -217,10 +217,17 @@ class GRU(Leaf, nn.RNNBase):
             text += f", schedule={self.schedule!r}"
         if self.memory != "keep":
             text += f", memory={self.memory!r}"
-        further = {**self._options.named(), **({} if self._blocks is None else self._blocks.named())}
+        return text + "".join(f", {name}={value!r}" for name, value in self.further().items())
+
+    def further(self) -> dict[str, Any]:
+        """The arguments that differ from their defaults, of those that say what steps do beside the equations, how the
+        weights lie and where a sequence begins."""
+        found: dict[str, Any] = {}
+        for options in (self._options, self._blocks):
+            found |= {} if options is None else options.named()
         if "h0" in self._parameters:
-            further["learn_initial_state"] = True
-        return text + "".join(f", {name}={value!r}" for name, value in further.items())
+            found["learn_initial_state"] = True
+        return found
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
 
@@ -332,11 +339,11 @@ class GRU(Leaf, nn.RNNBase):
             hx = input.new_zeros(layer.parts, batch, self.hidden_size)
         call = Call(input, hx, batch_sizes)
         finish = None
-        if given is not NO_ARGUMENTS or self._options is not NO_OPTIONS:
+        if given is not NO_ARGUMENTS or self._options is not None:
             (layer, weights, call), finish = prepare(
                 Records(layer, weights, call),
                 given,
-                self._options,
+                self._options or NO_OPTIONS,
                 training=self.training,
                 batched=batched,
                 sorted_indices=sorted_indices,

@@ -129,19 +129,19 @@ def prepare(
     width = layer.directions * layer.hidden_size
     decay = user.by_step("decay", arguments.decay, (1, width), call.input.dtype)
     amount = user.by_step("attention", arguments.attention, (), call.input.dtype)
-    alive = None if arguments.lengths is None else user.alive(arguments.lengths)
+    lengths = None if arguments.lengths is None else user.lengths(arguments.lengths)
     fresh = None
     if reset is not None:
         fresh = user.fresh(arguments.reset_state, initial)
-    if alive is not None:
-        reset = None if reset is None else reset & alive
-        decay = None if decay is None else torch.where(alive.unsqueeze(-1), decay, 1)
-        mask = alive if mask is None else mask & alive
+    # What is not used may be anything, and must reach nothing: not even as 0 * NaN in a weight's derivative.
+    used = mask
+    if lengths is not None:
+        alive = torch.arange(user.steps, device=lengths.device).unsqueeze(1) < lengths
+        used = alive if mask is None else mask & alive
         finish = user.without_ends(alive)
     input = call.input
-    if mask is not None:
-        # What is masked may be anything, and must reach nothing: not even as 0 * NaN in a weight's derivative.
-        input = input.masked_fill(~user.as_input(mask).unsqueeze(-1), 0)
+    if used is not None:
+        input = input.masked_fill(~user.as_input(used).unsqueeze(-1), 0)
     if options.zoneout and not training:
         amount = call.input.new_ones(user.steps, user.batch) if amount is None else amount
         amount = amount * (1 - options.zoneout)
@@ -155,7 +155,7 @@ def prepare(
         seed = torch.randint(1 << 62, (), dtype=torch.int64, device=input.device)
     if training and options.weight_dropout:
         weights = drop_weights(layer, weights, options.weight_dropout)
-    given = Given(reset, fresh, decay, amount, dropped, seed)
+    given = Given(reset, fresh, decay, amount, dropped, seed, lengths)
     clip = None if options.clip is None else float(options.clip)
     layer = replace(layer, clip=clip, zoneout=zoneout)
     return Records(layer, weights, Call(input, call.hx, None, given)), finish
@@ -243,8 +243,8 @@ class _User:
             return self.padded(state).transpose(1, 2)
         return state if self.batched else state.unsqueeze(2)
 
-    def alive(self, lengths: Tensor) -> Tensor:
-        """(T, B) bool: which steps are before each sequence's end."""
+    def lengths(self, lengths: Tensor) -> Tensor:
+        """(B,) int64."""
         if not isinstance(lengths, Tensor):
             raise TypeError(f"lengths: expected a torch.Tensor, got {type(lengths).__name__}")
         shape = (self.batch,) if self.batched else ()
@@ -259,7 +259,7 @@ class _User:
             raise ValueError(
                 f"lengths: expected numbers from 0 to {self.steps}, the steps of input, got {low} to {high}"
             )
-        return torch.arange(self.steps, device=lengths.device).unsqueeze(1) < lengths.reshape(1, -1)
+        return lengths.reshape(-1).to(torch.int64)
 
     def as_input(self, x: Tensor) -> Tensor:
         """(T, B, ...) with its first dimensions in the input's order."""

@@ -25,7 +25,7 @@ _OPTIONS = (
 )
 _GIVEN = (
     "Tensor? reset=None, Tensor? fresh=None, Tensor? decay=None, Tensor? amount=None, Tensor? dropped=None, "
-    "Tensor? seed=None, float? clip=None, float zoneout=0.0"
+    "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0"
 )
 _TENSORS = "Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes"
 _NUM_OPTIONS, _NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
@@ -101,6 +101,7 @@ def recorded(
     amount: Tensor | None = None,
     dropped: Tensor | None = None,
     seed: Tensor | None = None,
+    lengths: Tensor | None = None,
     clip: float | None = None,
     zoneout: float = 0.0,
 ) -> Recorded:
@@ -120,7 +121,7 @@ def recorded(
         clip=clip,
         zoneout=zoneout,
     )
-    given = Given(reset, fresh, decay, amount, dropped, seed)
+    given = Given(reset, fresh, decay, amount, dropped, seed, lengths)
     return Recorded(layer, weights, Call(input, hx, batch_sizes, given), first_kept)
 
 

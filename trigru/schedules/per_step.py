@@ -25,14 +25,13 @@ def names(layer: Layer, call: Call) -> tuple[str, ...]:
     """What steps do beside the equations, by PerStep's names."""
     given = call.given
     found = [name for name in ("reset", "fresh", "decay", "amount", "dropped") if getattr(given, name) is not None]
-    if given.seed is not None:
-        found.append("zoneout")
+    found += [said for said, x in (("zoneout", given.seed), ("lengths", given.lengths)) if x is not None]
     return (*found, *(("clip",) if layer.clip is not None else ()))
 
 
 def of_part(layer: Layer, call: Call, part: int) -> PerStep:
     """Of one layer and direction: row t * B + b is sequence b at step t."""
-    reset, fresh, decay, amount, dropped, seed = call.given
+    reset, fresh, decay, amount, dropped, seed = _before_their_ends(layer, call)
     direction, (_, batch, hidden_size) = part % layer.directions, call.hx.shape
     if reset is not None:
         if layer.runs_backwards(direction):
@@ -68,6 +67,19 @@ def seq_len_of(layer: Layer, call: Call) -> int:
     return call.input.shape[1 if layer.batch_first else 0]
 
 
+def _before_their_ends(layer: Layer, call: Call) -> tuple[Tensor | None, ...]:
+    """Given's fields but for lengths, which take the others' steps away where a sequence is over."""
+    *fields, lengths = call.given
+    if lengths is None:
+        return tuple(fields)
+    reset, fresh, decay, amount, dropped, seed = fields
+    alive = torch.arange(seq_len_of(layer, call), device=lengths.device).unsqueeze(1) < lengths
+    reset = None if reset is None else reset & alive
+    decay = None if decay is None else torch.where(alive.unsqueeze(-1), decay, 1)
+    amount = alive.to(call.input.dtype) if amount is None else torch.where(alive, amount, 0)
+    return reset, fresh, decay, amount, dropped, seed
+
+
 def of_stage(layer: Layer, call: Call, stage: Stage) -> PerStep | None:
     """Of the directions that a stage runs, one behind the other where there are two; None where nothing is given."""
     if not is_given(layer, call):
@@ -87,14 +99,15 @@ def as_options(layer: Layer, call: Call) -> list[Options]:
     if not is_given(layer, call):
         return []
     seq_len, batch = seq_len_of(layer, call), call.hx.shape[1]
-    options = []
+    options: list[Options] = []
+    reset, *_ = _before_their_ends(layer, call)
     for part in range(layer.parts):
         _, _, decay, amount, dropped, clip, *_ = of_part(layer, call, part)
         by_step = [None if x is None else x.reshape(seq_len, batch, -1) for x in (decay, amount)]
         fresh = call.given.fresh
         if fresh is not None:
             fresh = fresh[part] if fresh.dim() == 3 else fresh[:, part]
-        options.append(Options(call.given.reset, fresh, by_step[0], by_step[1], dropped, clip))
+        options.append(Options(reset, fresh, by_step[0], by_step[1], dropped, clip))
     return options
 
 
@@ -160,10 +173,18 @@ class Sums:
         if decay is not None and own.decay is not None:
             width = decay.shape[-1]
             place = decay if width == 1 else decay.chunk(layer.directions, -1)[part % layer.directions]
-            place.add_(own.decay.view(place.shape))
+            of_decay = own.decay.view(place.shape)
+            if given.lengths is not None:
+                steps = torch.arange(len(of_decay), device=of_decay.device).view(-1, 1, 1)
+                of_decay = of_decay.masked_fill(steps >= given.lengths.unsqueeze(1), 0)
+            place.add_(of_decay)
         if amount is not None and own.amount is not None:
             found = own.amount
             if given.seed is not None:
                 rows, hidden_size = found.shape
                 found = (found * renewed(given.seed, part, rows, hidden_size, layer.zoneout)).sum(1)
-            amount.add_(found.view(amount.shape))
+            found = found.view(amount.shape)
+            if given.lengths is not None:
+                steps = torch.arange(found.shape[0], device=found.device).unsqueeze(1)
+                found = found.masked_fill(steps >= given.lengths, 0)
+            amount.add_(found)
