@@ -253,8 +253,7 @@ class GRU(Leaf, nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        *,
-        reset: Rows | None = None,
+        reset: Rows | None = None,  # not by keyword alone: TorchScript's ONNX exporter passes defaults by position
         reset_state: Rows | None = None,
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
