@@ -55,7 +55,8 @@ class PerStep(NamedTuple):
     amount: Tensor | None = None  # (N,) or (N, H)
     dropped: Tensor | None = None  # (B, H)
     clip: float | None = None
-    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward, read by backward; there iff `carries`
+    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward; there iff `carries`
+    wants_d_begin: bool = False  # whether backward also gives the derivatives by `begin`
 
     @property
     def carries(self) -> bool:
@@ -136,13 +137,16 @@ class Derivatives(NamedTuple):
     d_gates: Tensor  # (N, 3H), by the pre-activations of r, z, n
     d_an: Tensor | None  # (N, H), "torch": by W_hn h + b_hn; None otherwise, where it is dn
     d_state: Tensor  # (B, H) float32, by h0
+    d_begin: Tensor | None = None  # (N, H), by what each step begins from (see PerStep); None: not asked for
 
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
         """Memory for it; d_state holds the derivative by h_n."""
         hidden_size = operands.h0.shape[-1]
         d_an = operands.new(hidden_size) if run.variant == "torch" else None
-        return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0))
+        wanted = operands.per_step is not None and operands.per_step.wants_d_begin
+        d_begin = operands.new(hidden_size) if wanted else None
+        return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0), d_begin)
 
     def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:
         """The tensors that every backward kernel of every schedule takes, by name."""

@@ -143,7 +143,7 @@ def _loop(
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
     """The reverse loop over the operands' steps: derivatives by pre-activations, first state and weights."""
     assert kept.reserve is not None
-    d_gates, d_an, d_start = _by_plan("backward", part, run, operands, kept, upstreams)
+    d_gates, d_an, d_start, _ = _by_plan("backward", part, run, operands, kept, upstreams)
     sides = zip(
         _behind(d_gates, weights),
         (None,) * len(weights) if d_an is None else _behind(d_an, weights),
