@@ -12,7 +12,8 @@ from ..kernels.recurrence import PerStep
 from ..layer import NOTHING, Call, Given, Layer
 from ..planning.stages import Stage
 from ..reference import Options
-from .part import Found
+from .part import Found, Run
+from .projections import states_before
 from .zoneout import renewed, skipped
 
 
@@ -27,6 +28,11 @@ def names(layer: Layer, call: Call) -> tuple[str, ...]:
     found = [name for name in ("reset", "fresh", "decay", "amount", "dropped") if getattr(given, name) is not None]
     found += [said for said, x in (("zoneout", given.seed), ("lengths", given.lengths)) if x is not None]
     return (*found, *(("clip",) if layer.clip is not None else ()))
+
+
+def names_of(per_step: PerStep | None) -> tuple[str, ...]:
+    """The same of what a stage's steps do."""
+    return tuple(name for name, x in (per_step or PerStep())._asdict().items() if x is not None and x is not False)
 
 
 def of_part(layer: Layer, call: Call, part: int) -> PerStep:
@@ -118,7 +124,7 @@ def from_begins(per_step: PerStep, d_begin: Tensor, before: Tensor, needs: Seque
     d_fresh = d_decay = None
     mask = None if reset is None else reset.unsqueeze(1)
     if fresh is not None and needs[0]:
-        own = d_begin if decay is None else d_begin * (decay if decay.dim() == 2 else decay.unsqueeze(1))
+        own = d_begin if decay is None else d_begin * _by_row(decay)
         d_fresh = torch.zeros_like(own) if mask is None else own.masked_fill(~mask, 0)
         if fresh.shape[0] != own.shape[0]:
             d_fresh = d_fresh.view(-1, *fresh.shape).sum(0)
@@ -144,13 +150,91 @@ def selected(per_step: PerStep, before: Tensor) -> Tensor:
 def begun(per_step: PerStep, before: Tensor) -> Tensor:
     """(N, H): the state that each step begins from."""
     begin, decay = selected(per_step, before), per_step.decay
-    return begin if decay is None else begin * (decay if decay.dim() == 2 else decay.unsqueeze(1))
+    return begin if decay is None else begin * _by_row(decay)
 
 
 def seen(per_step: PerStep, begin: Tensor) -> Tensor:
     """What the products see of it."""
     dropped = per_step.dropped
     return begin if dropped is None else (begin.view(-1, *dropped.shape) * dropped).view_as(begin)
+
+
+def one_of(per_step: PerStep | None, side: int) -> PerStep | None:
+    """One direction's own, where they lie one behind the other."""
+    if per_step is None:
+        return None
+    return PerStep._make(x[side] if isinstance(x, Tensor) else x for x in per_step)
+
+
+def rows_of(per_step: PerStep | None, here: slice, num_rows: int) -> PerStep | None:
+    """That of some rows out of num_rows."""
+    if per_step is None:
+        return None
+    by_row = {name: x for name, x in per_step._asdict().items() if isinstance(x, Tensor) and name != "dropped"}
+    own: dict[str, Any] = {name: x[here] for name, x in by_row.items() if x.shape[0] == num_rows}
+    return per_step._replace(**own)
+
+
+def joined(per_step: PerStep | None, by_chunk: Sequence[tuple[slice, Found]]) -> Found:
+    """The derivatives of a layer from those of its rows; a state for all steps has the sum."""
+    assert per_step is not None
+    chunks = sorted(by_chunk, key=lambda chunk: chunk[0].start)
+    whole: list[Tensor | None] = []
+    for name in Found._fields:
+        parts, like = [getattr(found, name) for _, found in chunks], getattr(per_step, name)
+        if any(x is None for x in parts) or like is None:
+            whole.append(None)
+        elif sum(x.shape[0] for x in parts) == like.shape[0]:
+            whole.append(torch.cat(parts))
+        else:
+            whole.append(torch.stack(parts).sum(0))
+    return Found._make(whole)
+
+
+def by_given(
+    variant: str,
+    reverse: bool,
+    run: Run,
+    d_begin: Tensor,
+    d_output: Tensor,
+    d_h_n: Tensor | None,
+    needs: Sequence[bool],
+) -> Found:
+    """Derivatives by fresh, decay and amount, of one direction whose gates are r, z, n, in this order, from those by
+    the state that each step begins from, by each step's output, and by the last state."""
+    per_step, batch = run.per_step, run.steps.batch
+    assert per_step is not None
+    assert run.gates is not None
+    before = states_before(run.output, run.h0, run.steps, reverse)
+    found = from_begins(per_step, d_begin, before, needs)
+    amount = per_step.amount
+    if amount is None or not needs[2]:
+        return found
+    # By the state that a step ends with: what the loss gives it, and what the step that begins from it does.
+    d_before = d_begin if per_step.decay is None else d_begin * _by_row(per_step.decay)
+    if per_step.reset is not None:
+        d_before = d_before.masked_fill(per_step.reset.unsqueeze(1), 0)
+    d_end = d_output.to(torch.float32, copy=True)
+    rest = d_end.shape[0] - batch
+    last = 0 if reverse else rest
+    d_end.narrow(0, batch if reverse else 0, rest).add_(d_before.narrow(0, 0 if reverse else batch, rest))
+    if d_h_n is not None:
+        d_end.narrow(0, last, batch).add_(d_h_n)
+    begin = begun(per_step, before).float()
+    size = begin.shape[1]
+    z, n = (run.gates.narrow(1, i * size, size).float() for i in (1, 2))
+    new = (1 - z) * begin + z * n if variant == "chung" else (n - z * n) + z * begin
+    difference = new - begin
+    if per_step.clip is not None:
+        end = begin + _by_row(amount) * difference
+        difference = difference.masked_fill((end.abs() > per_step.clip) & (_by_row(amount) != 0), 0)
+    d_amount = d_end * difference
+    return found._replace(amount=(d_amount.sum(1) if amount.dim() == 1 else d_amount).to(amount.dtype))
+
+
+def _by_row(x: Tensor) -> Tensor:
+    """(N,) or (N, H) beside (N, H)."""
+    return x if x.dim() == 2 else x.unsqueeze(1)
 
 
 class Sums:
