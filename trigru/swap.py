@@ -108,7 +108,8 @@ def unswap(model: Model) -> Model:
         `model`.
 
     Raises:
-        ValueError: a module computes a variant other than "torch", which nn.GRU has not; nothing is changed then.
+        ValueError: a module computes a variant other than "torch", or has an option, that nn.GRU has not; nothing is
+            changed then.
 
     Example:
         >>> model = trigru.swap(nn.Sequential(nn.Linear(4, 8), nn.GRU(8, 16)))
@@ -123,6 +124,9 @@ def unswap(model: Model) -> Model:
     for name, module in found:
         if module.variant != "torch":
             raise ValueError(f"variant: expected 'torch' in {_where(name, module)}, got {module.variant!r}")
+        if isinstance(module, GRU) and (further := module.further()):
+            option, value = next(iter(further.items()))
+            raise ValueError(f"{option}: expected its default in {_where(name, module)}, got {value!r}")
     for name, module in found:
         theirs = _THEIRS[_plain_class(module)]
         _set_class(module, theirs)

@@ -31,6 +31,7 @@ from ..layer import Call, Layer, Weights
 from ..planning.stages import Plan, Stage
 from . import cudnn
 from .part import Part, Run, Upstream
+from .per_step import Sums, of_stage
 
 
 class Result(NamedTuple):
@@ -47,6 +48,7 @@ class Wanted(NamedTuple):
     grad_output: Tensor | None
     grad_h_n: Tensor | None
     needs: Sequence[bool]
+    given: Sequence[bool] = ()  # by fresh, decay, amount of the call's `given`; empty: none
 
 
 @functools.cache  # an import statement costs some 0.5 us a call
@@ -144,6 +146,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
                 share_of(layer, stage.directions, states, -1),
                 None if planes is None else share_of(layer, stage.directions, planes, 0),
                 state_of(layer, stage, h_n),
+                of_stage(layer, call, stage),
             )
             schedule = _module_of(stage.choice.schedule)
             schedule.forward(part_of(layer, stage), _weights_of(layer, weights, stage), run)
@@ -260,7 +263,8 @@ def backward(
     reserve: Sequence[Tensor],
     wanted: Wanted,
 ) -> list[Tensor | None]:
-    """Derivatives by the input, hx and each of the weights; None for those that are not asked for.
+    """Derivatives by the input, hx and each of the weights, and where `wanted.given` asks for any by fresh, decay and
+    amount; None for those that are not asked for.
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
     if plan.schedule == "cudnn" or cudnn.is_own(reserve):  # which nothing else can read
@@ -272,7 +276,8 @@ def backward(
     entry, kept = _unfold(layer, reserve, first_kept)
     need_input, need_hx, *need_weights = wanted.needs
     width = 4 if layer.bias else 2
-    asked = [need_input or need_hx or need for need in need_weights]
+    sums = Sums(layer, call, wanted.given)
+    asked = [need_input or need_hx or any(sums.needs) or need for need in need_weights]
     lowest = asked.index(True) // (width * directions) if any(asked) else layer.num_layers
     d_hx = torch.empty(call.hx.shape, dtype=call.hx.dtype, device=call.hx.device) if need_hx else None
     d_weights: list[Tensor | None] = [None] * len(need_weights)
@@ -304,13 +309,17 @@ def backward(
                     steps,
                     share_of(layer, own, mine.states, -1),
                     None if planes is None else share_of(layer, own, planes, 0),
+                    per_step=of_stage(layer, call, stage),
                 ),
                 Upstream(
                     None if grad is None else share_of(layer, own, grad, -1),
                     None if wanted.grad_h_n is None else state_of(layer, stage, wanted.grad_h_n),
                     (below, need_hx, *(need for place in places for need in (*need_weights[place], *biases))),
+                    sums.needs,
                 ),
             )
+            for direction, of_given in zip(own, found.given, strict=False):
+                sums.add(index * directions + direction, of_given)
             for i, place in enumerate(places):
                 d_weights[place] = found.weights[4 * i : 4 * i + width]
             if d_hx is not None:
@@ -319,4 +328,4 @@ def backward(
                 d_x = found.input if d_x is None else d_x.add_(found.input)
         grad = d_x if scale is None or d_x is None else d_x.mul_(scale)
     d_input = None if grad is None or not need_input else time_major(layer, call, grad)
-    return [d_input, d_hx, *d_weights]
+    return [d_input, d_hx, *d_weights, *(sums.found if wanted.given else ())]
