@@ -17,6 +17,8 @@ SIGNATURES = {
     "gru": "input h0 w_ih w_hh b_ih b_hh * variant schedule reverse batch_sizes memory reset reset_state "
     "lengths mask decay attention zoneout recurrent_dropout weight_dropout clip num_heads groups training",
     "explain": "call input args kwargs",
+    "plot_gates": "gates path * sequence",
+    "tap": "module",
     "swap": "model * variant schedule memory filter_fn",
     "tune": "module input hx * out seconds",
     "unswap": "model",

@@ -40,11 +40,13 @@ if TYPE_CHECKING or not only_for_help():
     from .modules import GRU, GRUCell
     from .reference import VARIANTS
     from .swap import swap, unswap
+    from .tapping import plot_gates, tap
     from .tune import tune
     from .warm import warm
 
 if TYPE_CHECKING:
     from . import convert as convert
+    from . import init as init
     from . import onnx as onnx
 
 __version__ = "0.1.0"
@@ -57,13 +59,15 @@ __all__ = [
     "__version__",
     "explain",
     "gru",
+    "plot_gates",
     "swap",
+    "tap",
     "tune",
     "unswap",
     "warm",
 ]
 
-_LAZY = ("convert", "onnx")  # rooms that cost an import of their own at their first use
+_LAZY = ("convert", "init", "onnx")  # rooms that cost an import of their own at their first use
 
 
 if not TYPE_CHECKING:  # to a type checker every name would be there
