@@ -367,6 +367,18 @@ def test_packed_input_takes_what_its_rows_are_given(as_data):
     torch.testing.assert_close(h_n, want_h)
 
 
+@pytest.mark.parametrize("options", [{"clip": 0.3}, {"zoneout": 0.4}, {"learn_initial_state": True}])
+def test_packed_sequences_end_where_they_end(options):
+    module, x = layer_of(3, 5, 2, bidirectional=True, **options).eval(), randn(7, 4, 3)
+    lengths = torch.tensor([4, 7, 1, 5])
+    got, h_n = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    got, _ = pad_packed_sequence(got)
+    for b, length in enumerate(lengths):
+        want, want_h = module(x[:length, b])
+        torch.testing.assert_close(got[:length, b], want)
+        torch.testing.assert_close(h_n[:, b], want_h)
+
+
 MISUSE = {
     "reset of floats": (
         {"reset": torch.zeros(5, 2)},

@@ -131,7 +131,7 @@ def prepare(
     width = layer.directions * layer.hidden_size
     decay = user.by_step("decay", arguments.decay, (1, width), call.input.dtype)
     amount = user.by_step("attention", arguments.attention, (), call.input.dtype)
-    lengths = None if arguments.lengths is None else user.lengths(arguments.lengths)
+    lengths = user.packed_lengths() if arguments.lengths is None else user.lengths(arguments.lengths)
     fresh = None
     if reset is not None:
         fresh = user.fresh(arguments.reset_state, initial)
@@ -140,7 +140,7 @@ def prepare(
     if lengths is not None:
         alive = torch.arange(user.steps, device=lengths.device).unsqueeze(1) < lengths
         used = alive if mask is None else mask & alive
-        finish = user.without_ends(alive)
+        finish = finish or user.without_ends(alive)
     input = call.input
     if used is not None:
         input = input.masked_fill(~user.as_input(used).unsqueeze(-1), 0)
@@ -262,6 +262,13 @@ class _User:
                 f"lengths: expected numbers from 0 to {self.steps}, the steps of input, got {low} to {high}"
             )
         return lengths.reshape(-1).to(torch.int64)
+
+    def packed_lengths(self) -> Tensor | None:
+        """(B,) of the sequences of a packed call."""
+        if self.sizes is None:
+            return None
+        sizes = self.sizes.to(self.input.device)
+        return (sizes.unsqueeze(1) > torch.arange(self.batch, device=sizes.device)).sum(0)
 
     def as_input(self, x: Tensor) -> Tensor:
         """(T, B, ...) with its first dimensions in the input's order."""
