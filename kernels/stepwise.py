@@ -24,9 +24,9 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
     """All steps of one layer. save: also keep what `backward` needs."""
     config, h0 = run.config, operands.h0
     kept = Kept.empty(run, operands, save)
+    beside, shapes = per_step.forward_arguments(operands), per_step.constexprs(operands)
     state = per_step.first_state(operands, run.reverse)
     args, constexprs = kept.arguments(operands) | _sizes(operands) | {"state_ptr": state}, _constexprs(run)
-    beside, shapes = per_step.forward_arguments(operands), per_step.constexprs(operands)
     beside["direction"] = None if beside["begins_ptr"] is None else -1 if run.reverse else 1
     # What no step changes is put together before them: this is done in the time that a step takes on the device.
     if run.variant == "torch":
