@@ -45,7 +45,7 @@ class Rounding(TorchDispatchMode):
         return result
 
 
-def nudged(x: Tensor | None, dtype: torch.dtype, tf32: bool = False) -> Tensor | None:
+def _nudged(x: Tensor | None, dtype: torch.dtype, tf32: bool) -> Tensor | None:
     """Some values of `dtype` near those of x, in float64: as near as it, or TF32, tells numbers apart."""
     if x is None:
         return None
@@ -62,7 +62,7 @@ def reachable(plain: Plain, tensors: list, dtype: torch.dtype, tf32: bool = Fals
     plain: takes the arguments, in float64 but of values that `dtype` has, and the dtype to compute in."""
     largest: list[Tensor] = []
     for i in range(RUNS):
-        arguments = [nudged(x, dtype, tf32) for x in tensors] if i else tensors
+        arguments = [_nudged(x, dtype, tf32) for x in tensors] if i else tensors
         exact = plain(arguments, torch.float64)
         # In 16 bits a gate that is less by one unit would excuse everything.
         with Rounding(tf32=tf32, ulps=float(i > 0 and dtype == torch.float32)):

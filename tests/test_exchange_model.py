@@ -6,7 +6,8 @@ import re
 
 import exchange_model
 import pytest
-from exchange_model import BEYOND, IN_ONE_PLACE, MUTATIONS, PROPERTIES, SMALL, WALKING, Model, Wait
+from exchange_model import MUTATIONS, PROPERTIES, Model
+from exchange_plans import BEYOND, IN_ONE_PLACE, SMALL, WALKING, Wait, layer
 
 from trigru.kernels import exchange
 
@@ -59,7 +60,7 @@ def test_walks_through_larger_launches(name, protocol):
     ],
 )
 def test_walks_that_find_what_is_wrong(protocol, mutation, expiry):
-    plan = exchange_model.layer(4, 4, 2)
+    plan = layer(4, 4, 2)
     found = [exchange_model.walk(Model(plan, protocol, expiry, mutation), seed).broken for seed in range(5)]
     assert MUTATIONS[protocol][mutation] in found
 
