@@ -36,6 +36,7 @@ if TYPE_CHECKING or not only_for_help():
     from . import exporters as _exporters  # noqa: F401  registers
     from .explain import explain
     from .functional import gru
+    from .grud import GRUD
     from .kernels.errors import KernelTimeout
     from .modules import GRU, GRUCell
     from .reference import VARIANTS
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GRU",
+    "GRUD",
     "VARIANTS",
     "GRUCell",
     "KernelTimeout",
