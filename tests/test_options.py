@@ -572,6 +572,24 @@ def test_one_graph_with_everything():
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("options", [{}, {"clip": 0.5}], ids=str)
+def test_a_graph_has_the_derivatives_of_what_steps_are_given(options):
+    """The operator's last arguments have their default values here, and do not come with it."""
+    torch.manual_seed(0)
+    module, x = trigru.GRU(3, 5, **options), torch.randn(6, 2, 3)
+    reset = torch.rand(6, 2) < 0.3
+    leaves = [torch.rand(*shape).requires_grad_() for shape in [(1, 2, 5), (6, 2, 5), (6, 2)]]
+
+    def call(state, decay, attention):
+        return module(x, reset=reset, reset_state=state, decay=decay, attention=attention)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    got, want = (torch.autograd.grad(f(*leaves).square().sum(), leaves) for f in (compiled, call))
+    torch.testing.assert_close(got, want)
+    assert all(d.any() for d in got)
+
+
 def test_checkpointing_draws_the_same_masks():
     module, x = layer_of(3, 5, zoneout=0.5, recurrent_dropout=0.3), randn(6, 2, 3)
     grads = []

@@ -14,7 +14,7 @@ from trigru.operators import compute
 pytestmark = pytest.mark.interpretable
 
 # Programs that wait for each other do not run in the interpreter, but as code compiled for a GPU.
-SCHEDULES = ("stepwise",) if INTERPRETED else ("walking",)
+SCHEDULES = ("stepwise", "resident") if INTERPRETED else ("walking", "persistent")
 OPTIONS = {
     "reset": {},
     "lengths": {},

@@ -37,6 +37,7 @@ if TYPE_CHECKING or not only_for_help():
     from .cell import GRUCell
     from .explain import explain
     from .functional import gru
+    from .grud import GRUD
     from .kernels.errors import KernelTimeout
     from .modules import GRU
     from .reference import VARIANTS
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GRU",
+    "GRUD",
     "VARIANTS",
     "GRUCell",
     "KernelTimeout",

@@ -42,7 +42,7 @@ MEMORY = ("keep", "recompute")
 DIRECTIONS = ("forward", "backward")
 KERNELS = ("stepwise", "walking", "resident", "persistent")
 """Those of Triton kernels."""
-PER_STEP = ("stepwise", "walking")
+PER_STEP = KERNELS
 """Those whose steps do what `trigru.kernels.recurrence.PerStep` says beside the equations."""
 WAITING = ("walking", "persistent")
 """Whose programs wait for each other."""
