@@ -56,11 +56,16 @@ _BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ("return tanh(gn + r * an)", "return tanh(gn + an)", _sized("resident", "torch")),
         ("return tanh(gn + an)", "return tanh(gn + r * an)", _sized("resident", "cho")),
         ("return (1.0 - z) * h + z * n", "return (1.0 - z) * n + z * h", _sized("resident", "chung")),
+        (
+            "return (1.0 - z) * h + z * n",
+            "return h + z * (n - h)",
+            _named("test_scales", "infinite_states[sm_90-chung-resident-17]"),
+        ),
         ("return (n - z * n) + z * h", "return (n - z * n) + h", _sized("resident", "torch")),
         (
             "return (n - z * n) + z * h",
             "return n + z * (h - n)",
-            _named("test_scales", "infinite_states[sm_90-torch-resident-17]"),
+            _named("test_gates", "a_small_state_is_kept_behind_a_large_candidate[sm_90-torch]"),
         ),
         ("dn = dh * z\n", "dn = dh * (1.0 - z)\n", _sized("resident", "chung")),
         ("dz = dh * (n - h)", "dz = dh * (h - n)", _sized("resident", "chung")),
