@@ -55,7 +55,8 @@ class PerStep(NamedTuple):
     amount: Tensor | None = None  # (N,) or (N, H)
     dropped: Tensor | None = None  # (B, H)
     clip: float | None = None
-    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward, read by backward; there iff `carries`
+    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward; there iff `carries`
+    wants_d_begin: bool = False  # whether backward also gives the derivatives by `begin`
 
     @property
     def carries(self) -> bool:
@@ -82,6 +83,16 @@ class Operands(NamedTuple):
     def sides(self) -> int:
         """Directions of time that run: 1, or 2 for both."""
         return 1 if self.w_hh_back is None else 2
+
+    @property
+    def begins(self) -> Tensor | None:
+        """Where forward writes what the products see, if that is not simply the state before."""
+        return None if self.per_step is None else self.per_step.begins
+
+    @property
+    def wants_d_begin(self) -> bool:
+        """Whether backward gives the derivatives by what each step begins from."""
+        return self.per_step is not None and self.per_step.wants_d_begin
 
     def new(self, features: int, per_row: bool = True) -> Tensor:
         """Memory for so many values of each row, or of each sequence, of each direction."""
@@ -136,13 +147,15 @@ class Derivatives(NamedTuple):
     d_gates: Tensor  # (N, 3H), by the pre-activations of r, z, n
     d_an: Tensor | None  # (N, H), "torch": by W_hn h + b_hn; None otherwise, where it is dn
     d_state: Tensor  # (B, H) float32, by h0
+    d_begin: Tensor | None = None  # (N, H), by what each step begins from (see PerStep); None: not asked for
 
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, gradients: Gradients) -> Derivatives:
         """Memory for it; d_state holds the derivative by h_n."""
         hidden_size = operands.h0.shape[-1]
         d_an = operands.new(hidden_size) if run.variant == "torch" else None
-        return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0))
+        d_begin = operands.new(hidden_size) if operands.wants_d_begin else None
+        return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0), d_begin)
 
     def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:
         """The tensors that every backward kernel of every schedule takes, by name."""

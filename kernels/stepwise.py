@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from . import per_step
 from .config import StepwiseConfig
 from .launch import prepare
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -23,17 +24,21 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
     """All steps of one layer. save: also keep what `backward` needs."""
     config, h0 = run.config, operands.h0
     kept = Kept.empty(run, operands, save)
-    state = h0.clone() if h0.dtype == torch.float32 else h0.float()
+    beside, shapes = per_step.forward_arguments(operands), per_step.constexprs(operands)
+    state = per_step.first_state(operands, run.reverse)
     args, constexprs = kept.arguments(operands) | _sizes(operands) | {"state_ptr": state}, _constexprs(run)
+    beside["direction"] = None if beside["begins_ptr"] is None else -1 if run.reverse else 1
     # What no step changes is put together before them: this is done in the time that a step takes on the device.
     if run.variant == "torch":
-        first = args | {"h0_ptr": h0, "b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
-        starts = [_prepare(forward_step, first, constexprs, _OF_A_STEP, operands, config)]
+        first = args | beside | {"h0_ptr": h0, "b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
+        starts = [_prepare(forward_step, first, constexprs | shapes, _OF_A_STEP, operands, config)]
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
+        first = args | {"h0_ptr": h0} | {name: beside[name] for name in ("dropped_ptr", "begins_ptr")}
+        shapes |= {"VARIANT": run.variant}
         starts = [
-            _prepare(reset_update_step, args | {"h0_ptr": h0}, constexprs, _OF_A_STEP, operands, config),
-            _prepare(candidate_step, args, constexprs | {"VARIANT": run.variant}, _OF_A_STEP, operands, config),
+            _prepare(reset_update_step, first, constexprs, _OF_A_STEP, operands, config),
+            _prepare(candidate_step, args | beside, constexprs | shapes, _OF_A_STEP, operands, config),
         ]
     grid = _Grids(operands, config)
     for step in _walk(run, operands):
@@ -47,7 +52,10 @@ def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gr
     config, hidden_size = run.config, operands.h0.shape[-1]
     derivatives = Derivatives.empty(run, operands, gradients)
     args, constexprs = derivatives.arguments(operands, kept) | _sizes(operands), _constexprs(run)
+    constexprs |= per_step.constexprs(operands)
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
+    first |= per_step.backward_arguments(operands, derivatives)
+    args |= per_step.arguments(operands)
     of_two = (*_OF_A_STEP, "row_after", "count_after")
     start = _prepare(bptt_step, first, constexprs | {"VARIANT": run.variant}, of_two, operands, config, "extent")
     finish = (
@@ -88,11 +96,12 @@ class _Grids:
 
 
 def _sizes(operands: Operands) -> dict[str, int | None]:
-    both, h0 = operands.sides == 2, operands.h0
+    h0, per = operands.h0, operands.per_step
+    known = operands.sides == 2 or (per is not None and per.begins is not None)
     return {
         "H": h0.shape[-1],
-        "rows": operands.steps.num_rows if both else None,
-        "batch": h0.shape[-2] if both else None,
+        "rows": operands.steps.num_rows if known else None,
+        "batch": h0.shape[-2] if known else None,
     }
 
 

@@ -7,16 +7,17 @@ gates. What is multiplied is rounded to the tensors' dtype, exactly as in forwar
 import triton
 import triton.language as tl
 
-from .gates import blend_grad, reset_after_grad, reset_before_grad
+from .gates import reset_after_grad, reset_before_grad
 from .loop import Step
+from .per_step import Beside, amount_of, as_seen, before_grad, begin_from, carries_on, end_back, reset_gate, unless
 from .products import multiply
 from .stepwise_forward import PER_STEP, own_side, own_tile, step_of
 from .tiles import at, either, load_state, load_weight_transposed, read, there, write
 
 
 @triton.jit
-def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, j, b,
-              here, before, after, extent, H, width, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
+def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, beside,
+              j, b, here, before, after, extent, H, width, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
               BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of a step, as `bptt_step`; `before` and `width` as in `torch_tile` of stepwise_forward.py."""
     dh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
@@ -35,17 +36,19 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
     live = there(j, b, H, here.count)
     known = there(j, b, H, tl.maximum(here.count, after.count))
     d_state = at(d_state_ptr, 0, b, j, H)
-    dh += read(d_state, known)
+    dh = before_grad(beside, dh, read(d_state, known), after, b, j, H)
     dh += read(at(grad_output_ptr, here.row, b, j, width), live)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
+    h = begin_from(beside, h, here, b, j, H)
     reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
-    z, n = read(reserve + H, live), read(reserve + 2 * H, live)
-    dn, dz, direct = blend_grad(dh, h, z, n, VARIANT)
+    amount = amount_of(beside, here, b, j, H)
+    z, n = unless(read(reserve + H, live), carries_on(amount)), unless(read(reserve + 2 * H, live), carries_on(amount))
+    dn, dz, direct = end_back(dh, h, z, n, amount, beside.clip, VARIANT)
     d_gates = at(d_gates_ptr, here.row, b, j, 3 * H)
     write(d_gates + H, dz, live)
     write(d_gates + 2 * H, dn, live)
     if VARIANT == "torch":
-        r, an = read(reserve, live), read(reserve + 3 * H, live)
+        r, an = unless(read(reserve, live), carries_on(amount)), unless(read(reserve + 3 * H, live), carries_on(amount))
         dr, d_an = reset_after_grad(dn, an, r)
         write(d_gates, dr, live)
         write(at(d_an_ptr, here.row, b, j, H), d_an, live)
@@ -63,6 +66,12 @@ def bptt_step(
     d_state_ptr,  # (B, H) float32, in place: d_h, less what comes through the products of the step after
     d_gates_ptr,  # (N, 3H), out: dr, dz, dn
     d_an_ptr,  # (N, H), out, "torch" only: derivative by W_hn h + b_hn
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    d_begin_ptr,  # (N, H), out, or None: derivative by what the step after begins from
     row,
     count,
     row_before,
@@ -79,6 +88,10 @@ def bptt_step(
     H,
     rows,  # of all steps together, where both directions run, or None
     batch,
+    clip,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
     VARIANT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -92,6 +105,7 @@ def bptt_step(
     left to `bptt_reset_step`.
     """
     j, b = own_tile(BLOCK_H, BLOCK_B)
+    behind, starts = None, None
     here, before, after, width = Step(row, count), Step(row_before, carried), Step(row_after, count_after), H
     if w_hh_back_ptr is not None:
         side, behind = own_side(rows)
@@ -104,18 +118,23 @@ def bptt_step(
         output_ptr += side * H
         width = 2 * H
         reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
+        starts = side * batch
         d_state_ptr += side * batch * H
         d_gates_ptr += behind * (3 * H)
         if VARIANT == "torch":
             d_an_ptr += behind * H
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     bptt_tile(
-        grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, j, b,
-        here, before, after, extent, H, width, VARIANT, PRECISION, BLOCK_K,
+        grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, beside, j,
+        b, here, before, after, extent, H, width, VARIANT, PRECISION, BLOCK_K,
     )  # fmt: skip
 
 
 @triton.jit
-def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, j, b, here, before, H,
+def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, beside, j, b, here, before, H,
                     width, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of the second half of a step, as `bptt_reset_step`; `before` and `width` as in `bptt_tile`."""
     d_rh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
@@ -126,10 +145,12 @@ def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_ga
 
     live = there(j, b, H, here.count)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
-    dr, direct = reset_before_grad(d_rh, h, read(at(reserve_ptr, here.row, b, j, 3 * H), live))
+    h = as_seen(beside, begin_from(beside, h, here, b, j, H), here, b, j, H)
+    r = reset_gate(read(at(reserve_ptr, here.row, b, j, 3 * H), live), d_rh, beside.amount)
+    dr, direct = reset_before_grad(d_rh, h, r)
     write(at(d_gates_ptr, here.row, b, j, 3 * H), dr, live)
     d_state = at(d_state_ptr, 0, b, j, H)
-    write(d_state, read(d_state, live) + direct, live)
+    write(d_state, read(d_state, live) + as_seen(beside, direct, here, b, j, H), live)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -141,6 +162,11 @@ def bptt_reset_step(
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32, in place
     d_gates_ptr,  # (N, 3H): dn in, dr out
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
     row,
     count,
     row_before,
@@ -152,6 +178,9 @@ def bptt_reset_step(
     H,
     rows,  # of all steps together, where both directions run, or None
     batch,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -159,6 +188,7 @@ def bptt_reset_step(
 ):
     """Second half of a back-propagation step of "cho" and "chung": through the candidate's product to the reset."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
+    behind, starts = None, None
     here, before, width = Step(row, count), Step(row_before, carried), H
     if w_hh_back_ptr is not None:
         side, behind = own_side(rows)
@@ -169,9 +199,14 @@ def bptt_reset_step(
         output_ptr += side * H
         width = 2 * H
         reserve_ptr += behind * (3 * H)
+        starts = side * batch
         d_state_ptr += side * batch * H
         d_gates_ptr += behind * (3 * H)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, None, None, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     bptt_reset_tile(
-        h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, j, b, here, before, H,
-        width, PRECISION, BLOCK_K,
+        h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, beside, j, b, here, before,
+        H, width, PRECISION, BLOCK_K,
     )  # fmt: skip

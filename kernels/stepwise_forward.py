@@ -10,12 +10,13 @@ import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
 from .loop import Step
+from .per_step import Beside, as_seen, end_from, load_seen, pass_on
 from .products import multiply
-from .tiles import at, either, load_state, load_weight, read, read_gates, there, write, write_gates
+from .tiles import at, either, load_weight, read, read_gates, there, write, write_gates
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
 PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after"]
-PER_STEP += [*(f"{name}_back" for name in PER_STEP), "extent", "rows", "batch"]
+PER_STEP += [*(f"{name}_back" for name in PER_STEP), "extent", "rows", "batch", "direction"]
 
 
 @triton.jit
@@ -41,15 +42,15 @@ def step_of(side, row, count, row_back, count_back):
 
 
 @triton.jit
-def _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, GATES: tl.constexpr,
+def _state_products(w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, GATES: tl.constexpr,
                     PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """The state before the step multiplied by the weights of r, z and, for three GATES, n."""
+    """The state that the step sees multiplied by the weights of r, z and, for three GATES, n."""
     ar = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     az = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     an = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        h = load_state(output_ptr, h0_ptr, b, k, here, before, H, width)
+        h = load_seen(beside, output_ptr, h0_ptr, b, k, here, before, H, width)
         ar = multiply(load_weight(w_hh_ptr, 0, j, k, H), h, ar, PRECISION)
         az = multiply(load_weight(w_hh_ptr, 1, j, k, H), h, az, PRECISION)
         if GATES == 3:
@@ -58,11 +59,13 @@ def _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 
 
 
 @triton.jit
-def torch_tile(gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, j, b, here, before, H,
-               width, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+def torch_tile(gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, beside, j, b, here, before,
+               H, width, direction, batch, rows, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of a step of variant "torch". before: the step before, of which it counts what is alive `here` too. width:
-    of the output's rows."""
-    ar, az, an = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 3, PRECISION, BLOCK_K)
+    of the output's rows. direction, batch, rows: as `pass_on` takes them."""
+    ar, az, an = _state_products(
+        w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, 3, PRECISION, BLOCK_K
+    )  # fmt: skip
     if b_hn_ptr is not None:
         an += read(b_hn_ptr + j, j < H)[:, None]
 
@@ -72,8 +75,9 @@ def torch_tile(gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, 
     z = sigmoid(az + gz)
     n = candidate(gn, an, r, "torch")
     state = at(state_ptr, 0, b, j, H)
-    h = blend(read(state, live), z, n, "torch")
-    write(state, h, live)
+    begin = read(state, live)
+    h = end_from(beside, begin, blend(begin, z, n, "torch"), here, b, j, H)
+    write(state, pass_on(beside, h, here, direction, batch, rows, b, j, H), live)
     write(at(output_ptr, here.row, b, j, width), h, live)
     if reserve_ptr is not None:
         write_gates(at(reserve_ptr, here.row, b, j, 4 * H), (r, z, n, an), live, H)
@@ -90,6 +94,12 @@ def forward_step(
     state_ptr,  # (B, H) float32, in place
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    begins_ptr,  # (N, H): read at this step's rows, written at the next one's
     row,
     count,
     row_before,
@@ -99,8 +109,13 @@ def forward_step(
     row_before_back,
     carried_back,
     H,
-    rows,  # of all steps together, where both directions run, or None
+    rows,  # of all steps together, where both directions run or there are `begins`; or None
     batch,
+    direction,  # of time, as in loop.py (of the first one, where both run), where there are `begins`; or None
+    clip,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -108,6 +123,7 @@ def forward_step(
 ):
     """One step of variant "torch"."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
+    behind, starts = None, None
     here, before, width = Step(row, count), Step(row_before, carried), H
     if w_hh_back_ptr is not None:
         side, behind = own_side(rows)
@@ -118,29 +134,40 @@ def forward_step(
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * batch * H
+        starts = side * batch
+        if begins_ptr is not None:
+            direction = 1 - 2 * side
         state_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     torch_tile(
-        gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, j, b, here, before,
-        H, width, PRECISION, BLOCK_K,
+        gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, beside, j, b, here,
+        before, H, width, direction, batch, rows, PRECISION, BLOCK_K,
     )  # fmt: skip
 
 
 @triton.jit
 def reset_update_tile(gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr,
-                      j, b, here, before, H, width, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+                      beside, j, b, here, before, H, width, PRECISION: tl.constexpr,
+                      BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of the first half of a step of "cho" and "chung"; `before` and `width` as in `torch_tile`."""
-    ar, az, _ = _state_products(w_hh_ptr, output_ptr, h0_ptr, j, b, here, before, H, width, 2, PRECISION, BLOCK_K)
+    ar, az, _ = _state_products(
+        w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, 2, PRECISION, BLOCK_K
+    )  # fmt: skip
 
     live = there(j, b, H, here.count)
     gates_in = at(gates_in_ptr, here.row, b, j, 3 * H)
     r = sigmoid(ar + read(gates_in, live))
     z = sigmoid(az + read(gates_in + H, live))
     write(at(update_ptr, 0, b, j, H), z, live)
-    write(at(reset_state_ptr, 0, b, j, H), r * read(at(state_ptr, 0, b, j, H), live), live)
+    reset_state = at(reset_state_ptr, 0, b, j, H)
+    write(reset_state, r * as_seen(beside, read(at(state_ptr, 0, b, j, H), live), here, b, j, H), live)
     if reserve_ptr is not None:
         write_gates(at(reserve_ptr, here.row, b, j, 3 * H), (r, z), live, H)
 
@@ -156,6 +183,8 @@ def reset_update_step(
     update_ptr,  # (B, H) float32, out: z
     reset_state_ptr,  # (B, H), out: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
+    dropped_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent
+    begins_ptr,  # (N, H)
     row,
     count,
     row_before,
@@ -174,6 +203,7 @@ def reset_update_step(
 ):
     """First half of a step of "cho" and "chung": both gates, and the state that the reset gate lets through."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
+    behind, starts = None, None
     here, before, width = Step(row, count), Step(row_before, carried), H
     if w_hh_back_ptr is not None:
         side, behind = own_side(rows)
@@ -182,6 +212,7 @@ def reset_update_step(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * batch * H
+        starts = side * batch
         state_ptr += side * batch * H
         update_ptr += side * batch * H
         reset_state_ptr += side * batch * H
@@ -189,16 +220,18 @@ def reset_update_step(
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
+    beside = Beside(dropped=dropped_ptr, begins=begins_ptr, behind=behind, starts=starts)
     reset_update_tile(
-        gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, j, b,
-        here, before, H, width, PRECISION, BLOCK_K,
+        gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
+        b, here, before, H, width, PRECISION, BLOCK_K,
     )  # fmt: skip
 
 
 @triton.jit
-def candidate_tile(gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, j, b, here,
-                   H, width, VARIANT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """A tile of the second half of a step of "cho" and "chung"; `width` as in `torch_tile`."""
+def candidate_tile(gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
+                   b, here, H, width, direction, batch, rows, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
+                   BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of the second half of a step of "cho" and "chung"; what it takes as `torch_tile`."""
     an = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
@@ -209,8 +242,9 @@ def candidate_tile(gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, re
     n = candidate(read(at(gates_in_ptr, here.row, b, j, 3 * H) + 2 * H, live), an, 1.0, VARIANT)
     z = read(at(update_ptr, 0, b, j, H), live)
     state = at(state_ptr, 0, b, j, H)
-    h = blend(read(state, live), z, n, VARIANT)
-    write(state, h, live)
+    begin = read(state, live)
+    h = end_from(beside, begin, blend(begin, z, n, VARIANT), here, b, j, H)
+    write(state, pass_on(beside, h, here, direction, batch, rows, b, j, H), live)
     write(at(output_ptr, here.row, b, j, width), h, live)
     if reserve_ptr is not None:
         write(at(reserve_ptr, here.row, b, j, 3 * H) + 2 * H, n, live)
@@ -226,6 +260,12 @@ def candidate_step(
     update_ptr,  # (B, H) float32: z
     reset_state_ptr,  # (B, H): r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    begins_ptr,  # (N, H): read at this step's rows, written at the next one's
     row,
     count,
     row_before,  # of the first half only
@@ -235,8 +275,13 @@ def candidate_step(
     row_before_back,
     carried_back,
     H,
-    rows,  # of all steps together, where both directions run, or None
+    rows,  # of all steps together, where both directions run or there are `begins`; or None
     batch,
+    direction,  # of time, as in loop.py (of the first one, where both run), where there are `begins`; or None
+    clip,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
     VARIANT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -245,12 +290,16 @@ def candidate_step(
 ):
     """Second half of a step of "cho" and "chung": the candidate and the blend."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
+    behind, starts = None, None
     here, width = Step(row, count), H
     if w_hh_back_ptr is not None:
         side, behind = own_side(rows)
         here = step_of(side, row, count, row_back, count_back)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         gates_in_ptr += behind * (3 * H)
+        starts = side * batch
+        if begins_ptr is not None:
+            direction = 1 - 2 * side
         state_ptr += side * batch * H
         update_ptr += side * batch * H
         reset_state_ptr += side * batch * H
@@ -258,7 +307,11 @@ def candidate_step(
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     candidate_tile(
-        gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, j, b,
-        here, H, width, VARIANT, PRECISION, BLOCK_K,
+        gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
+        b, here, H, width, direction, batch, rows, VARIANT, PRECISION, BLOCK_K,
     )  # fmt: skip

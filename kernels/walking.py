@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import exchange
+from . import exchange, per_step
 from .config import WalkingConfig
 from .launch import launch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -25,8 +25,8 @@ def forward(run: Recurrence[WalkingConfig], operands: Operands, save: bool) -> K
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
     h0, kept = operands.h0, Kept.empty(run, operands, save)
-    state = h0.clone() if h0.dtype == torch.float32 else h0.float()
-    args = kept.arguments(operands) | {"h0_ptr": h0, "state_ptr": state}
+    args = kept.arguments(operands) | {"h0_ptr": h0} | per_step.forward_arguments(operands)
+    args["state_ptr"] = state = per_step.first_state(operands, run.reverse)
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(walk_torch, args, {}, 1, run, operands)
@@ -41,6 +41,7 @@ def backward(run: Recurrence[WalkingConfig], operands: Operands, kept: Kept, gra
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
+    args |= per_step.backward_arguments(operands, derivatives)
     _start(walk_back, args, {"VARIANT": run.variant}, 1 if run.variant == "torch" else 2, run, operands)
     return derivatives
 
@@ -74,11 +75,15 @@ def _start(
         "number": watched.number,
         "H": hidden_size,
     }
-    constexprs |= config.constexprs() | {
-        "PACKED": steps.packed,
-        "PRECISION": run.precision,
-        "TIMEOUT": exchange.ticks(timeout),
-    }
+    constexprs |= (
+        config.constexprs()
+        | per_step.constexprs(operands)
+        | {
+            "PACKED": steps.packed,
+            "PRECISION": run.precision,
+            "TIMEOUT": exchange.ticks(timeout),
+        }
+    )
     launch(
         kernel,
         (programs, sides),

@@ -4,10 +4,10 @@ Each step is that of the stepwise schedule, tile by tile, with W_hh from L2. A p
 at every step, and tells by counters (protocol "flags" in exchange.py) when a tile is done; the tiles of other batch
 tiles it never waits for. While it works on one tile, what another waits for is on its way.
 
-Never stale: what is read of others, rows of `output`, of the derivatives and of r * h, is read behind a wait for the
-counter of the step that wrote it. Memory that serves every step (r * h; the state and its derivative, which only its
-program touches) is written again only behind a wait for those who read it: they count themselves after that. A batch
-tile whose sequences have all ended, or not begun, is passed over.
+Never stale: what is read of others, rows of `output` or `begins`, of the derivatives and of r * h, is read behind a
+wait for the counter of the step that wrote it. Memory that serves every step (r * h; the state and its derivative,
+which only its program touches) is written again only behind a wait for those who read it: they count themselves after
+that. A batch tile whose sequences have all ended, or not begun, is passed over.
 
 Where both directions of time run, half of the programs are each one's; see recurrence.py for where their tensors lie.
 """
@@ -17,6 +17,7 @@ import triton.language as tl
 
 from .exchange import arrive, await_flag, first_flag, report
 from .loop import Step, before_first, rows_of_all, step_after, step_or_none, time_of
+from .per_step import Beside
 from .stepwise_backward import bptt_reset_tile, bptt_tile
 from .stepwise_forward import candidate_tile, reset_update_tile, torch_tile
 from .tiles import either
@@ -72,6 +73,12 @@ def walk_torch(
     state_ptr,  # (B, H) float32, in place
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    begins_ptr,  # (N, H): read at a step's rows, written at the next one's
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -80,6 +87,10 @@ def walk_torch(
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H,
+    clip,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     TIMEOUT: tl.constexpr,
@@ -88,9 +99,10 @@ def walk_torch(
     BLOCK_K: tl.constexpr,
 ):
     """Variant "torch", forward."""
-    width = H
+    width, behind, starts = H, None, None
     if w_hh_back_ptr is not None:
         side, behind, direction = _side(offsets_ptr, T, B, PACKED)
+        starts = side * B
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
@@ -101,6 +113,7 @@ def walk_torch(
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
+    rows = rows_of_all(offsets_ptr, T, B, False)  # where steps do something beside, they are padded
     last = before_first(T, B, direction)
     for i in range(T):
         here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
@@ -111,9 +124,14 @@ def walk_torch(
                 ready = _await(
                     status_ptr, 0, first, i - 1, first < before.count, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT
                 )  # fmt: skip
+                begins = None if begins_ptr is None else begins_ptr + ready
+                beside = Beside(
+                    reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins, None, clip, behind, starts,
+                    FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+                )  # fmt: skip
                 torch_tile(
-                    gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr + ready, reserve_ptr, j, b, here,
-                    before, H, width, PRECISION, BLOCK_K,
+                    gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr + ready, reserve_ptr, beside, j,
+                    b, here, before, H, width, direction, B, rows, PRECISION, BLOCK_K,
                 )  # fmt: skip
                 arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
         last = here
@@ -131,6 +149,12 @@ def walk_reset_first(
     update_ptr,  # (B, H) float32: z
     reset_state_ptr,  # (B, H): r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    begins_ptr,  # (N, H): read at a step's rows, written at the next one's
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -139,6 +163,10 @@ def walk_reset_first(
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H,
+    clip,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
     VARIANT: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -148,9 +176,10 @@ def walk_reset_first(
     BLOCK_K: tl.constexpr,
 ):
     """Variants "cho" and "chung", forward: the candidate's product needs all of r * h, so a step has two exchanges."""
-    width = H
+    width, behind, starts = H, None, None
     if w_hh_back_ptr is not None:
         side, behind, direction = _side(offsets_ptr, T, B, PACKED)
+        starts = side * B
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
@@ -161,6 +190,11 @@ def walk_reset_first(
         reset_state_ptr += side * B * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
+    rows = rows_of_all(offsets_ptr, T, B, False)  # where steps do something beside, they are padded
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     last = before_first(T, B, direction)
     for i in range(T):
         here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
@@ -171,9 +205,11 @@ def walk_reset_first(
                 ready = _await(
                     status_ptr, 1, first, i - 1, first < before.count, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT
                 )  # fmt: skip
+                begins = None if begins_ptr is None else begins_ptr + ready
+                seen = Beside(dropped=dropped_ptr, begins=begins, behind=behind, starts=starts)
                 reset_update_tile(
                     gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr + ready, update_ptr, reset_state_ptr,
-                    reserve_ptr, j, b, here, before, H, width, PRECISION, BLOCK_K,
+                    reserve_ptr, seen, j, b, here, before, H, width, PRECISION, BLOCK_K,
                 )  # fmt: skip
                 arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
         for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
@@ -181,8 +217,8 @@ def walk_reset_first(
             if first < here.count:
                 ready = _await(status_ptr, 0, first, i, True, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT)
                 candidate_tile(
-                    gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr + ready, reserve_ptr, j,
-                    b, here, H, width, VARIANT, PRECISION, BLOCK_K,
+                    gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr + ready, reserve_ptr,
+                    beside, j, b, here, H, width, direction, B, rows, VARIANT, PRECISION, BLOCK_K,
                 )  # fmt: skip
                 arrive(_flag(status_ptr, 1, first, i, T, B, BLOCK_B))
         last = here
@@ -200,6 +236,12 @@ def walk_back(
     d_state_ptr,  # (B, H) float32, in place
     d_gates_ptr,  # (N, 3H), out
     d_an_ptr,  # (N, H), out, "torch" only: derivative by W_hn h + b_hn
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -208,6 +250,10 @@ def walk_back(
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
     H,
+    clip,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
     VARIANT: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -218,9 +264,10 @@ def walk_back(
 ):
     """Back-propagation through time; behind the last turn of the loop d_state is the derivative by h0."""
     LAST: tl.constexpr = 0 if VARIANT == "torch" else 1  # a step's last exchange
-    width = H
+    width, behind, starts = H, None, None
     if w_hh_back_ptr is not None:
         side, behind, direction = _side(offsets_ptr, T, B, PACKED)
+        starts = side * B
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         grad_output_ptr += side * H
         h0_ptr += side * B * H
@@ -231,6 +278,10 @@ def walk_back(
         d_gates_ptr += behind * (3 * H)
         if VARIANT == "torch":
             d_an_ptr += behind * H
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     after = before_first(T, B, direction)
     for i in range(T + 1):
         t = time_of(T - 1 - i, T, direction)
@@ -247,7 +298,7 @@ def walk_back(
                 d_an = d_an_ptr + ready if VARIANT == "torch" else d_an_ptr
                 bptt_tile(
                     grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr + ready, d_an,
-                    j, b, here, before, after, tl.where(goes_on, H, 0), H, width, VARIANT, PRECISION, BLOCK_K,
+                    beside, j, b, here, before, after, tl.where(goes_on, H, 0), H, width, VARIANT, PRECISION, BLOCK_K,
                 )  # fmt: skip
                 if first < here.count:
                     arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
@@ -257,8 +308,8 @@ def walk_back(
                 if first < here.count:
                     ready = _await(status_ptr, 0, first, i, True, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT)
                     bptt_reset_tile(
-                        h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr + ready, j, b, here, before,
-                        H, width, PRECISION, BLOCK_K,
+                        h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr + ready, beside, j, b, here,
+                        before, H, width, PRECISION, BLOCK_K,
                     )  # fmt: skip
                     arrive(_flag(status_ptr, 1, first, i, T, B, BLOCK_B))
         after = here

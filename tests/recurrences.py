@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from cases import error
 from torch import Tensor
 
 from trigru import reference
-from trigru.kernels.recurrence import Gradients, Operands, Recurrence
+from trigru.kernels.recurrence import Gradients, Operands, PerStep, Recurrence
 from trigru.kernels.steps import Steps
 
 
@@ -28,31 +29,37 @@ class Case:
     expected: dict[str, Tensor]
     w_hh_back: Tensor | None = None  # of both directions at once, see trigru/kernels/recurrence.py
     b_hn_back: Tensor | None = None
+    per_step: PerStep | None = None
 
     @property
     def operands(self) -> Operands:
-        back = {"w_hh_back": self.w_hh_back, "b_hn_back": self.b_hn_back}
-        return Operands(self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps, **back)
+        more = {"w_hh_back": self.w_hh_back, "b_hn_back": self.b_hn_back, "per_step": self.per_step}
+        return Operands(self.gates_in, self.h0, self.w_hh, self.b_hn, self.steps, **more)
 
     def run(self, schedule, config, *, precision: str = "tf32", **fields) -> dict[str, Tensor]:
         """`forward` and `backward` of a schedule's module. fields: of the config, in place of its own."""
         run = Recurrence(self.variant, self.reverse, precision, replace(config, **fields))
-        kept = schedule.forward(run, self.operands, True)
-        gradients = Gradients(self.grad_output, self.grad_h_n)
-        d_gates, d_an, d_h0 = schedule.backward(
-            run, self.operands._replace(gates_in=None, b_hn=None, b_hn_back=None), kept, gradients
+        operands, per_step = self.operands, self.per_step
+        if per_step is not None and per_step.begins is not None:  # fresh ones: what an earlier run wrote proves nothing
+            per_step = per_step._replace(begins=torch.full_like(per_step.begins, float("nan")))
+            operands = operands._replace(per_step=per_step)
+        kept = schedule.forward(run, operands, True)
+        found = schedule.backward(
+            run,
+            operands._replace(gates_in=None, b_hn=None, b_hn_back=None),
+            kept,
+            Gradients(self.grad_output, self.grad_h_n),
         )
-        got = {"output": kept.output, "d_gates": d_gates, "d_h0": d_h0}
-        return got if self.b_hn is None else got | {"d_b_hn": d_an.double().sum(-2)}
+        got = {"output": kept.output, "d_gates": found.d_gates, "d_h0": found.d_state, "d_begin": found.d_begin}
+        if per_step is not None:
+            got["begins"] = per_step.begins
+        if found.d_an is not None and self.b_hn is not None:
+            got["d_b_hn"] = found.d_an.double().sum(-2)
+        return {name: value for name, value in got.items() if value is not None}
 
     def errors(self, got: dict[str, Tensor]) -> dict[str, float]:
         """||got - expected|| / ||expected||; infinite where an element is NaN."""
-        found = {}
-        for name, value in got.items():
-            want = self.expected[name]
-            ratio = ((value.double() - want).norm() / want.norm()).item()
-            found[name] = ratio if ratio == ratio else float("inf")
-        return found
+        return {name: error(value, self.expected[name]) for name, value in got.items()}
 
 
 def _steps(seq_len: int, batch: int, packed: bool) -> Steps:
@@ -77,7 +84,11 @@ def recurrence(
     steps = _steps(seq_len, batch, packed)
     if not both:
         return _one(steps, hidden_size, variant, dtype, reverse)
-    ahead, back = (_one(steps, hidden_size, variant, dtype, reverse) for reverse in (False, True))
+    return beside_each_other(*(_one(steps, hidden_size, variant, dtype, reverse) for reverse in (False, True)))
+
+
+def beside_each_other(ahead: Case, back: Case) -> Case:
+    """Two that run in opposite directions of time as one that runs both at once."""
 
     def together(name: str) -> Tensor:
         return torch.stack([getattr(ahead, name), getattr(back, name)])

@@ -96,7 +96,7 @@ def forward(arguments, case, *, save=True):
 
 def backward(arguments, forwards, grads, needs):
     part, run = forwards
-    d_input, d_h0, d_weights = eager.backward(part, [Weights(*arguments[2:])], run, Upstream(*grads, tuple(needs)))
+    d_input, d_h0, d_weights, _ = eager.backward(part, [Weights(*arguments[2:])], run, Upstream(*grads, tuple(needs)))
     return d_input, d_h0, *d_weights
 
 
@@ -145,7 +145,7 @@ def test_expanded_and_unshared(variant, reverse, packed, shape):
     arguments = [x.to(case.dtype).flatten()[:1].expand(x.shape[-1]).expand(x.shape) for x in case.tensors]
     before = [x.clone() for x in arguments]
     forwards = forward(arguments, case)
-    _, (_, _, _, output, reserve, h_n) = forwards
+    _, (_, _, _, output, reserve, h_n, _) = forwards
     grads = torch.ones(()).expand(*arguments[0].shape[:-1], shape[3]), torch.ones(()).expand(h_n.shape)
     kept = output.clone(), reserve.clone()
     results = backward(arguments, forwards, grads, [True] * 6)

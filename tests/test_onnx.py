@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 
-import numpy as np
 import pytest
 import torch
 from cases import error
@@ -46,7 +45,7 @@ def export(model, inputs, shapes=None, dynamo=True, **options):
 def execute(model, *inputs):
     session = runtime.InferenceSession(model.SerializeToString())
     names = [given.name for given in session.get_inputs()]
-    feed = {name: x.detach().numpy().astype(np.float32) for name, x in zip(names, inputs, strict=True)}
+    feed = {name: x.detach().numpy() for name, x in zip(names, inputs, strict=True)}
     return [torch.from_numpy(out) for out in session.run(None, feed)]
 
 
@@ -156,3 +155,43 @@ def test_packed_sequences_are_refused(dynamo):
     with pytest.raises((torch.onnx.OnnxExporterError, NotImplementedError)) as caught:
         export(Model().eval(), (packed.data, torch.zeros(1, 2, 7)), dynamo=dynamo)
     assert "ONNX has no packed sequences, expected a padded input (trigru.onnx)" in reasons(caught.value)
+
+
+class WithLengths(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.gru = trigru.GRU(5, 7, **options)
+
+    def forward(self, x, hx, lengths):
+        return self.gru(x, hx, lengths=lengths)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True, "variant": "cho"}]
+)
+def test_lengths_are_sequence_lens(options, dynamo):
+    model, lengths = WithLengths(**options).eval(), torch.tensor([4, 0, 2])
+    parts = len(model.gru._all_weights)
+    x, hx = torch.randn(*((3, 4) if model.gru.batch_first else (4, 3)), 5), torch.randn(parts, 3, 7)
+    written = export(model, (x, hx, lengths), dynamo=dynamo)
+    assert [node.op_type for node in written.graph.node].count("GRU") == model.gru.num_layers
+    for others in (lengths, torch.tensor([1, 4, 0])):
+        for got, want in zip(execute(written, x, hx, others), model(x, hx, others), strict=True):
+            assert error(got, want) <= 1e-5
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_what_onnx_has_not_is_refused_by_name(dynamo):
+    class Model(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.gru = trigru.GRU(5, 7, **options)
+
+        def forward(self, x, mask):
+            return self.gru(x, mask=mask)[0]
+
+    given = torch.randn(4, 3, 5), torch.ones(4, 3, dtype=torch.bool)
+    with pytest.raises((torch.onnx.OnnxExporterError, NotImplementedError)) as caught:
+        export(Model().eval(), given, dynamo=dynamo)
+    assert "attention, mask or zoneout: ONNX's GRU has nothing like it" in reasons(caught.value)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .layer import Call
+from .layer import NOTHING, Call, Given
 
 _casts = WeakIdKeyDictionary()  # parameter: (its version, weak reference to the cast)
 _probes: dict[torch.device, tuple[Tensor, dict[torch.dtype, Tensor]]] = {}
@@ -39,7 +39,11 @@ def cast(weights: Sequence[Tensor], call: Call) -> tuple[Sequence[Tensor], Call]
     dtype = autocast_dtype(call.input, call.hx, weights[0])
     if dtype is None:
         return weights, call
-    call = call._replace(input=call.input.to(dtype), hx=call.hx.to(dtype))
+    given = call.given
+    if given is not NOTHING:
+        given = Given._make(None if x is None else x.to(dtype) if x.is_floating_point() else x for x in given)
+    gain = None if call.gain is None else call.gain.to(dtype)
+    call = Call(call.input.to(dtype), call.hx.to(dtype), call.batch_sizes, given, gain)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return [w.to(dtype) for w in weights], call
     if torch.is_grad_enabled() and _is_another_stretch(call.input.device):

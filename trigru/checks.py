@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layer import Call, Layer
+from .layer import NOTHING, Call, Layer
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
@@ -46,7 +46,7 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
         ValueError: input's dtype differs from that of the weights, as in nn.GRU.
         RuntimeError: anything else.
     """
-    input, hx, batch_sizes = call
+    input, hx, batch_sizes, given, gain = call
     dims = 3 if batch_sizes is None else 2
     shape, dtype, device = input.shape, input.dtype, input.device  # each makes an object
     if len(shape) != dims:
@@ -72,6 +72,40 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
             raise RuntimeError(f"{_name(layer, index)}: expected device {device} as input, got {weight.device}")
     if batch_sizes is not None:
         _check_sizes(batch_sizes)
+    if gain is not None and gain.shape != (layer.parts, 2, 3 * layer.hidden_size):
+        raise RuntimeError(f"gain: expected shape {(layer.parts, 2, 3 * layer.hidden_size)}, got {tuple(gain.shape)}")
+    if given is not NOTHING and any(x is not None for x in given):
+        _check_given(layer, call)
+
+
+def _check_given(layer: Layer, call: Call) -> None:
+    """Raise RuntimeError where what is given for each step does not fit."""
+    if call.batch_sizes is not None:
+        raise RuntimeError("batch_sizes: expected None where something is given for each step")
+    sizes, hx = call.input.shape, call.hx
+    steps, batch, (parts, _, hidden_size) = sizes[1 if layer.batch_first else 0], hx.shape[1], hx.shape
+    state = (parts, batch, hidden_size)
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {
+        "reset": ((steps, batch),),
+        "fresh": (state, (steps, *state)),
+        "decay": ((steps, batch, 1), (steps, batch, layer.directions * hidden_size)),
+        "amount": ((steps, batch),),
+        "dropped": (state,),
+        "seed": ((),),
+        "lengths": ((batch,),),
+    }
+    dtypes = {"reset": torch.bool, "seed": torch.int64, "lengths": torch.int64}
+    for name, x in call.given._asdict().items():
+        if x is None:
+            continue
+        if tuple(x.shape) not in shapes[name]:
+            expected = " or ".join(map(str, shapes[name]))
+            raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+        dtype = dtypes.get(name, call.input.dtype)
+        if x.dtype != dtype:
+            raise RuntimeError(f"{name}: expected dtype {dtype}, got {x.dtype}")
+        if x.device != call.input.device:
+            raise RuntimeError(f"{name}: expected device {call.input.device} as input, got {x.device}")
 
 
 def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:

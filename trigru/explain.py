@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .cell import GRUCell
 from .checks import layer_of
 from .functional import cell_way, gru, records_of
 from .layer import Call, Layer, Records
-from .modules import GRU, GRUCell
+from .modules import GRU
 from .operators import site_of
+from .options import NO_ARGUMENTS, PerCall
 from .planning.plan import plan
 from .planning.stages import Plan
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import Arguments
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Explanations(dict[str, "Explanation"]):
 
 CELL_REASONS = {
     "cell": "a single step on a CPU has nothing to hoist: torch operations run it, and autograd their derivatives",
+    "dreamer": "torch operations run it, a step at a time as its users do",
     "reference": "under autocast the reference runs a single step on a CPU, so that each of its products is cast",
     "torch": "on a CPU torch's own is faster for so short a sequence",
 }
@@ -114,11 +122,15 @@ def _explanation(found: Plan, input: Tensor, layer: Layer, seq_len: int) -> Expl
     return Explanation(found.schedule, input.device, input.dtype, layer.variant, found.reason, launches, found.turns)
 
 
-def of_module(module: GRU, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Records:
+def of_module(
+    module: GRU, input: Tensor | PackedSequence, hx: Tensor | None = None, **arguments: Unpack[Arguments]
+) -> Records:
     """The records of a module's call."""
-    if isinstance(input, PackedSequence):
-        return module._records(input.data, hx, input.batch_sizes, input.sorted_indices)
-    return module._records(input, hx)
+    given = PerCall(**arguments) if arguments else NO_ARGUMENTS
+    with torch.random.fork_rng(enabled=module.training):  # of a call's own masks
+        if isinstance(input, PackedSequence):
+            return module._records(input.data, hx, input.batch_sizes, input.sorted_indices, given)
+        return module._records(input, hx, given=given)
 
 
 def _of_model(model: nn.Module, *args: Any, **kwargs: Any) -> Explanations:
@@ -146,6 +158,8 @@ def _of_model(model: nn.Module, *args: Any, **kwargs: Any) -> Explanations:
 
 
 def _explain_cell(cell: GRUCell, input: Tensor) -> Explanation:
+    if cell.variant == "dreamer":
+        return Explanation("cell", input.device, input.dtype, cell.variant, CELL_REASONS["dreamer"])
     if input.is_cpu:
         way = cell_way(cell.variant)
         return Explanation(way, input.device, input.dtype, cell.variant, CELL_REASONS[way])

@@ -11,8 +11,10 @@ from torch.nn.functional import linear
 
 from . import operators
 from .autocast import cast
+from .blocks import Blocks, whole
 from .checks import check, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
+from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, prepare
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 
@@ -30,6 +32,19 @@ def gru(
     reverse: bool = False,
     batch_sizes: Tensor | None = None,
     memory: Memory = "keep",
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    decay: Tensor | None = None,
+    attention: Tensor | None = None,
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
+    clip: float | None = None,
+    num_heads: int = 1,
+    groups: int = 1,
+    training: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer in one direction, time-major. The equations are those of `trigru.reference`.
 
@@ -47,6 +62,12 @@ def gru(
             `PackedSequence.batch_sizes`; None for a padded input.
         memory: "keep" keeps the gates of every step for backward, beside the states; "recompute" keeps the states
             alone, and backward computes the gates again, many steps in one product.
+        reset, reset_state, lengths, mask, decay, attention: what each step is given, as in a call of `trigru.GRU`,
+            time-major; with `batch_sizes` laid out as input. reset_state: (hidden_size,), (batch, hidden_size) or
+            (seq_len, batch, hidden_size).
+        zoneout, recurrent_dropout, weight_dropout, clip, num_heads, groups: as the arguments of `trigru.GRU`; w_hh is
+            then (3 * hidden_size, hidden_size / num_heads), w_ih (3 * hidden_size, input_size / groups).
+        training: whether the three rates draw; if not, zoneout has its expected value and the others do nothing.
 
     All floating tensors share one dtype (float16, bfloat16, float32, float64) and one device. Under autocast they are
     cast first, see `autocast_dtype`.
@@ -56,7 +77,8 @@ def gru(
         h_n: each sequence's last state, (batch, hidden_size).
 
     Raises:
-        ValueError: unknown variant, schedule or memory; input's dtype differs from that of the weights.
+        ValueError: unknown variant, schedule or memory; input's dtype differs from that of the weights; a rate or clip
+            outside its range; what cannot be combined.
         RuntimeError: a shape, dtype or device does not fit; the schedule asked for by name cannot run here.
 
     Example:
@@ -74,9 +96,19 @@ def gru(
         RuntimeError: schedule 'persistent' cannot run here: Triton kernels compute in float32, float16 and bfloat16, \
 the tensors are torch.float64
     """
-    options = {"variant": variant, "schedule": schedule, "reverse": reverse, "memory": memory}
-    output, h_n = operators.gru(*records_of(input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes=batch_sizes, **options))
-    return output, h_n.squeeze(0)
+    options: dict[str, Any] = {"variant": variant, "schedule": schedule, "reverse": reverse, "memory": memory}
+    if num_heads != 1 or groups != 1:
+        options |= {"num_heads": num_heads, "groups": groups}
+    given = (reset, reset_state, lengths, mask, decay, attention)
+    arguments = NO_ARGUMENTS if all(x is None for x in given) else PerCall._make(given)
+    of_steps = NO_OPTIONS
+    if zoneout or recurrent_dropout or weight_dropout or clip is not None:
+        of_steps = Options(zoneout, recurrent_dropout, weight_dropout, clip)
+    records, finish = _prepared(
+        input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, arguments, of_steps, training=training, **options
+    )
+    output, h_n = operators.gru(*records)
+    return output if finish is None else finish(output), h_n.squeeze(0)
 
 
 def records_of(
@@ -85,12 +117,51 @@ def records_of(
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    *,
-    batch_sizes: Tensor | None = None,
+    *others: Any,
     **options: Any,
 ) -> Records:
     """The records of a call of `gru`, checked, and cast, where autocast is on."""
+    of_call = {name: options.pop(name, None) for name in PerCall._fields}
+    of_steps = {name: options.pop(name) for name in vars(NO_OPTIONS) if name in options}
+    b_hh = others[0] if others else options.pop("b_hh", None)
+    sizes = options.pop("batch_sizes", None)
+    training = options.pop("training", True)
+    with torch.random.fork_rng(enabled=bool(of_steps)):
+        return _prepared(
+            input,
+            h0,
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            sizes,
+            PerCall(**of_call),
+            Options(**of_steps),
+            training=training,
+            **options,
+        )[0]
+
+
+def _prepared(
+    input: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    arguments: PerCall = NO_ARGUMENTS,
+    of_steps: Options = NO_OPTIONS,
+    *,
+    training: bool = True,
+    num_heads: int = 1,
+    groups: int = 1,
+    **options: Any,
+) -> tuple[Records, Finish | None]:
+    """The records of a call of `gru`, checked, and cast, where autocast is on; and what its output still goes
+    through."""
+    if (blocks := Blocks.of(num_heads, groups, groups * w_ih.shape[-1], w_hh.shape[0] // 3, 1)) is not None:
+        w_ih, w_hh = whole(w_ih, blocks.groups), whole(w_hh, blocks.num_heads)
     weights: Sequence[Tensor] = [w_ih, w_hh]
     if b_ih is not None:
         weights = [w_ih, w_hh, b_ih, torch.zeros_like(b_ih) if b_hh is None else b_hh]
@@ -102,11 +173,17 @@ def records_of(
     if h0 is None:
         batch = input.shape[1] if batch_sizes is None else first_of(batch_sizes)
         h0 = input.new_zeros(batch, layer.hidden_size)
-    call = Call(input, h0.unsqueeze(0), batch_sizes)
+    call, finish = Call(input, h0.unsqueeze(0), batch_sizes), None
+    if any(x is not None for x in arguments) or of_steps != NO_OPTIONS:
+        state = arguments.reset_state
+        if isinstance(state, Tensor):
+            by_row = state.dim() == 3 or (batch_sizes is not None and state.shape[0] == input.shape[0] > h0.shape[0])
+            arguments = arguments._replace(reset_state=state.unsqueeze(1 if by_row else 0))
+        (layer, weights, call), finish = prepare(Records(layer, weights, call), arguments, of_steps, training=training)
     if torch._C._is_any_autocast_enabled():
         weights, call = cast(weights, call)
     check(layer, weights, call)
-    return Records(layer, weights, call)
+    return Records(layer, weights, call), finish
 
 
 def gru_cell(

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .modules import GRU, GRUCell
+from .cell import GRUCell
+from .modules import GRU
 from .operators.late import when_imported
 
 # Library and class of parents that ask isinstance(child, nn.GRU), and what they do where it is not.

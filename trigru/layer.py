@@ -24,8 +24,9 @@ Memory = Literal["keep", "recompute"]
 class Layer:
     """What is static of a GRU of several layers and directions; hashable, so that plans are remembered by it.
 
-    dropout: as it applies to the call, 0 in evaluation. reverse: a single direction that runs from the last step to the
-    first. bias: whether each layer and direction has both biases. The other fields: as the arguments of `trigru.GRU`.
+    dropout, zoneout: as they apply to the call, 0 in evaluation (zoneout's expected value is then in `Given.amount`).
+    reverse: a single direction that runs from the last step to the first. bias: whether each layer and direction has
+    both biases. The other fields: as the arguments of `trigru.GRU`.
     """
 
     input_size: int
@@ -39,6 +40,8 @@ class Layer:
     variant: str = "torch"
     schedule: str = "auto"
     memory: str = "keep"
+    clip: float | None = None
+    zoneout: float = 0.0
 
     @property
     def directions(self) -> int:
@@ -69,12 +72,35 @@ class Weights(NamedTuple):
     bias_hh: Tensor | None  # (3H,)
 
 
+class Given(NamedTuple):
+    """What a padded call brings for each step, time-major whatever `batch_first` says: the one form into which
+    `trigru.options` brings the arguments of a call. See `trigru.reference.gru` for the equations."""
+
+    reset: Tensor | None = None  # (T, B) bool: an episode begins
+    fresh: Tensor | None = None  # (L * D, B, H) or (T, L * D, B, H): the state that it begins from; None: zeros
+    decay: Tensor | None = None  # (T, B, 1) or (T, B, D * H)
+    amount: Tensor | None = None  # (T, B)
+    dropped: Tensor | None = None  # (L * D, B, H): what the recurrent products see of the state
+    seed: Tensor | None = None  # (), int64: of zoneout's masks
+    lengths: Tensor | None = None  # (B,) int64: steps past it change nothing of a state, and none begins an episode
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """Those that may take a gradient: fresh, decay, amount."""
+        return self.fresh, self.decay, self.amount
+
+
+NOTHING = Given()
+
+
 class Call(NamedTuple):
     """What a call brings."""
 
     input: Tensor  # (T, B, I), (B, T, I) with batch_first, or (N, I) packed
     hx: Tensor  # (L * D, B, H)
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, as in PackedSequence; None: not packed
+    given: Given = NOTHING  # not with batch_sizes
+    gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products: such a call runs by the reference
 
 
 class Records(NamedTuple):

@@ -44,13 +44,19 @@ class Leaf(nn.Module):
             f"torch.nn.{name}, or use torch.jit.trace, torch.export or torch.compile"
         )
 
-    def _traced(self, input: fx.Proxy, hx: Any) -> Any:
+    def _traced(self, input: fx.Proxy, hx: Any, arguments: dict[str, Any] | None = None) -> Any:
         """A call that torch.fx traces: of this module as it is, like one of torch.nn."""
         tracer: Any = input.tracer
         if getattr(tracer, "root", None) is self:
             raise fx.proxy.TraceError(
                 f"trigru.{type(self).__name__} is a leaf: torch.fx traces a model that has it, not the module alone"
             )
+        given = {name: x for name, x in (arguments or {}).items() if x is not None}
         return tracer.create_proxy(
-            "call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), {}
+            "call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), given
         )
+
+
+def shown_name(name: str) -> str:
+    """How a module is printed: so that it is not taken for torch's. Subclasses have names of their own."""
+    return f"trigru.{name}" if name.removeprefix("Parametrized") in ("GRU", "GRUCell") else name

@@ -1,9 +1,14 @@
-"""`trigru.GRU` and `trigru.GRUCell`: parameters, shapes, results and errors as nn.GRU and nn.GRUCell."""
+"""`trigru.GRU`: parameters, shapes, results and errors as nn.GRU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import Arguments
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,18 +16,19 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import operators
 from .autocast import cast
+from .blocks import Blocks
 from .checks import check, first_of, layer_of
-from .functional import gru_cell
 from .layer import Call, Memory, Records, ScheduleName, Variant
-from .leaf import Leaf
+from .leaf import Leaf, shown_name
+from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, prepare
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 from .schedules.cudnn import lay_flat
 
 
-def shown_name(name: str) -> str:
-    """How a module is printed: so that it is not taken for torch's. Subclasses have names of their own."""
-    return f"trigru.{name}" if name.removeprefix("Parametrized") in ("GRU", "GRUCell") else name
+def _gain_of(names: Sequence[str]) -> str:
+    """The name of the gain beside the weights of these names."""
+    return names[0].replace("weight_ih", "gain")
 
 
 class GRU(Leaf, nn.RNNBase):
@@ -50,6 +56,24 @@ class GRU(Leaf, nn.RNNBase):
         memory: what forward leaves for backward.
             "keep": the gates too. The faster one.
             "recompute": the states alone, a fifth to a quarter of it; backward computes the gates again.
+        zoneout: rate in [0, 1] at which a unit's state is carried over a step as it is; in evaluation that share of
+            every state is (Krueger et al. 2017, as haste has it).
+        recurrent_dropout: rate at which a unit is left out of what the recurrent products see of the state, the same
+            units at all steps of a call, others scaled by 1 / (1 - rate); the blend sees the whole state (Gal and
+            Ghahramani 2016, as Keras has it, with one mask for the three gates).
+        weight_dropout: rate at which recurrent weights are left out, the same at all steps of a call, others scaled by
+            1 / (1 - rate) (DropConnect: Wan et al. 2013, Merity et al. 2018).
+        clip: the largest size of a state that a step ends with, with the derivative of `torch.clamp`; hx is not
+            clipped (LFADS, Pandarinath et al. 2018). None for any.
+        num_heads: so many blocks on the diagonal of W_hh, which is then (3 * hidden_size, hidden_size / num_heads):
+            units see those of their own head alone. For every schedule the whole matrix is made of it.
+        groups: so many groups of inputs, each seen by as many groups of units alone: W_ih is (3 * hidden_size, features
+            / groups), and W_hh has at least as many heads (DeepFilterNet's and GTCRN's grouped layers).
+        norm: "layer" normalises the products with the input and with the state, each with a gain of 3 * hidden_size
+            (`gain_l0`, ...: (2, 3 * hidden_size)) and no shift, as haste has it; see `trigru.reference`. It runs by the
+            reference, a step at a time: no schedule has it.
+        learn_initial_state: a parameter `h0` (directions * num_layers, hidden_size), zeros at first: the state where
+            no hx is given, and where an episode begins without a reset_state.
         proj_size: refused, as by `nn.GRU`.
 
     Inputs: input, hx
@@ -58,13 +82,30 @@ class GRU(Leaf, nn.RNNBase):
         - hx: (directions * num_layers, batch, hidden_size), or (directions * num_layers, hidden_size) unbatched; zeros
           if None.
 
+    Keywords of a call, for each step or sequence; with batch_first (batch, seq_len, ...), unbatched without batch, and
+    for a PackedSequence one or as its data. `trigru.reference.Options` has the equations:
+        - reset: (seq_len, batch) bool, True where an episode begins: the state before that step is `reset_state`, in
+          every layer. In reverse an episode begins at its last step. What was before reaches neither values nor
+          gradients, NaN included. hx is the state before the first step of the call (in reverse the last).
+        - reset_state: zeros if None; or (directions * num_layers, hidden_size), as hx, or for the step that begins from
+          it (seq_len, directions * num_layers, batch, hidden_size), whatever batch_first says.
+        - lengths: (batch,) integers on the input's device, of sequences in any order, 0 too: outputs past the end are
+          zeros, h_n is each sequence's last state, the reverse direction begins at each sequence's end, and the padding
+          may hold anything. On a GPU nothing is synchronised, so numbers outside 0 ... seq_len are not seen.
+        - mask: (seq_len, batch) bool, True where a step is used (Keras): another one carries the state on, which is
+          then its output too.
+        - decay: (seq_len, batch, directions * hidden_size or 1): what is left of the state that a step begins from
+          (GRU-D, Che et al. 2018; see `trigru.GRUD`). For one layer.
+        - attention: (seq_len, batch): how much of a step is done (AUGRU of DIEN, Zhou et al. 2019). For one layer.
+
     Outputs: output, h_n
         - output: as input, with directions * hidden_size features.
         - h_n: as hx.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `nn.GRU`; ValueError for an unknown variant, schedule or
-            memory; RuntimeError for a schedule by name that cannot run here.
+        ValueError, TypeError, RuntimeError: as `nn.GRU`; ValueError for an unknown variant, schedule or memory, a rate
+            or clip outside its range, heads or groups that do not divide, keywords that cannot be combined;
+            RuntimeError for a schedule by name that cannot run here, and a keyword's shape, dtype or device.
 
     Example:
         >>> layer = trigru.GRU(8, 16, batch_first=True)
@@ -83,9 +124,12 @@ class GRU(Leaf, nn.RNNBase):
         trigru.GRU(8, 16, variant='cho', memory='recompute')
     """
 
-    memory: Memory = "keep"  # of modules that were swapped in
+    memory: Memory = "keep"  # of modules that were swapped in, and so on
     schedule: ScheduleName = "auto"  # until __init__ is through
     _reverse = False  # a single direction from the last step to the first
+    _options: Options | None = None
+    _blocks: Blocks | None = None
+    h0: nn.Parameter  # with learn_initial_state
 
     def __init__(
         self,
@@ -102,6 +146,14 @@ class GRU(Leaf, nn.RNNBase):
         variant: Variant = "torch",
         schedule: ScheduleName = "auto",
         memory: Memory = "keep",
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        clip: float | None = None,
+        num_heads: int = 1,
+        groups: int = 1,
+        norm: Literal["layer"] | None = None,
+        learn_initial_state: bool = False,
         proj_size: int | None = None,
     ) -> None:
         if proj_size is not None:
@@ -111,6 +163,12 @@ class GRU(Leaf, nn.RNNBase):
         check_variant(variant)
         check_schedule(schedule)
         check_memory(memory)
+        options = Options(zoneout, recurrent_dropout, weight_dropout, clip)
+        blocks = Blocks.of(num_heads, groups, input_size, hidden_size, 2 if bidirectional else 1)
+        if norm not in (None, "layer"):
+            raise ValueError(f"norm: expected None or 'layer', got {norm!r}")
+        if not isinstance(learn_initial_state, bool):
+            raise TypeError(f"learn_initial_state: expected a bool, got {type(learn_initial_state).__name__}")
         super().__init__(
             "GRU",
             input_size,
@@ -126,7 +184,28 @@ class GRU(Leaf, nn.RNNBase):
         self.variant: Variant = variant
         self.schedule = schedule
         self.memory = memory
+        if options != NO_OPTIONS:
+            self._options = options
+        if blocks is not None:
+            self._blocks = blocks
+            blocks.narrow(self)
+        if norm is not None:
+            for names in self._all_weights:
+                like = getattr(self, names[0])
+                self.register_parameter(_gain_of(names), nn.Parameter(like.new_ones(2, 3 * hidden_size)))
+        if learn_initial_state:
+            place = self._parameters["weight_ih_l0"]
+            assert place is not None
+            self.h0 = nn.Parameter(place.new_zeros(len(self._all_weights), hidden_size))
         self.flatten_parameters()
+
+    def reset_parameters(self) -> None:
+        """As in `nn.GRU`; the learned initial state becomes zeros again, and gains 1."""
+        super().reset_parameters()
+        if "h0" in self._parameters:
+            nn.init.zeros_(self.h0)
+        for name in self._gains():
+            nn.init.ones_(getattr(self, name))
 
     def flatten_parameters(self) -> None:
         """With schedule="cudnn" as in `nn.GRU`: the parameters move into the one buffer that cuDNN reads, which spares
@@ -146,45 +225,86 @@ class GRU(Leaf, nn.RNNBase):
             text += f", schedule={self.schedule!r}"
         if self.memory != "keep":
             text += f", memory={self.memory!r}"
-        return text
+        return text + "".join(f", {name}={value!r}" for name, value in self.further().items())
+
+    def further(self) -> dict[str, Any]:
+        """The arguments that differ from their defaults, of those that say what steps do beside the equations, how the
+        weights lie and where a sequence begins."""
+        found: dict[str, Any] = {}
+        for options in (self._options, self._blocks):
+            found |= {} if options is None else options.named()
+        if self._gains():
+            found["norm"] = "layer"
+        if "h0" in self._parameters:
+            found["learn_initial_state"] = True
+        return found
+
+    def _gains(self) -> list[str]:
+        """Names of the gains of normalised products, of each layer and direction; none without a norm."""
+        return [_gain_of(names) for names in self._all_weights] if "gain_l0" in self._parameters else []
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
 
         @overload
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(
+            self, input: Tensor, hx: Tensor | None = None, **arguments: Unpack[Arguments]
+        ) -> tuple[Tensor, Tensor]: ...
         @overload
-        def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
-        def __call__(self, input: Any, hx: Any = None) -> Any: ...
+        def __call__(
+            self, input: PackedSequence, hx: Tensor | None = None, **arguments: Unpack[Arguments]
+        ) -> tuple[PackedSequence, Tensor]: ...
+        def __call__(self, input: Any, hx: Any = None, **arguments: Any) -> Any: ...
 
     @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self, input: Tensor, hx: Tensor | None = None, **arguments: Unpack[Arguments]
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, **arguments: Unpack[Arguments]
+    ) -> tuple[PackedSequence, Tensor]: ...
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        reset: Rows | None = None,  # not by keyword alone: TorchScript's ONNX exporter passes defaults by position
+        reset_state: Rows | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        decay: Rows | None = None,
+        attention: Rows | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """See the class."""
+        arguments = (reset, reset_state, lengths, mask, decay, attention)
         if isinstance(input, fx.Proxy):
-            return self._traced(input, hx)
+            return self._traced(input, hx, dict(zip(PerCall._fields, arguments, strict=True)))
+        given = NO_ARGUMENTS
+        if not (reset is reset_state is lengths is mask is decay is attention is None):
+            given = PerCall._make(arguments)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
-            output, h_n = operators.gru(*self._records(data, hx, batch_sizes, sorted_indices))
+            records, finish = self._prepared(data, hx, batch_sizes, sorted_indices, given)
+            output, h_n = operators.gru(*records)
+            output = output if finish is None else finish(output)
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
             )
-        if input.dim() == 2:
-            output, h_n = operators.gru(*self._records(input, hx))
-            return output.squeeze(1), h_n.squeeze(1)
-        return operators.gru(*self._records(input, hx))
+        records, finish = self._prepared(input, hx, given=given)
+        output, h_n = operators.gru(*records)
+        if finish is not None:
+            output = finish(output)
+        return (output.squeeze(1), h_n.squeeze(1)) if input.dim() == 2 else (output, h_n)
 
-    def _records(
+    def _prepared(
         self,
         input: Tensor,
         hx: Tensor | None,
         batch_sizes: Tensor | None = None,
         sorted_indices: Tensor | None = None,
-    ) -> Records:
-        """What a call of the module is: the records, checked, as nn.GRU checks, and cast, where autocast is on."""
+        given: PerCall = NO_ARGUMENTS,
+    ) -> tuple[Records, Finish | None]:
+        """What a call of the module is: the records, checked, as nn.GRU checks, and cast, where autocast is on.
+        And what its output goes through."""
         batched = True
         if batch_sizes is not None:
             if sorted_indices is not None:
@@ -225,14 +345,34 @@ class GRU(Leaf, nn.RNNBase):
             memory=self.memory,
         )
         weights: Sequence[Tensor] = self._weights()
-        if hx is None:
+        initial = self._weight("h0").to(input.dtype) if "h0" in self._parameters else None
+        if hx is None and initial is not None:
+            hx = initial.unsqueeze(1).expand(layer.parts, batch, self.hidden_size)
+        elif hx is None:
             hx = input.new_zeros(layer.parts, batch, self.hidden_size)
         call = Call(input, hx, batch_sizes)
+        finish = None
+        gains = [self._weight(name) for name in self._gains()] if "gain_l0" in self._parameters else []
+        if given is not NO_ARGUMENTS or self._options is not None or gains:
+            (layer, weights, call), finish = prepare(
+                Records(layer, weights, call),
+                given,
+                self._options or NO_OPTIONS,
+                training=self.training,
+                batched=batched,
+                sorted_indices=sorted_indices,
+                initial=initial,
+                gain=torch.stack(gains) if gains else None,
+            )
         if torch._C._is_any_autocast_enabled():
             weights, call = cast(weights, call)
         if torch._C._get_tracing_state() is None:  # else the operator checks, at each run of what was traced
             check(layer, weights, call)
-        return Records(layer, weights, call)
+        return Records(layer, weights, call), finish
+
+    def _records(self, *call: Any, **arguments: Any) -> Records:
+        """The records of `_prepared`."""
+        return self._prepared(*call, **arguments)[0]
 
     def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int) -> None:
         """Raise what nn.GRU raises, in its words, where input or hx does not fit; `check` sees to the rest."""
@@ -269,92 +409,9 @@ class GRU(Leaf, nn.RNNBase):
     def _weights(self) -> list[Tensor]:
         """w_ih, w_hh and the biases of each layer and direction, looked up by name so that parametrizations are
         seen."""
-        return [self._weight(name) for names in self._all_weights for name in names]
+        weights = [self._weight(name) for names in self._all_weights for name in names]
+        return weights if self._blocks is None else self._blocks.whole(self, weights)
 
     def _weight(self, name: str) -> Tensor:
         parameters = self._parameters  # where attributes of this kind are found last, and most weights are
         return parameters[name] if name in parameters else getattr(self, name)  # type: ignore[return-value]
-
-
-class GRUCell(Leaf, nn.RNNCellBase):
-    """One step of a GRU: `nn.GRUCell` with a choice of equations.
-
-    Args:
-        input_size, hidden_size, bias, device, dtype: as `nn.GRUCell`.
-        variant: "torch", "cho" or "chung"; see `trigru.reference`.
-
-    Inputs: input, hx
-        - input: (batch, input_size) or (input_size,).
-        - hx: (batch, hidden_size) or (hidden_size,); zeros if None.
-
-    Outputs: state
-        - state: the next one, as hx.
-
-    Raises:
-        ValueError, RuntimeError: as `nn.GRUCell`; ValueError for an unknown variant.
-
-    Example:
-        >>> cell = trigru.GRUCell(8, 16)
-        >>> cell(torch.randn(2, 8)).shape
-        torch.Size([2, 16])
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        variant: Variant = "torch",
-    ) -> None:
-        check_variant(variant)
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-        self.variant: Variant = variant
-
-    def _get_name(self) -> str:
-        return shown_name(super()._get_name())
-
-    def extra_repr(self) -> str:
-        """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
-        text = super().extra_repr()
-        return text if self.variant == "torch" else f"{text}, variant={self.variant!r}"
-
-    if TYPE_CHECKING:
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """See the class."""
-        if isinstance(input, fx.Proxy):
-            return self._traced(input, hx)
-        for name, tensor in (("input", input), ("hidden", hx)):
-            if tensor is not None and tensor.dim() not in (1, 2):
-                raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
-        batched = input.dim() == 2
-        x = input if batched else input.unsqueeze(0)
-        if hx is None:
-            h = x.new_zeros(x.shape[0], self.hidden_size, layout=torch.strided)
-        else:
-            if hx.dim() != input.dim():
-                raise RuntimeError(f"hx: expected {input.dim()} dimensions as input, got {hx.dim()}")
-            h = hx if batched else hx.unsqueeze(0)
-            self._check_state(x, h)
-        if x.shape[1] != self.input_size:
-            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        weight = self.weight_ih
-        if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-            # A ValueError in nn.GRU, but not in nn.GRUCell.
-            raise RuntimeError(f"input: expected the weights' dtype {weight.dtype}, got {x.dtype}")
-        h = gru_cell(x, h, weight, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
-        return h if batched else h.squeeze(0)
-
-    def _check_state(self, x: Tensor, h: Tensor) -> None:
-        """Raise what nn.GRUCell raises where the state does not fit the input."""
-        if h.shape[0] != x.shape[0]:
-            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {h.shape[0]}")
-        if h.shape[1] != self.hidden_size:
-            raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h.shape[1]}, expected {self.hidden_size}")
-        if h.dtype != x.dtype and not torch._C._is_any_autocast_enabled():
-            raise RuntimeError(f"hx: expected dtype {x.dtype} as input, got {h.dtype}")

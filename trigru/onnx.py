@@ -7,6 +7,9 @@ linear_before_reset is 1 for "torch" and 0 for "cho" and "chung". The last swaps
 has not; since 1 - sigmoid(x) = sigmoid(-x), it is written with the weights of z negated. torch's exporter with
 dynamo=True needs onnxscript: pip install "trigru[onnx]".
 
+`lengths` become ONNX's sequence_lens. What ONNX has not (resets, decay, attention, masks, zoneout in evaluation, a clip
+of the state) raises NotImplementedError, wrapped in torch's export error, and names it.
+
 Packed sequences raise NotImplementedError, wrapped in torch's export error, as ONNX does not know their layout: export
 the padded model.
 """
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layer import Layer, Weights
+from .layer import Given, Layer, Weights
 from .operators.schema import recorded
 from .schedules.stack import empty_reserve
 
@@ -37,10 +40,12 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {}
 
 
-def stack(write: Any, layer: Layer, weights: Sequence[Any], input: Any, hx: Any) -> tuple[Any, Any]:
+def stack(
+    write: Any, layer: Layer, weights: Sequence[Any], input: Any, hx: Any, lengths: Any = None
+) -> tuple[Any, Any]:
     """A call of the operator as a node GRU a layer, in the words of an exporter, `Aten` or `Nodes`.
 
-    input (T, B, I), or (B, T, I) with batch_first; hx (L * D, B, H).
+    input (T, B, I), or (B, T, I) with batch_first; hx (L * D, B, H); lengths (B,), or None.
 
     Returns:
         output, h_n, as the operator.
@@ -50,16 +55,21 @@ def stack(write: Any, layer: Layer, weights: Sequence[Any], input: Any, hx: Any)
     """
     if layer.dropout:
         raise NotImplementedError("dropout: expected a model in evaluation, model.eval(), as trigru.onnx writes none")
+    if layer.clip is not None:
+        raise NotImplementedError("clip: ONNX's is of pre-activations, and has none for the state (trigru.onnx)")
     x = write.swapped(input) if layer.batch_first else input
+    ends = None if lengths is None else write.narrow(lengths)
     finals = []
     for first in range(0, layer.parts, layer.directions):
         parts = [layer.weights_of(weights, first + d) for d in range(layer.directions)]
-        x, h_n = _gru(write, layer, parts, x, write.rows(hx, first, first + layer.directions))
-        finals.append(h_n)
+        h0 = write.rows(hx, first, first + layer.directions)
+        x, h_n = _gru(write, layer, parts, x, ends, h0)
+        # Of no steps ONNX's last state is zeros.
+        finals.append(h_n if lengths is None else write.unless_none(lengths, h_n, h0))
     return write.swapped(x) if layer.batch_first else x, write.join(finals)
 
 
-def _gru(write: Any, layer: Layer, weights: Sequence[Weights], input: Any, h0: Any) -> tuple[Any, Any]:
+def _gru(write: Any, layer: Layer, weights: Sequence[Weights], input: Any, ends: Any, h0: Any) -> tuple[Any, Any]:
     """One layer, padded and time-major: its output (T, B, D * H) and h_n (D, B, H)."""
 
     def regated(x: Any) -> Any:
@@ -79,6 +89,7 @@ def _gru(write: Any, layer: Layer, weights: Sequence[Weights], input: Any, h0: A
         stacked(regated(w.ih) for w in weights),
         stacked(regated(w.hh) for w in weights),
         biases,
+        ends,
         h0,
         hidden_size=layer.hidden_size,
         direction="bidirectional" if layer.bidirectional else "reverse" if layer.reverse else "forward",
@@ -110,14 +121,22 @@ class Aten:
         return x.transpose(0, 1)
 
     @staticmethod
+    def narrow(lengths: Tensor) -> Tensor:
+        return lengths.to(torch.int32)
+
+    @staticmethod
+    def unless_none(lengths: Tensor, h_n: Tensor, h0: Tensor) -> Tensor:
+        return torch.where((lengths > 0).view(1, -1, 1), h_n, h0)
+
+    @staticmethod
     def node(
-        input: Tensor, w: Tensor, r: Tensor, b: Tensor | None, h0: Tensor, **attributes: Any
+        input: Tensor, w: Tensor, r: Tensor, b: Tensor | None, ends: Tensor | None, h0: Tensor, **attributes: Any
     ) -> tuple[Tensor, Tensor]:
         steps, batch, _ = input.shape
         directions, _, hidden_size = r.shape
         y, h_n = torch.onnx.ops.symbolic_multi_out(
             "GRU",
-            (input, w, r, b, None, h0),
+            (input, w, r, b, ends, h0),
             attributes,
             dtypes=(input.dtype, input.dtype),
             shapes=((steps, directions, batch, hidden_size), (directions, batch, hidden_size)),
@@ -149,11 +168,18 @@ class Nodes:
     def swapped(self, x: Any) -> Any:
         return self.g.op("Transpose", x, perm_i=[1, 0, 2])
 
-    def node(self, input: Any, w: Any, r: Any, b: Any, h0: Any, **attributes: Any) -> tuple[Any, Any]:
+    def narrow(self, lengths: Any) -> Any:
+        return self.g.op("Cast", lengths, to_i=torch.onnx.TensorProtoDataType.INT32)
+
+    def unless_none(self, lengths: Any, h_n: Any, h0: Any) -> Any:
+        some = self.g.op("Greater", lengths, self.g.op("Constant", value_t=torch.tensor(0)))
+        return self.g.op("Where", self.g.op("Reshape", some, self.constant([1, -1, 1])), h_n, h0)
+
+    def node(self, input: Any, w: Any, r: Any, b: Any, ends: Any, h0: Any, **attributes: Any) -> tuple[Any, Any]:
         nothing = self.g.op("prim::Constant")
         nothing.setType(torch._C.OptionalType.ofTensor())
         named = {f"{name}_{'s' if isinstance(value, str) else 'i'}": value for name, value in attributes.items()}
-        inputs = (input, w, r, nothing if b is None else b, nothing, h0)
+        inputs = (input, w, r, *(nothing if x is None else x for x in (b, ends)), h0)
         y, h_n = self.g.op("GRU", *inputs, outputs=2, **named)
         y = self.g.op("Transpose", y, perm_i=[0, 2, 1, 3])
         return self.g.op("Reshape", y, self.constant([0, 0, -1])), h_n
@@ -163,11 +189,12 @@ def decompose(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`torch.ops.trigru.gru` as nodes in the graph that `torch.onnx.export(dynamo=True)` traces.
 
     Raises:
-        NotImplementedError: packed sequences, or dropout in training.
+        NotImplementedError: packed sequences, dropout in training, or what else ONNX has not.
     """
     layer, weights, call, first_kept = recorded(*arguments)
     _expect_padded(call.batch_sizes is not None)
-    output, h_n = stack(Aten, layer, weights, call.input, call.hx)
+    _expect_lengths_alone([name for name, x in call.given._asdict().items() if x is not None])
+    output, h_n = stack(Aten, layer, weights, call.input, call.hx, call.given.lengths)
     return output, h_n, empty_reserve(layer, call, first_kept)
 
 
@@ -175,17 +202,35 @@ def symbolic(g: Any, input: Any, hx: Any, weights: Any, batch_sizes: Any, *optio
     """The same in the graph of `torch.onnx.export(dynamo=False)`."""
     helper: Any = torch.onnx.symbolic_helper
     _expect_padded(not helper._is_none(batch_sizes))
-    named = {
-        argument.name: helper._maybe_get_const(value, str(argument.type)[0])  # i, b, f or s
-        for argument, value in zip(torch.ops.trigru.gru.default._schema.arguments[4:], options, strict=True)
-    }
+    arguments = torch.ops.trigru.gru.default._schema.arguments[4:]
+    given = {a.name: x for a, x in zip(arguments, options, strict=True) if not helper._is_none(x)}
+    _expect_lengths_alone([name for name in Given._fields if name in given])
+    lengths = given.pop("lengths", None)
+    kinds = {a.name: str(a.type).removeprefix("Optional[")[0] for a in arguments}  # i, b, f or s
+    named = {name: helper._maybe_get_const(x, kinds[name]) for name, x in given.items()}
     del named["first_kept"]  # for gradients
     unpacked = helper._unpack_list(weights)
     input_size, hidden_size = (unpacked[i].type().sizes()[1] for i in range(2))
     bias = len(unpacked) == 4 * named["num_layers"] * (2 if named["bidirectional"] else 1)
     layer = Layer(input_size, hidden_size, bias=bias, **named)
-    output, h_n = stack(Nodes(g), layer, unpacked, input, hx)
+    output, h_n = stack(Nodes(g), layer, unpacked, input, hx, lengths)
     return output, h_n, g.op("prim::ListConstruct")
+
+
+def _expect_lengths_alone(given: Sequence[str]) -> None:
+    others = [_GIVEN_BY.get(name, name) for name in given if name != "lengths"]
+    if others:
+        raise NotImplementedError(
+            f"{others[0]}: ONNX's GRU has nothing like it (trigru.onnx); of what a call gives each step it has lengths"
+        )
+
+
+_GIVEN_BY = {
+    "fresh": "reset_state",
+    "amount": "attention, mask or zoneout",
+    "dropped": "recurrent_dropout",
+    "seed": "zoneout",
+}
 
 
 def _expect_padded(packed: bool) -> None:

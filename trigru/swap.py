@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import guests
+from .cell import GRUCell
 from .layer import Memory, ScheduleName, Variant
-from .modules import GRU, GRUCell
+from .modules import GRU
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
@@ -108,7 +109,8 @@ def unswap(model: Model) -> Model:
         `model`.
 
     Raises:
-        ValueError: a module computes a variant other than "torch", which nn.GRU has not; nothing is changed then.
+        ValueError: a module computes a variant other than "torch", or has an option, that nn.GRU has not; nothing is
+            changed then.
 
     Example:
         >>> model = trigru.swap(nn.Sequential(nn.Linear(4, 8), nn.GRU(8, 16)))
@@ -123,6 +125,9 @@ def unswap(model: Model) -> Model:
     for name, module in found:
         if module.variant != "torch":
             raise ValueError(f"variant: expected 'torch' in {_where(name, module)}, got {module.variant!r}")
+        if isinstance(module, GRU) and (further := module.further()):
+            option, value = next(iter(further.items()))
+            raise ValueError(f"{option}: expected its default in {_where(name, module)}, got {value!r}")
     for name, module in found:
         theirs = _THEIRS[_plain_class(module)]
         _set_class(module, theirs)

@@ -81,6 +81,8 @@ def tune(
         raise ValueError(f"seconds: expected a number above 0, got {seconds}")
     records = of_module(module, input, hx)
     site = site_of(*records)
+    if site.given:
+        raise RuntimeError(f"module: nothing is measured for steps with {', '.join(site.given)}")
     if site.device.type not in KINDS:
         raise RuntimeError(f"input: expected a tensor on one of {', '.join(KINDS)}, got one on {site.device.type}")
     from .measuring import measure
@@ -100,7 +102,13 @@ _tried: set[Key] = set()
 def at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Site) -> None:
     """Under torch.backends.cudnn.benchmark: measure the candidates for a plain call, unless that was done."""
     deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
-    if layer.schedule != "auto" or deterministic or site.device.type not in KINDS or not call.input.numel():
+    if (
+        layer.schedule != "auto"
+        or deterministic
+        or site.given
+        or site.device.type not in KINDS
+        or not call.input.numel()
+    ):
         return
     key = measured.key_at_hand(layer, site, "forward", precision_of(site.dtype))
     if key in measured.TABLE or key in _tried:

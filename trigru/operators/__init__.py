@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check
-from ..layer import Call, Layer
+from ..layer import NOTHING, Call, Layer
 from ..planning.plan import Site, plan
 from ..schedules.cudnn import unspent
+from ..schedules.per_step import of_parts
 from ..schedules.stack import empty_reserve, new_output, time_major
 from . import batching, compute, derivative, flops, sharding
 from .late import when_imported
@@ -30,6 +31,11 @@ from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
 
 LIBRARY = new_library()
+
+
+def tensors_of(weights: Sequence[Tensor], call: Call) -> tuple[Tensor | None, ...]:
+    """All that may take a gradient."""
+    return (call.input, call.hx, *weights, *call.given.differentiable)
 
 
 def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
@@ -41,7 +47,7 @@ def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
 def _forward(*arguments):  # type: ignore[no-untyped-def]
     """`torch.ops.trigru.gru`."""
     call = recorded(*arguments)
-    _refuse_tangents("gru", (call.call.input, call.call.hx, *call.weights))
+    _refuse_tangents("gru", tensors_of(call.weights, call.call))
     check(call.layer, call.weights, call.call)
     return tuple(compute.forward(call))
 
@@ -50,7 +56,7 @@ def _backward(*arguments):  # type: ignore[no-untyped-def]
     """`torch.ops.trigru.gru_backward`."""
     call = recorded_backward(*arguments)
     _, weights, given, _ = call.forward
-    _refuse_tangents("gru_backward", (call.grad_output, call.grad_h_n, given.input, given.hx, *weights))
+    _refuse_tangents("gru_backward", (call.grad_output, call.grad_h_n, *tensors_of(weights, given)))
     found = compute.backward(call._replace(reserve=unspent(call.reserve)))  # an operator changes none of its arguments
     d_input, d_hx, *d_weights = [given.hx.new_empty(0) if d is None else d for d in found]
     return d_input, d_hx, d_weights
@@ -70,7 +76,10 @@ def _backward_fake(*arguments):  # type: ignore[no-untyped-def]
     return (
         new_output(layer, given, given.input.shape[-1]) if need_input else nothing,
         given.hx.new_empty(given.hx.shape) if need_hx else nothing.clone(),
-        [w.new_empty(w.shape) if need else nothing.clone() for w, need in zip(weights, need_weights, strict=True)],
+        [
+            x.new_empty(x.shape) if need and x is not None else nothing.clone()
+            for x, need in zip((*weights, *given.given.differentiable), need_weights, strict=False)
+        ],
     )
 
 
@@ -114,7 +123,7 @@ class _GRU(torch.autograd.Function):
     """The operator `gru` and its derivative without the dispatcher, whose Python layers cost some 100 us a call."""
 
     @staticmethod
-    def forward(ctx, forward: Recorded, by, has_input, batch_sizes, input, shape, hx, *weights):  # type: ignore[no-untyped-def]
+    def forward(ctx, forward: Recorded, by, has_input, batch_sizes, input, shape, hx, *others):  # type: ignore[no-untyped-def]
         result = compute.forward(forward, by)
         if not has_input:
             forward = forward._replace(call=forward.call._replace(input=shape))
@@ -136,14 +145,16 @@ _GRU._backward_cls.__name__ = "trigru::gruBackward"  # type: ignore[attr-defined
 
 def site_of(layer: Layer, weights: Sequence[Tensor], call: Call) -> Site:
     """Where and how a call runs, which the plan goes by."""
-    tensors = (call.input, call.hx, *weights)
-    recording = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    tensors = tensors_of(weights, call)
+    recording = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     return compute.site_of(layer, call, recording=recording, plain=is_plain(tensors))
 
 
 def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
     """The lowest layer that takes part in a gradient. cuDNN goes back through all of them."""
     if layer.schedule == "cudnn" or call.input.requires_grad or call.hx.requires_grad:
+        return 0
+    if any(x is not None and x.requires_grad for x in call.given.differentiable):
         return 0
     for index, weight in enumerate(weights):
         if weight.requires_grad:
@@ -164,7 +175,10 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     """(output, h_n) of all layers and directions; gate values are kept only where a gradient can be asked for.
 
     The caller has checked that everything fits: `trigru.checks`."""
-    if is_transformed() or (not torch.compiler.is_compiling() and has_tangent((call.input, call.hx, *weights))):
+    if is_transformed() or (not torch.compiler.is_compiling() and has_tangent(tensors_of(weights, call))):
+        return compute.by_reference(layer, weights, call, _drawn(layer, call))
+    if call.gain is not None:
+        plan(layer, site_of(layer, weights, call))  # refuses a schedule by name
         return compute.by_reference(layer, weights, call, _drawn(layer, call))
     if layer.dropout and is_batched():
         return _layer_by_layer(layer, weights, call)
@@ -185,7 +199,8 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
             forward = forward._replace(first_kept=0)
         has_input = by_cudnn or derivative.reads_input(forward, [w.requires_grad for w in weights])
         shape = None if has_input else derivative.Shape.apply(call.input)
-        return _GRU.apply(forward, by, has_input, call.batch_sizes, call.input, shape, call.hx, *weights)
+        given = () if call.given is NOTHING else call.given.differentiable
+        return _GRU.apply(forward, by, has_input, call.batch_sizes, call.input, shape, call.hx, *weights, *given)
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):
             return compute.forward(forward, by)[:2]
@@ -209,7 +224,8 @@ def _layer_by_layer(layer: Layer, weights: Sequence[Tensor], call: Call) -> tupl
         if index:
             x = F.dropout(x, layer.dropout)
         one = replace(layer, input_size=x.shape[-1], num_layers=1, dropout=0.0)
-        part = Call(x, call.hx[index * size : (index + 1) * size], call.batch_sizes)
+        first, last = index * size, (index + 1) * size
+        part = Call(x, call.hx[first:last], call.batch_sizes, of_parts(layer, call, first, last))
         x, h_n = gru(one, weights[index * width : (index + 1) * width], part)
         finals.append(h_n)
     return x, torch.cat(finals)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..layer import Call
 from ..schedules.stack import shares_output
 from .plain import is_legacy_batched
-from .schema import Backward, flat, flat_backward, recorded, recorded_backward
+from .schema import Backward, Recorded, flat, flat_backward, recorded, recorded_backward
 
 
 def _move(x: Tensor, dim: int | None, to: int, size: int) -> Tensor:
@@ -48,18 +49,22 @@ def forward(info, in_dims, *args):  # type: ignore[no-untyped-def]
     if layer.dropout:
         raise NotImplementedError("torch.ops.trigru.gru with dropout has no vmap; trigru.GRU has")
     # Batched tensors hide whether what they hold requires a gradient, so what is kept is settled here.
-    given = (call.input, call.hx, *weights)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+    given = (call.input, call.hx, *weights, *call.given)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
         first_kept = 0
     count, (dim_input, dim_hx, dims_of_weights, dim_sizes) = info.batch_size, in_dims[:4]
-    if call.batch_sizes is not None or dim_sizes is not None or any(dim is not None for dim in dims_of_weights):
-        samples = [torch.ops.trigru.gru(*_select((*args[:-1], first_kept), in_dims, i)) for i in range(count)]
+    per_step = any(x is not None for x in call.given)
+    by_sample = per_step or call.batch_sizes is not None or dim_sizes is not None
+    if by_sample or any(dim is not None for dim in dims_of_weights):
+        args = flat(Recorded(layer, weights, call, first_kept))
+        dims = (*in_dims, *(None for _ in args[len(in_dims) :]))
+        samples = [torch.ops.trigru.gru(*_select(args, dims, i)) for i in range(count)]
         return _stacked(samples)
     at = 0 if layer.batch_first else 1
     input = _move(call.input, dim_input, at, count).flatten(at, at + 1)
     hx = _move(call.hx, dim_hx, 1, count)
     split = (count, hx.shape[2])
-    whole = recorded(input, hx.flatten(1, 2), *args[2:-1], first_kept)
+    whole = Recorded(layer, weights, Call(input, hx.flatten(1, 2)), first_kept)
     output, h_n, reserve = torch.ops.trigru.gru(*flat(whole))
     # What lies where in the reserve is the schedule's own business, so it stays whole, for no sample alone.
     return (output.unflatten(at, split), h_n.unflatten(1, split), reserve), (at, 1, [None] * len(reserve))

@@ -9,20 +9,24 @@ from torch import Tensor
 
 from .. import reference
 from ..checks import batch_sizes_of
-from ..layer import Call, Layer
+from ..layer import NOTHING, Call, Layer
 from ..planning.plan import Site, plan
 from ..planning.stages import Plan
 from ..schedules import stack
 from ..schedules.part import Part, Run
+from ..schedules.per_step import as_options, names
 from ..schedules.unsquash import share_of_input
 from .schema import Backward, Recorded
 
 
 def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = False) -> Site:
     """Where and how the layer is called."""
-    input, hx, batch_sizes = call
+    input, hx, batch_sizes, given, gain = call
     seq_len = input.shape[1 if layer.batch_first else 0] if batch_sizes is None else batch_sizes.shape[0]
-    return Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
+    site = Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
+    if given is NOTHING and layer.clip is None and gain is None:
+        return site
+    return site._replace(given=names(layer, call))
 
 
 def forward(recorded: Recorded, by: Plan | None = None) -> stack.Result:
@@ -37,7 +41,8 @@ def backward(backward: Backward) -> list[Tensor | None]:
     """Derivatives by input, hx and the weights, as far as they are asked for."""
     layer, weights, call, first_kept = backward.forward
     by = plan(layer, site_of(layer, call), "backward")
-    wanted = stack.Wanted(backward.grad_output, backward.grad_h_n, backward.needs)
+    given = 2 + len(weights)
+    wanted = stack.Wanted(backward.grad_output, backward.grad_h_n, backward.needs[:given], backward.needs[given:])
     return stack.backward(layer, weights, call, by, first_kept, backward.reserve, wanted)
 
 
@@ -56,6 +61,7 @@ def by_reference(
         reverse=layer.reverse,
         batch_sizes=call.batch_sizes,
         masks=masks,
+        options=as_options(layer, call),
     )
     return stack.time_major(layer, call, output), h_n
 

@@ -8,10 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..layer import Call
+from ..layer import Call, Given
+from ..schedules.per_step import is_given, of_parts
 from ..schedules.stack import Result, masks_of, shares_output, time_major
 from . import batching, compute, plain
-from .schema import Backward, Recorded, flat_backward, recorded, recorded_backward
+from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward
+
+_GIVEN = len(Given._fields)
+_DIFFERENTIABLE = slice(1, 4)
+"""fresh, decay and amount among the fields of Given."""
+_BEFORE_GIVEN = {"gru": 4 + NUM_OPTIONS, "gru_backward": 9 + NUM_OPTIONS}
+"""Arguments of an operator before Given's first. Counted from the front: the last ones are not there where they have
+their default values."""
 
 
 class Shape(torch.autograd.Function):
@@ -28,10 +36,11 @@ class Shape(torch.autograd.Function):
 
 def reads_input(forward: Recorded, need_weights: Sequence[bool]) -> bool:
     """Whether the derivative reads the input: where an input weight of the first layer needs a gradient, where gates
-    are computed again, or where cuDNN does it."""
-    layer, weights, _, first_kept = forward
+    are computed again, where cuDNN does it, or where steps do more than the equations."""
+    layer, weights, call, first_kept = forward
     of_input = need_weights[: len(weights) // layer.num_layers : 4 if layer.bias else 2]
-    return first_kept == 0 and (layer.memory == "recompute" or layer.schedule == "cudnn" or any(of_input))
+    always = layer.memory == "recompute" or layer.schedule == "cudnn" or is_given(layer, call)
+    return first_kept == 0 and (always or any(of_input))
 
 
 def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # type: ignore[no-untyped-def]
@@ -41,19 +50,21 @@ def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # ty
     below = len(weights) // layer.num_layers * first_kept
     read = [*(call.hx.new_empty(0) for _ in range(below)), *weights[below:]]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(call.input, call.hx, call.batch_sizes, *read, *result.reserve, *states)
+    ctx.save_for_backward(call.input, call.hx, call.batch_sizes, *call.given, *read, *result.reserve, *states)
     ctx.recorded = (layer, len(weights), first_kept, has_input)
 
 
 def differentiate(  # type: ignore[no-untyped-def]
     ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """Derivatives by input, hx and each of the weights; None for those that `needs` does not ask for."""
+    """Derivatives by input, hx, each of the weights and, where `needs` goes so far, fresh, decay and amount; None for
+    those that it does not ask for."""
     if grad_output is None and grad_h_n is None:
         return [None] * len(needs)
     layer, count, first_kept, has_input = ctx.recorded
     input, hx, batch_sizes, *others = ctx.saved_tensors
-    forward = Recorded(layer, others[:count], Call(input, hx, batch_sizes), first_kept)
+    given, others = Given._make(others[:_GIVEN]), others[_GIVEN:]
+    forward = Recorded(layer, others[:count], Call(input, hx, batch_sizes, given), first_kept)
     backward = Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs)
     # With grad mode on this derivative may be differentiated again: only the operator can.
     if not torch.is_grad_enabled() and plain.is_plain((grad_output, grad_h_n)):
@@ -81,10 +92,28 @@ def setup_forward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def backward_of_forward(ctx, grad_output, grad_h_n, _grads_of_reserve=None):  # type: ignore[no-untyped-def]
     """For autograd on the operator `gru`."""
-    need_input, need_hx, need_weights, *others = ctx.needs_input_grad
-    needs = [need_input, need_hx, *need_weights]
-    d_input, d_hx, *d_weights = differentiate(ctx, grad_output, grad_h_n, needs)
-    return (d_input, d_hx, d_weights, *(None for _ in others))
+    asked_of = ctx.needs_input_grad
+    need_input, need_hx, need_weights, *_ = asked_of
+    of_given = _needs_of_given("gru", asked_of)
+    needs = [need_input, need_hx, *need_weights, *(of_given if any(of_given) else ())]
+    d_input, d_hx, *found = differentiate(ctx, grad_output, grad_h_n, needs)
+    d_weights, d_given = found[: len(need_weights)], found[len(need_weights) :]
+    return (d_input, d_hx, d_weights, *_with_given("gru", asked_of, d_given)[3:])
+
+
+def _needs_of_given(name: str, asked_of: Sequence[bool]) -> list[bool]:
+    """Whether fresh, decay and amount take a gradient."""
+    found = list(asked_of[_BEFORE_GIVEN[name] :][_DIFFERENTIABLE])
+    return found + [False] * (3 - len(found))
+
+
+def _with_given(name: str, asked_of: Sequence[bool], d_given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """A gradient for each argument that came: those by fresh, decay and amount at their places."""
+    grads: list[Tensor | None] = [None] * len(asked_of)
+    for place, d in enumerate(d_given, _BEFORE_GIVEN[name] + _DIFFERENTIABLE.start):
+        if d is not None:
+            grads[place] = d
+    return grads
 
 
 def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -96,7 +125,7 @@ def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     input = backward.reserve[0] if first_kept else call.input
     gates = [] if has_input else backward.reserve[:2]  # of the first layer, and its states
     ctx.set_materialize_grads(False)
-    tensors = (backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *weights)
+    tensors = (backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *call.given, *weights)
     ctx.save_for_backward(*tensors, *gates, *masks)
     ctx.recorded = (layer, len(weights), first_kept, has_input, list(backward.needs))
 
@@ -105,7 +134,7 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
     """The first derivatives, taken through the reference, are differentiated again."""
     layer, count, first_kept, has_input, needs = ctx.recorded
     grad_output, grad_h_n, input, hx, batch_sizes, *others = ctx.saved_tensors
-    weights, others = others[:count], others[count:]
+    given, weights, others = Given._make(others[:_GIVEN]), others[_GIVEN:][:count], others[_GIVEN + count :]
     gates, masks = ([], others) if has_input else (others[:2], others[2:])
     higher, skipped = torch.is_grad_enabled(), first_kept * layer.directions
     upper = replace(layer, num_layers=layer.num_layers - first_kept, input_size=input.shape[-1])
@@ -115,10 +144,14 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
         # An alias each: one tensor in two places (tied weights) has two derivatives here.
         primals = [
             None if x is None else x.view_as(x) if higher and x.requires_grad else x.detach().requires_grad_()
-            for x in (grad_output, grad_h_n, input, hx, *weights)
+            for x in (grad_output, grad_h_n, input, hx, *weights, *given.differentiable)
         ]
-        grad_output, grad_h_n, input, hx, *weights = primals
-        call, given_weights = Call(input, hx[skipped:], batch_sizes), weights[count // layer.num_layers * first_kept :]
+        grad_output, grad_h_n, input, hx, *weights, fresh, decay, amount = primals
+        call = Call(input, hx, batch_sizes, given._replace(fresh=fresh, decay=decay, amount=amount))
+        # `upper` lays out what goes into it, as `input` is here
+        given = of_parts(replace(layer, batch_first=upper.batch_first), call, skipped, layer.parts)
+        call = call._replace(hx=hx[skipped:], given=given)
+        given_weights = weights[count // layer.num_layers * first_kept :]
         if not has_input:
             call, given_weights = compute.without_input(layer, given_weights, call, gates)
             upper = replace(upper, input_size=call.input.shape[-1], batch_first=False)
@@ -127,7 +160,7 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
             output = time_major(layer, call, output)  # the other way round, it is the same
         upstream = (grad_output, None if grad_h_n is None else grad_h_n[skipped:])
         used = [(out, grad) for out, grad in zip((output, h_n), upstream, strict=True) if grad is not None]
-        asked = [(x, i) for i, (x, need) in enumerate(zip(primals[2:], needs, strict=True)) if need]
+        asked = [(x, i) for i, (x, need) in enumerate(zip(primals[2:], needs, strict=False)) if need and x is not None]
         first = torch.autograd.grad(
             [out for out, _ in used],
             [x for x, _ in asked],
@@ -135,10 +168,10 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
             create_graph=True,
             materialize_grads=True,
         )
-    given = (grad_d_input, grad_d_hx, *grads_d_weights)
-    pairs = [(d, given[i]) for d, (_, i) in zip(first, asked, strict=True) if given[i] is not None and d.requires_grad]
+    grads = (grad_d_input, grad_d_hx, *grads_d_weights)
+    pairs = [(d, grads[i]) for d, (_, i) in zip(first, asked, strict=True) if grads[i] is not None and d.requires_grad]
     asked_of = ctx.needs_input_grad
-    needed = [*asked_of[:4], *asked_of[4]]
+    needed = [*asked_of[:4], *asked_of[4], *_needs_of_given("gru_backward", asked_of)]
     if first_kept:
         needed[2] = False  # `input` is that of an upper layer
     results: list[Tensor | None] = [None] * len(primals)
@@ -153,4 +186,5 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
         )
         for i, result in zip(wanted, second, strict=True):
             results[i] = result
-    return (*results[:4], results[4:], None, [None] * len(asked_of[6]), *(None for _ in asked_of[7:]))
+    rest = _with_given("gru_backward", asked_of, results[4 + count :])[7:]
+    return (*results[:4], results[4 : 4 + count], None, [None] * len(asked_of[6]), *rest)

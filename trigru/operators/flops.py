@@ -14,6 +14,7 @@ import torch
 Shape = Sequence[int]
 
 GATES = 3
+_BEFORE_MEMORY = 6  # options between num_layers and memory, see schema.py
 
 
 def register(flop_counter: ModuleType) -> None:
@@ -52,8 +53,8 @@ def _backward(
     *options: Any,
     **__: Any,
 ) -> int:
-    *_, memory, first_kept, _has_input, needs = options
-    need_input, need_hx, *need_weights = needs
+    memory, first_kept, _has_input, needs, *_ = options[_BEFORE_MEMORY:]
+    need_input, need_hx, *need_weights = needs[: 2 + len(weights)]
     parts, batch, _ = hx
     width, rows, total = len(weights) // parts, _rows(input), 0
     below = need_input or need_hx

@@ -1,11 +1,12 @@
 """The schemas of `torch.ops.trigru.gru` and `gru_backward`: the one place where a layer's records lie flat.
 
-    gru(input, hx, weights, batch_sizes, <options>, first_kept) -> (output, h_n, reserve)
+    gru(input, hx, weights, batch_sizes, <options>, first_kept, <given>) -> (output, h_n, reserve)
 
 weights: w_ih, w_hh and, unless the layer has none, b_ih, b_hh of each layer and direction. reserve: what backward needs
 of the layers from `first_kept` on, laid out as `trigru.schedules.stack` says. gru_backward takes the reserve with the
 last layer's states at its end. has_input: whether `input` holds the input or, where backward needs no more, stands for
-its shape.
+its shape. needs: of the derivatives by input, hx, each of the weights and, where there are so many, by fresh, decay and
+amount of what was given for each step (`trigru.layer.Given`), which then stand behind those by the weights.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layer import Call, Layer
+from ..layer import Call, Given, Layer
 
 _OPTIONS = (
     "int num_layers, bool batch_first, float dropout, bool bidirectional, bool reverse, str variant, str schedule, "
     "str memory, int first_kept"
 )
+_GIVEN = (
+    "Tensor? reset=None, Tensor? fresh=None, Tensor? decay=None, Tensor? amount=None, Tensor? dropped=None, "
+    "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0"
+)
 _TENSORS = "Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes"
+NUM_OPTIONS, _NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
 SCHEMAS = {
-    "gru": f"({_TENSORS}, {_OPTIONS}) -> (Tensor output, Tensor h_n, Tensor[] reserve)",
+    "gru": f"({_TENSORS}, {_OPTIONS}, {_GIVEN}) -> (Tensor output, Tensor h_n, Tensor[] reserve)",
     "gru_backward": f"(Tensor? grad_output, Tensor? grad_h_n, {_TENSORS}, Tensor[] reserve, {_OPTIONS}, "
-    "bool has_input, bool[] needs) -> (Tensor d_input, Tensor d_hx, Tensor[] d_weights)",
+    f"bool has_input, bool[] needs, {_GIVEN}) -> (Tensor d_input, Tensor d_hx, Tensor[] d_weights)",
 }
 
 
@@ -69,6 +75,9 @@ def flat(recorded: Recorded) -> tuple:
         layer.schedule,
         layer.memory,
         first_kept,
+        *call.given,
+        layer.clip,
+        layer.zoneout,
     )
 
 
@@ -86,6 +95,15 @@ def recorded(
     schedule: str,
     memory: str,
     first_kept: int,
+    reset: Tensor | None = None,
+    fresh: Tensor | None = None,
+    decay: Tensor | None = None,
+    amount: Tensor | None = None,
+    dropped: Tensor | None = None,
+    seed: Tensor | None = None,
+    lengths: Tensor | None = None,
+    clip: float | None = None,
+    zoneout: float = 0.0,
 ) -> Recorded:
     """The inverse of `flat`."""
     layer = Layer(
@@ -100,8 +118,11 @@ def recorded(
         variant=variant,
         schedule=schedule,
         memory=memory,
+        clip=clip,
+        zoneout=zoneout,
     )
-    return Recorded(layer, weights, Call(input, hx, batch_sizes), first_kept)
+    given = Given(reset, fresh, decay, amount, dropped, seed, lengths)
+    return Recorded(layer, weights, Call(input, hx, batch_sizes, given), first_kept)
 
 
 class Backward(NamedTuple):
@@ -118,12 +139,16 @@ class Backward(NamedTuple):
 def flat_backward(backward: Backward) -> tuple:
     """The arguments of `gru_backward`, in the schema's order."""
     input, hx, weights, batch_sizes, *options = flat(backward.forward)
+    options, given = options[:-_NUM_GIVEN], options[-_NUM_GIVEN:]
     tensors = (input, hx, weights, batch_sizes, list(backward.reserve))
-    return (backward.grad_output, backward.grad_h_n, *tensors, *options, backward.has_input, list(backward.needs))
+    needs = (backward.has_input, list(backward.needs))
+    return (backward.grad_output, backward.grad_h_n, *tensors, *options, *needs, *given)
 
 
 def recorded_backward(*arguments) -> Backward:  # type: ignore[no-untyped-def]
-    """The inverse of `flat_backward`."""
-    grad_output, grad_h_n, input, hx, weights, batch_sizes, reserve, *options, has_input, needs = arguments
-    forward = recorded(input, hx, weights, batch_sizes, *options)
+    """The inverse of `flat_backward`; what is given for each step may be left out."""
+    grad_output, grad_h_n, input, hx, weights, batch_sizes, reserve, *options = arguments
+    at = NUM_OPTIONS
+    options, has_input, needs, given = options[:at], *options[at : at + 2], options[at + 2 :]
+    forward = recorded(input, hx, weights, batch_sizes, *options, *given)
     return Backward(forward, grad_output, grad_h_n, reserve, has_input, needs)

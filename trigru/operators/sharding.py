@@ -41,6 +41,11 @@ class _Batch:
                 raise RuntimeError(
                     f"trigru: {name}: got a torch.Tensor beside a DTensor; make all of them DTensors, {_WAY_OUT}"
                 )
+        if any(x is not None for x in call.call.given):
+            raise RuntimeError(
+                f"trigru: {', '.join(name for name, x in call.call.given._asdict().items() if x is not None)}: "
+                f"no DTensor rule for what a call gives each step; {_WAY_OUT}"
+            )
         given = cast("dict[str, DTensor]", named)
         self.mesh = given["input"].device_mesh
         self.dim = 0 if call.layer.batch_first else 1
@@ -61,7 +66,7 @@ class _Batch:
 
     def own(self, call: Recorded) -> Recorded:
         """The call for the own sequences."""
-        input, hx, batch_sizes = call.call
+        input, hx, batch_sizes, *_ = call.call
         mine = call.call._replace(
             input=self.sequences(input, self.dim), hx=self.sequences(hx, 1), batch_sizes=_held(batch_sizes)
         )

@@ -26,6 +26,8 @@ def why_not(layer: Layer, site: Site) -> str | None:
         return reason
     if layer.reverse:
         return ONE_WAY
+    if site.given:
+        return f"cuDNN has the equations alone, not {', '.join(site.given)}"
     if layer.dropout:
         return "cuDNN draws the dropout between layers in a state of its own, and second derivatives need the masks"
     return None

@@ -42,6 +42,8 @@ MEMORY = ("keep", "recompute")
 DIRECTIONS = ("forward", "backward")
 KERNELS = ("stepwise", "walking", "resident", "persistent")
 """Those of Triton kernels."""
+PER_STEP = KERNELS
+"""Those whose steps do what `trigru.kernels.recurrence.PerStep` says beside the equations."""
 WAITING = ("walking", "persistent")
 """Whose programs wait for each other."""
 
@@ -176,6 +178,7 @@ class Site(NamedTuple):
     packed: bool
     recording: bool  # gradients can be asked for
     plain: bool  # nothing but eager execution looks on: no compiler, tracer, transform, mode, subclass, autocast
+    given: tuple[str, ...] = ()  # what steps do beside the equations: names of PerStep's fields
 
 
 def plan(layer: Layer, site: Site, direction: str = "forward") -> Plan:
@@ -186,7 +189,12 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     Raises:
         RuntimeError: the schedule asked for by name cannot run here.
     """
-    if measured.TABLE and layer.schedule == "auto" and (winner := _measured(layer, site, direction)) is not None:
+    if (
+        measured.TABLE
+        and layer.schedule == "auto"
+        and not site.given
+        and (winner := _measured(layer, site, direction)) is not None
+    ):
         return staged(layer.num_layers, layer.directions, winner, direction)
     return modelled(layer, site, direction)
 
@@ -237,7 +245,11 @@ def _not_now(schedule: str, layer: Layer, site: Site) -> str | None:
 
 def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     """`plan`, whatever was measured."""
-    if torch_serves(layer, site):
+    if "norm" in site.given:
+        if layer.schedule not in ("auto", "eager"):
+            raise RuntimeError(f"schedule {layer.schedule!r} cannot run here: {_NORMALISED}")
+        choice = Choice("reference", _NORMALISED)
+    elif torch_serves(layer, site):
         choice = _BY_TORCH
     elif layer.schedule == "cudnn":
         choice = _by_cudnn(cudnn.why_not(layer, site), site.plain)
@@ -251,6 +263,7 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
             variant=layer.variant,
             direction=direction,
             directions=layer.directions,
+            given=site.given,
         )
     return staged(layer.num_layers, layer.directions, choice, direction)
 
@@ -261,7 +274,7 @@ def torch_serves(layer: Layer, site: Site) -> bool:
     The eager schedule has to be set up (some 100 us), which a short sequence does not repay; without gradients there is
     less to win. Bounds from `python -m trigru.bench.suites.cpu --short`, float32, 2 threads of an AMD EPYC, torch 2.13:
     beyond them eager was never slower than 0.95 times nn.GRU."""
-    if not site.plain or site.packed or site.dtype != torch.float32 or site.device.type != "cpu":
+    if not site.plain or site.packed or site.given or site.dtype != torch.float32 or site.device.type != "cpu":
         return False
     if (layer.variant, layer.schedule, layer.memory) != ("torch", "auto", "keep"):
         return False
@@ -319,6 +332,7 @@ def choose(
     variant: str = "torch",
     direction: str = "forward",
     directions: int = 1,
+    given: tuple[str, ...] = (),
 ) -> Choice:
     """What runs one layer, forward or backward.
 
@@ -328,6 +342,7 @@ def choose(
         batch, hidden_size: sizes of the state.
         variant, direction: as for `candidates`.
         directions: of time, which run together.
+        given: as in Site.
 
     Raises:
         ValueError: unknown schedule.
@@ -340,7 +355,9 @@ def choose(
         return _by_cudnn(cudnn.why_not_here(variant, device, dtype, batch))
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
     precision = precision_of(dtype)
-    return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, directions, precision, on_cpu)
+    return _chosen(
+        schedule, device, dtype, batch, hidden_size, variant, direction, directions, precision, on_cpu, given
+    )
 
 
 def _by_cudnn(obstacle: str | None, plain: bool = True) -> Choice:
@@ -355,6 +372,7 @@ def named(schedule: str, config: AnyConfig | None = None) -> Choice:
     return Choice(schedule, _BY_NAME.reason, config)
 
 
+_NORMALISED = "with norm='layer' torch operations run the equations a step at a time, under autograd"
 _BY_NAME = Choice("eager", "asked for by name")
 _CUDNN = Choice("cudnn", _BY_NAME.reason)
 _CUDNN_TWICE = Choice("cudnn", f"{_BY_NAME.reason}; backward runs forward again", CudnnConfig(keeps=False))
@@ -373,6 +391,7 @@ def _chosen(
     directions: int,
     precision: str,
     kernels_on_cpu: bool,
+    given: tuple[str, ...],
 ) -> Choice:
     """`choose`, of all that it depends on. Remembered: every call of a layer asks for its own again."""
     obstacle = why_no_kernels(device, dtype)
@@ -385,7 +404,7 @@ def _chosen(
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
     shared = schedule == "auto" and device in _SHARED
-    return planned(schedule, _described(device), layer, direction, shared)
+    return planned(schedule, _described(device), layer, direction, shared, given)
 
 
 def _described(device: torch.device) -> Device:
@@ -403,7 +422,14 @@ def has_a_part_of(device: torch.device) -> bool:
     return device in _SHARED
 
 
-def instead(refused: Choice, error: Exception, state: torch.Tensor, variant: str, direction: str) -> Choice:
+def instead(
+    refused: Choice,
+    error: Exception,
+    state: torch.Tensor,
+    variant: str,
+    direction: str,
+    given: tuple[str, ...] = (),
+) -> Choice:
     """What runs in place of what did not fit on the device together; "auto" makes no such choice for this device again.
     Warns. state: (B, H), or (2, B, H) where both directions run.
 
@@ -417,18 +443,28 @@ def instead(refused: Choice, error: Exception, state: torch.Tensor, variant: str
     *sides, batch, hidden_size = state.shape
     precision, directions = precision_of(state.dtype), sides[0] if sides else 1
     layer = cost.Layer(variant, state.dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
-    choice = planned("auto", _described(state.device), layer, direction, shared=True)
+    choice = planned("auto", _described(state.device), layer, direction, shared=True, given=given)
     said = f"trigru: schedule {refused.schedule!r} does not fit on {state.device}, {choice.schedule!r} runs: {error}"
     warnings.warn(said, RuntimeWarning, stacklevel=2)
     return choice
 
 
-def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, shared: bool = False) -> Choice:
-    """The choice among Triton's schedules; `shared`: no program may wait for another."""
+def planned(
+    schedule: str,
+    device: Device,
+    layer: cost.Layer,
+    direction: str,
+    shared: bool = False,
+    given: tuple[str, ...] = (),
+) -> Choice:
+    """The choice among Triton's schedules; `shared`: no program may wait for another; given: as in Site."""
     ranked = candidates(device, layer, direction)
     if shared:
         ranked = [replace(c, obstacle=c.obstacle or _DID_NOT_FIT) if c.step.together > 1 else c for c in ranked]
-        ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
+    if given:
+        obstacle = f"its steps have the equations alone, not {', '.join(given)}"
+        ranked = [c if c.schedule in PER_STEP else replace(c, obstacle=c.obstacle or obstacle) for c in ranked]
+    ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
     if schedule == "auto":
         best = ranked[0]
         if best.obstacle is not None:

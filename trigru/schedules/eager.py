@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.recurrence import PerStep
 from ..layer import Weights
 from .eager_kept import candidate, keep_, sides
 from .eager_layout import Layout
+from .eager_per_step import Back, Between
 from .eager_products import add_outer, affine, fast_linear, product
 from .eager_tanh import tanh_, tanh_in_steps
 from .part import Gradients, Part, Run, Upstream
@@ -54,10 +56,11 @@ def _from_infinite(start: Tensor, end: Tensor, weight: Tensor, *, out: Tensor) -
     return torch.mul(start, 1 - weight, out=out).addcmul_(end, weight)
 
 
-def _blend(h0: Tensor, variant: str) -> Callable[..., Tensor]:
+def _blend(h0: Tensor, variant: str, per_step: PerStep | None = None) -> Callable[..., Tensor]:
     """torch.lerp, or where states may be infinite what gives no NaN that the formula has not: lerp takes away from an
     infinite number what it adds. Only a CPU can be asked whether h0 is finite without waiting for it."""
-    if h0.device.type == "cpu" and math.isfinite(h0.sum().item()):
+    others = per_step is not None and (per_step.fresh is not None or per_step.decay is not None)
+    if not others and h0.device.type == "cpu" and math.isfinite(h0.sum().item()):
         return torch.lerp
     return _from_infinite if variant == "chung" else _to_infinite
 
@@ -65,8 +68,8 @@ def _blend(h0: Tensor, variant: str) -> Callable[..., Tensor]:
 class _Forward:
     """The forward steps, with their buffers."""
 
-    def __init__(self, layout: Layout, weights: Weights) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, weights: Weights, between: Between | None = None) -> None:
+        self.layout, self.between = layout, between
         self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
         self.bias, self.b_hn = self._biases(weights.bias_ih, weights.bias_hh)
         self.buffers: tuple[Tensor, ...] = ()
@@ -156,18 +159,22 @@ class _Forward:
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
         w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
-        tanh, apart, alive = self.tanh, self.layout.narrow, h.shape[0]
+        tanh, apart, alive, between = self.tanh, self.layout.narrow, h.shape[0], self.between
         for count, own, an, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
+            seen = h
+            if between is not None:
+                h, seen = between.begin(h)
             if linear is None:
-                own.addmm_(h, w)
+                own.addmm_(seen, w)
             else:
-                own.add_(linear(h, self.w_hh))
+                own.add_(linear(seen, self.w_hh))
             torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
             before_n.addcmul_(r, an)
             tanh(source, out=target)
-            h = blend(n, h, z, out=state)
+            new = blend(n, h, z, out=state)
+            h = new if between is None else between.end(h, new)
         return h
 
     def steps_reset_before(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
@@ -178,23 +185,27 @@ class _Forward:
         linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
         tanh, apart, alive, chung = self.tanh, self.layout.narrow, h.shape[0], self.layout.variant == "chung"
-        reset = torch.empty_like(h)
+        reset, between = torch.empty_like(h), self.between
         for count, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
                 reset = torch.empty_like(h)
+            seen = h
+            if between is not None:
+                h, seen = between.begin(h)
             if linear_rz is None:
-                before_rz.addmm_(h, w_rz)
+                before_rz.addmm_(seen, w_rz)
             else:
-                before_rz.add_(linear_rz(h, rows_rz))
+                before_rz.add_(linear_rz(seen, rows_rz))
             torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
-            torch.mul(r, h, out=reset)
+            torch.mul(r, seen, out=reset)
             if linear_n is None:
                 before_n.addmm_(reset, w_n)
             else:
                 before_n.add_(linear_n(reset, rows_n))
             tanh(source, out=target)
-            h = blend(h, n, z, out=state) if chung else blend(n, h, z, out=state)
+            new = blend(h, n, z, out=state) if chung else blend(n, h, z, out=state)
+            h = new if between is None else between.end(h, new)
         return h
 
 
@@ -208,9 +219,9 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     h0 = run.h0.to(layout.dtype).contiguous()
     ends = h_n.copy_(h0) if h_n.dtype == layout.dtype else h0.clone()
     if rows.numel():
-        forward = _Forward(layout, *weights)
+        forward = _Forward(layout, weights[0], Between.of(layout, run))
         steps = forward.steps_reset_after if layout.reset_after else forward.steps_reset_before
-        chunks, blend = layout.chunks(), _blend(h0, part.variant)
+        chunks, blend = layout.chunks(), _blend(h0, part.variant, run.per_step)
         h = h0[: layout.sizes[-1 if part.reverse else 0]]
         for chunk in reversed(chunks) if part.reverse else chunks:
             kept = None if gates_kept is None else gates_kept[chunk.start : chunk.stop]
@@ -234,8 +245,8 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
 class _Backward:
     """The backward steps, with their buffers and the derivatives of the weights, summed over the chunks."""
 
-    def __init__(self, layout: Layout, weights: Weights, needs: Sequence[bool]) -> None:
-        self.layout, self.needs = layout, needs
+    def __init__(self, layout: Layout, weights: Weights, needs: Sequence[bool], back: Back | None = None) -> None:
+        self.layout, self.needs, self.back = layout, needs, back
         self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
         size = layout.hidden_size
         self.d_w_ih = torch.zeros_like(self.w_ih) if needs[2] else None
@@ -256,7 +267,7 @@ class _Backward:
         if sizes != self.sizes:
             self.factors, self.d_states, self.keep, self.reset, self.scratch = (b[:rows] for b in self.buffers)
             self.views, self.sizes = self._views(sizes), sizes
-        self.before = before
+        seen = self.before = before if self.back is None else self.back.seen(before)
         self.d_states.zero_() if grad is None else self.d_states.copy_(grad)
         rz, n, chung = gates[:, layout.rz], gates[:, -size:], layout.variant == "chung"
         *f_an, f_r, f_z, f_n = self.factors.split(size, 1)
@@ -277,7 +288,11 @@ class _Backward:
             torch.mul(f_n, r, out=f_an[0])
         else:
             self.reset.copy_(r)
-            _sigmoid_backward(before, side_r, grad_input=f_r)
+            _sigmoid_backward(seen, side_r, grad_input=f_r)
+        if self.back is not None:
+            new = self.keep * before + (z * n if chung else n - z * n)
+            # Before the product, r has its derivative from the candidate's alone.
+            self.back.of_ends(new, before, self.factors[:, 0 if layout.reset_after else size :], self.keep)
 
     def _views(self, sizes: tuple[int, ...]) -> list[tuple]:
         size, planes = self.layout.hidden_size, self.layout.planes
@@ -301,8 +316,9 @@ class _Backward:
         w, w_t = self.w_hh, self.w_hh.t()
         linear = fast_linear(w, self.layout.sizes[0], *w.shape)
         alive, d_last, keep_last, own_last = -1, carry, carry, carry
+        back = self.back
         for count, d, d_wide, keep, gates, own in self.views:
-            if count == alive:
+            if count == alive and back is None:
                 d.addcmul_(d_last, keep_last)
                 if linear is None:
                     d.addmm_(own_last, w)
@@ -310,12 +326,12 @@ class _Backward:
                     d.add_(linear(own_last, w_t))
             else:
                 if alive >= 0:
-                    carry = torch.addmm(d_last * keep_last, own_last, w)
+                    carry = self._carry(d_last * keep_last, torch.mm(own_last, w))
                 d.add_(_resize(carry, count, grad_h_n, d_h0))
                 alive = count
             gates.mul_(d_wide)
             d_last, keep_last, own_last = d, keep, own
-        return torch.addmm(d_last * keep_last, own_last, w)
+        return self._carry(d_last * keep_last, torch.mm(own_last, w))
 
     def steps_reset_before(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
         """Variants "cho" and "chung" over the current chunk; returns the derivative by the state before it."""
@@ -325,8 +341,9 @@ class _Backward:
         linear_rz, linear_n = fast_linear(w_n, most, 2 * size, size), fast_linear(w_n, most, size, size)
         d_reset = torch.empty_like(carry)
         alive, d_last, keep_last, rz_last, r_last = -1, carry, carry, carry, carry
+        back = self.back
         for count, d, d_wide, keep, zn, rz, d_r, n, r in self.views:
-            if count == alive:
+            if count == alive and back is None:
                 d.addcmul_(d_last, keep_last).addcmul_(d_reset, r_last)
                 if linear_rz is None:
                     d.addmm_(rz_last, w_rz)
@@ -334,7 +351,7 @@ class _Backward:
                     d.add_(linear_rz(rz_last, w_rz_t))
             else:
                 if alive >= 0:
-                    carry = (d_last * keep_last).addcmul_(d_reset, r_last).addmm_(rz_last, w_rz)
+                    carry = self._carry(d_last * keep_last, (d_reset * r_last).addmm_(rz_last, w_rz))
                 d.add_(_resize(carry, count, grad_h_n, d_h0))
                 alive, d_reset = count, torch.empty_like(d)
             zn.mul_(d_wide)
@@ -344,7 +361,11 @@ class _Backward:
                 d_reset = linear_n(n, w_n_t)
             d_r.mul_(d_reset)
             d_last, keep_last, rz_last, r_last = d, keep, rz, r
-        return (d_last * keep_last).addcmul_(d_reset, r_last).addmm_(rz_last, w_rz)
+        return self._carry(d_last * keep_last, (d_reset * r_last).addmm_(rz_last, w_rz))
+
+    def _carry(self, direct: Tensor, products: Tensor) -> Tensor:
+        """The derivative by the state before a step, from its shares past the products and through them."""
+        return direct.add_(products) if self.back is None else self.back.carry(direct, products)
 
     def products(self, x: Tensor | None, d_input: Tensor | None) -> None:
         """The chunk's share of what has no recurrence, from the derivatives that the steps have left in `factors`."""
@@ -388,7 +409,8 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
     Where no gates were kept, those of a chunk are computed again before its steps."""
     layout = Layout(part, run)
     (own,) = weights
-    backward = _Backward(layout, own, upstream.needs)
+    back = Back.of(layout, run, upstream.given)
+    backward = _Backward(layout, own, upstream.needs, back)
     rows, gates = run.output.contiguous(), run.gates
     again = _Forward(layout, own) if gates is None else None
     d_input = torch.empty_like(run.input, memory_format=torch.contiguous_format) if upstream.needs[0] else None
@@ -400,14 +422,18 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
     for chunk in chunks if part.reverse else reversed(chunks):
         grad = None if upstream.output is None else layout.rows(upstream.output, chunk)
         before = layout.before(rows, run.h0, chunk)
+        if back is not None:
+            before = back.begin(before, chunk)
         x = layout.rows(run.input, chunk) if upstream.needs[2] or again is not None else None
         if again is None:
             assert gates is not None
             kept = gates[chunk.start : chunk.stop].to(layout.dtype)
         else:
-            kept = again.again(x, before)
+            kept = again.again(x, before if back is None else back.seen(before))
         backward.chunk(kept, before, grad, chunk.sizes)
         carry = steps(carry, grad_h_n, d_h0)
+        if back is not None:
+            back.found(backward.d_states)
         place = None
         if d_input is not None:
             first, last = (chunk.start, chunk.stop) if layout.packed else (chunk.first, chunk.first + len(chunk.sizes))
@@ -416,4 +442,4 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
     d_h0[: carry.shape[0]] = carry
     found = (d_input, d_h0 if upstream.needs[1] else None, *backward.weights())
     of_input, of_h0, *of_weights = (None if d is None else d.to(rows.dtype) for d in found)
-    return Gradients(of_input, of_h0, tuple(of_weights))
+    return Gradients(of_input, of_h0, tuple(of_weights), () if back is None else (back.sums(rows.dtype),))

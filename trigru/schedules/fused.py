@@ -13,13 +13,14 @@ from ..kernels import persistent, resident, stepwise, walking
 from ..kernels.config import kept_values
 from ..kernels.errors import DoesNotFit
 from ..kernels.recurrence import Gradients as Upstreams
-from ..kernels.recurrence import Kept, Operands, Recurrence
+from ..kernels.recurrence import Kept, Operands, PerStep, Recurrence
 from ..layer import Weights
 from ..planning.plan import instead, precision_of
 from ..planning.stages import Choice
-from .part import Gradients, Part, Run, Upstream
+from .part import Found, Gradients, Part, Run, Upstream
+from .per_step import by_given, joined, names_of, one_of, rows_of
 from .projections import final_state, gradients, project_input, state_into
-from .recompute import chunk_length, gates_again
+from .recompute import chunk_length, gates_again, seen_before
 
 # Each has a `forward` and a `backward` of the same signature (see kernels/recurrence.py).
 SCHEDULES = {"stepwise": stepwise, "walking": walking, "resident": resident, "persistent": persistent}
@@ -39,6 +40,9 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     operands = _operands(weights, run)._replace(gates_in=gates_in, b_hn=b_hn[0])
     if len(b_hn) == 2:
         operands = operands._replace(b_hn_back=b_hn[1])
+    if (per_step := operands.per_step) is not None and per_step.carries:
+        begins = operands.new(operands.h0.shape[-1])
+        operands = operands._replace(per_step=per_step._replace(begins=begins))
     _by_plan("forward", part, run, operands, run.gates is not None)
     sides = zip(_directions(part, weights), _beside(run.output, weights), _behind(run.h_n, weights), strict=True)
     for reverse, output, h_n in sides:
@@ -48,8 +52,10 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
 def _operands(weights: Sequence[Weights], run: Run) -> Operands:
     """What every loop reads and writes."""
     w_hh, *others = (one.hh.contiguous() for one in weights)
-    h0, back = run.h0.contiguous(), others[0] if others else None
-    return Operands(None, h0, w_hh, None, run.steps, run.output, run.gates, w_hh_back=back)
+    h0, back, per_step = run.h0.contiguous(), others[0] if others else None, run.per_step
+    if per_step is not None:
+        per_step = PerStep._make(x.contiguous() if isinstance(x, Tensor) else x for x in per_step)
+    return Operands(None, h0, w_hh, None, run.steps, run.output, run.gates, w_hh_back=back, per_step=per_step)
 
 
 def _directions(part: Part, weights: Sequence[Weights]) -> tuple[bool, ...]:
@@ -72,7 +78,8 @@ def _by_plan(direction: str, part: Part, run: Run, operands: Operands, *given: A
     try:
         return _by(part.choice, direction, part, run, operands, *given)
     except DoesNotFit as error:
-        choice = instead(part.choice, error, operands.h0, part.variant, direction)
+        given = names_of(operands.per_step)
+        choice = instead(part.choice, error, operands.h0, part.variant, direction, given)
     return _by(choice, direction, part, run, operands, *given)
 
 
@@ -94,13 +101,15 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
         if chunk_length(steps, rows.shape[1]) < steps.seq_len:
             return _each_by_chunks(part, weights, run, d_rows, upstream)
         run = run._replace(gates=_gates_again(part, weights, run))
-    kept, x = Kept(rows, run.gates), run.rows if any(need_weights[::4]) else None
-    upstreams = Upstreams(d_rows, upstream.h_n)
-    d_gates, d_state, d_weights = _loop(part, weights, run, _operands(weights, run), kept, upstreams, x, need_weights)
+    x = run.rows if any(need_weights[::4]) else None
+    d_gates, d_state, d_weights, given = _loop(
+        part, weights, run, d_rows, upstream.h_n, x, need_weights, upstream.given
+    )
     return Gradients(
         _d_input(d_gates, weights).view(run.input.shape) if need_input else None,
         d_state.to(rows.dtype) if need_h0 else None,
         d_weights,
+        given,
     )
 
 
@@ -113,21 +122,24 @@ def _d_input(d_gates: Tensor, weights: Sequence[Weights], out: Tensor | None = N
     return d_input
 
 
+def _sides(part: Part, weights: Sequence[Weights], run: Run) -> list[tuple[bool, Run]]:
+    """Each direction's own run, its input as (N, I), and whether it goes from the last step to the first."""
+    given: Sequence[Any] = [None] * len(weights) if run.gates is None else _behind(run.gates, weights)
+    states = zip(_behind(run.h0, weights), _beside(run.output, weights), given, strict=True)
+    per_steps = [run.per_step if len(weights) == 1 else one_of(run.per_step, side) for side in range(len(weights))]
+    runs = [
+        Run(run.rows, h0, run.steps, output, gates, per_step=per_step)
+        for (h0, output, gates), per_step in zip(states, per_steps, strict=True)
+    ]
+    return list(zip(_directions(part, weights), runs, strict=True))
+
+
 def _gates_again(part: Part, weights: Sequence[Weights], run: Run) -> Tensor:
     """What forward would have kept."""
     rows, hidden_size = run.steps.num_rows, run.h0.shape[-1]
     gates = run.output.new_empty(*run.h0.shape[:-2], rows, kept_values(part.variant) * hidden_size)
-    sides = zip(
-        weights,
-        _behind(run.h0, weights),
-        _beside(run.output, weights),
-        _directions(part, weights),
-        _behind(gates, weights),
-        strict=True,
-    )
-    x = run.rows
-    for one, h0, output, reverse, place in sides:
-        gates_again(Run(x, h0, run.steps, output, None), one, part.variant, reverse, place)
+    for (reverse, own), one, place in zip(_sides(part, weights, run), weights, _behind(gates, weights), strict=True):
+        gates_again(own, one, part.variant, reverse, place)
     return gates
 
 
@@ -135,29 +147,39 @@ def _loop(
     part: Part,
     weights: Sequence[Weights],
     run: Run,
-    operands: Operands,
-    kept: Kept,
-    upstreams: Upstreams,
+    d_rows: Tensor,
+    d_h_n: Tensor | None,
     inputs: Tensor | None,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-    """The reverse loop over the operands' steps: derivatives by pre-activations, first state and weights."""
-    assert kept.reserve is not None
-    d_gates, d_an, d_start = _by_plan("backward", part, run, operands, kept, upstreams)
+    given: Sequence[bool],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...], tuple[Found, ...]]:
+    """The reverse loop over the run's steps: derivatives by pre-activations, first state, weights and what was given
+    for each step."""
+    assert run.gates is not None
+    operands, kept = _operands(weights, run), Kept(run.output, run.gates)
+    if (per_step := operands.per_step) is not None:
+        operands = operands._replace(per_step=per_step._replace(wants_d_begin=any(given)))
+    d_gates, d_an, d_start, d_begin = _by_plan("backward", part, run, operands, kept, Upstreams(d_rows, d_h_n))
+    nothing = (None,) * len(weights)
     sides = zip(
+        _sides(part, weights, run),
         _behind(d_gates, weights),
-        (None,) * len(weights) if d_an is None else _behind(d_an, weights),
-        _behind(kept.reserve, weights),
-        _behind(operands.h0, weights),
-        _beside(kept.output, weights),
-        _directions(part, weights),
+        nothing if d_an is None else _behind(d_an, weights),
+        nothing if d_begin is None else _behind(d_begin, weights),
+        _beside(d_rows, weights),
+        nothing if d_h_n is None else _behind(d_h_n, weights),
         strict=True,
     )
     found: list[Tensor | None] = []
-    for i, (d, d_n, reserve, h0, output, reverse) in enumerate(sides):
-        r, asked = reserve.narrow(1, 0, h0.shape[1]), needs[4 * i : 4 * i + 4]
-        found += gradients(d, d_n, r, inputs, h0, output, operands.steps, reverse=reverse, needs=asked)
-    return d_gates, d_start, tuple(found)
+    of_given = []
+    for i, ((reverse, own), d, d_n, d_own_begin, d_output, d_own_h_n) in enumerate(sides):
+        assert own.gates is not None
+        r, asked = own.gates.narrow(1, 0, own.h0.shape[1]), needs[4 * i : 4 * i + 4]
+        before = seen_before(own, reverse) if asked[1] else None
+        found += gradients(d, d_n, r, inputs, before, asked)
+        if d_own_begin is not None:
+            of_given.append(by_given(part.variant, reverse, own, d_own_begin, d_output, d_own_h_n, given))
+    return d_gates, d_start, tuple(found), tuple(of_given)
 
 
 def _each_by_chunks(part: Part, weights: Sequence[Weights], run: Run, d_rows: Tensor, upstream: Upstream) -> Gradients:
@@ -168,15 +190,17 @@ def _each_by_chunks(part: Part, weights: Sequence[Weights], run: Run, d_rows: Te
     found = []
     for i, one in enumerate(weights):
         output, grad = (_beside(x, weights)[i].contiguous() for x in (run.output, d_rows))
-        alone = run._replace(h0=run.h0[i], output=output)
+        alone = run._replace(h0=run.h0[i], output=output, per_step=one_of(run.per_step, i))
         d_h_n = None if upstream.h_n is None else upstream.h_n[i]
-        wanted = Upstream(None, d_h_n, (need_input, need_h0, *need_weights[4 * i : 4 * i + 4]))
+        asked = (need_input, need_h0, *need_weights[4 * i : 4 * i + 4])
+        wanted = Upstream(None, d_h_n, asked, upstream.given)
         found.append(_by_chunks(part._replace(reverse=i == 1), one, alone, grad, wanted))
     first, second = found
     return Gradients(
         None if first.input is None or second.input is None else first.input.add_(second.input),
         None if first.h0 is None or second.h0 is None else torch.stack([first.h0, second.h0]),
         first.weights + second.weights,
+        first.given + second.given,
     )
 
 
@@ -189,17 +213,21 @@ def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream:
         d_state.copy_(upstream.h_n)
     d_input = x.new_empty(x.shape) if need_input else None
     totals: list[Tensor | None] = [None] * 4
+    by_chunk: list[tuple[slice, Found]] = []
     length = chunk_length(steps, rows.shape[1])
     starts = range(0, steps.seq_len, length)
     for first in starts if reverse else reversed(starts):  # against the direction in which forward ran
         last = min(first + length, steps.seq_len)
         chunk, here = steps.part(first, last), slice(steps.offsets[first], steps.offsets[last])
         start = state_into(first, last, rows, h0, steps, reverse)
-        own = Run(x[here], start, chunk, rows[here], None)
-        kept = Kept(own.output, _gates_again(part, [weights], own))
-        upstreams = Upstreams(d_rows[here], d_state[: chunk.batch])
-        operands = _operands([weights], own)
-        d_gates, d_start, found = _loop(part, [weights], own, operands, kept, upstreams, own.input, need_weights)
+        own = Run(x[here], start, chunk, rows[here], None, per_step=rows_of(run.per_step, here, steps.num_rows))
+        own = own._replace(gates=_gates_again(part, [weights], own))
+        d_before = d_state[: chunk.batch].clone()
+        d_gates, d_start, found, given = _loop(
+            part, [weights], own, d_rows[here], d_before, own.input, need_weights, upstream.given
+        )
+        for of_given in given:
+            by_chunk.append((here, of_given))
         d_state[: chunk.batch] = d_start
         for i, new in enumerate(found):  # summed over chunks in float32
             total = totals[i]
@@ -210,4 +238,5 @@ def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream:
         None if d_input is None else d_input.view(run.input.shape),
         d_state.to(h0.dtype) if need_h0 else None,
         tuple(None if d is None else d.to(rows.dtype) for d in totals),
+        (joined(run.per_step, by_chunk),) if by_chunk else (),
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..kernels.recurrence import PerStep
 from ..kernels.steps import Steps
 from ..planning.stages import Choice
 
@@ -32,6 +33,7 @@ class Run(NamedTuple):
     output: Tensor  # (N, H): the state after each step; a single direction's may be columns of a wider tensor
     gates: Tensor | None  # (N, kept_values(variant) * H), laid out as the schedule likes; None: not kept
     h_n: Tensor | None = None  # (B, H), contiguous: each sequence's last state; None in backward
+    per_step: PerStep | None = None  # what steps do beside the equations
 
     @property
     def rows(self) -> Tensor:
@@ -41,11 +43,20 @@ class Run(NamedTuple):
 
 class Upstream(NamedTuple):
     """The loss's derivatives by the results, and which derivatives are wanted: by the input, the first state, and the
-    weights of each direction."""
+    weights of each direction; by fresh, decay and amount of `per_step`."""
 
     output: Tensor | None  # (T, B, H), or (N, H) packed
     h_n: Tensor | None  # (B, H)
     needs: tuple[bool, ...]
+    given: tuple[bool, ...] = (False, False, False)
+
+
+class Found(NamedTuple):
+    """By what was given for each step, shaped as the PerStep's own; None for what was not asked for."""
+
+    fresh: Tensor | None = None
+    decay: Tensor | None = None
+    amount: Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -54,3 +65,4 @@ class Gradients(NamedTuple):
     input: Tensor | None
     h0: Tensor | None
     weights: tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh of each direction
+    given: tuple[Found, ...] = ()  # of each direction, where something is given for each step

@@ -81,22 +81,19 @@ def gradients(
     d_an: Tensor | None,
     r: Tensor,
     input: Tensor | None,
-    h0: Tensor,
-    output: Tensor,
-    steps: Steps,
-    *,
-    reverse: bool,
+    before: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Derivatives by w_ih, w_hh, b_ih and b_hh; None for those that `needs` (in this order) does not ask for.
 
-    `r` (N, H): the reset gate, used for "cho" and "chung", where W_hn multiplies r * h."""
-    hidden_size = h0.shape[1]
+    before (N, H): what each step's recurrent products saw of the state before it, read for w_hh. `r` (N, H): the reset
+    gate, used for "cho" and "chung", where W_hn multiplies r * h."""
+    hidden_size = r.shape[1]
     need_w_ih, need_w_hh, need_b_ih, need_b_hh = needs
     d_w_ih = torch.mm(d_gates.t(), input) if need_w_ih and input is not None else None
     d_w_hh = None
     if need_w_hh:
-        before = states_before(output, h0, steps, reverse)
+        assert before is not None
         d_w_hh = d_gates.new_empty(3 * hidden_size, hidden_size)
         d_w_hrz, d_w_hn = d_w_hh.split_with_sizes((2 * hidden_size, hidden_size))
         torch.mm(d_gates.narrow(1, 0, 2 * hidden_size).t(), before, out=d_w_hrz)

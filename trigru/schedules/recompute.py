@@ -12,6 +12,7 @@ from .. import reference
 from ..kernels.steps import Steps
 from ..layer import Weights
 from .part import Run
+from .per_step import begun, seen
 from .projections import states_before
 
 CHUNK_ELEMENTS = 1 << 24
@@ -28,9 +29,15 @@ def gates_again(run: Run, weights: Weights, variant: str, reverse: bool, out: Te
     W_hn h + b_hn for "torch", (N, 3H) r, z, n otherwise.
 
     run: of the steps in question, as if they were a sequence of their own, its input as (N, I)."""
-    before = states_before(run.output, run.h0, run.steps, reverse)
+    before = seen_before(run, reverse)
     gates: tuple[Tensor, ...] = reference.gates(run.input, before, *weights, variant=variant)
     if variant == "torch":
         w_hn, b_hn = weights.hh.chunk(3)[2], None if weights.bias_hh is None else weights.bias_hh.chunk(3)[2]
         gates = (*gates, torch.nn.functional.linear(before, w_hn, b_hn))
     torch.cat(gates, 1, out=out)
+
+
+def seen_before(run: Run, reverse: bool) -> Tensor:
+    """(N, H): what each step's recurrent products saw, in one direction."""
+    before, per_step = states_before(run.output, run.h0, run.steps, reverse), run.per_step
+    return before if per_step is None else seen(per_step, begun(per_step, before))

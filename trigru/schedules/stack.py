@@ -31,6 +31,7 @@ from ..layer import Call, Layer, Weights
 from ..planning.stages import Plan, Stage
 from . import cudnn
 from .part import Part, Run, Upstream
+from .per_step import Sums, of_stage
 
 
 class Result(NamedTuple):
@@ -47,6 +48,7 @@ class Wanted(NamedTuple):
     grad_output: Tensor | None
     grad_h_n: Tensor | None
     needs: Sequence[bool]
+    given: Sequence[bool] = ()  # by fresh, decay, amount of the call's `given`; empty: none
 
 
 @functools.cache  # an import statement costs some 0.5 us a call
@@ -144,6 +146,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
                 share_of(layer, stage.directions, states, -1),
                 None if planes is None else share_of(layer, stage.directions, planes, 0),
                 state_of(layer, stage, h_n),
+                of_stage(layer, call, stage),
             )
             schedule = _module_of(stage.choice.schedule)
             schedule.forward(part_of(layer, stage), _weights_of(layer, weights, stage), run)
@@ -152,14 +155,14 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
             if not in_place:
                 reserve.append(states)
         if not last:
-            x = _shaped(states, steps)
+            x = shaped(states, steps)
             if layer.dropout:
                 mask = dropout_mask(x, layer.dropout)
                 x = x * _scaled(mask, layer.dropout, x.dtype)
                 if kept:
                     reserve.append(mask)
         elif not shares:
-            time_major(layer, call, output).copy_(_shaped(states, steps))
+            time_major(layer, call, output).copy_(shaped(states, steps))
     return Result(output, h_n, reserve)
 
 
@@ -174,7 +177,7 @@ def _weights_of(layer: Layer, weights: Sequence[Tensor], stage: Stage) -> list[W
     return [layer.weights_of(weights, first + direction) for direction in stage.directions]
 
 
-def _shaped(states: Tensor, steps: Steps) -> Tensor:
+def shaped(states: Tensor, steps: Steps) -> Tensor:
     """(N, D * H) as the next layer's input."""
     return states if steps.packed else states.view(steps.seq_len, steps.batch, states.shape[1])
 
@@ -242,6 +245,21 @@ def _unfold(layer: Layer, reserve: Sequence[Tensor], first_kept: int) -> tuple[T
     return entry, kept
 
 
+def kept_rows(layer: Layer, call: Call, result: Result) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of a forward that kept all layers: what goes into each, (N, features), and its states (N, D * H)."""
+    reserve = list(result.reserve)
+    if shares_output(call.input.device):
+        reserve.append(as_rows(layer, call, result.output))
+    _, kept = _unfold(layer, reserve, 0)
+    x = as_rows(layer, call, call.input)
+    for index in range(layer.num_layers):
+        states = kept[index].states
+        yield x, states
+        if index + 1 < layer.num_layers:
+            mask = kept[index + 1].mask
+            x = states if mask is None else states * _scaled(mask, layer.dropout, states.dtype).view_as(states)
+
+
 def masks_of(layer: Layer, reserve: Sequence[Tensor], first_kept: int, dtype: torch.dtype) -> list[Tensor | None]:
     """What the output of each layer but the last was multiplied with, as far as the reserve holds it."""
     if not layer.dropout:
@@ -260,7 +278,8 @@ def backward(
     reserve: Sequence[Tensor],
     wanted: Wanted,
 ) -> list[Tensor | None]:
-    """Derivatives by the input, hx and each of the weights; None for those that are not asked for.
+    """Derivatives by the input, hx and each of the weights, and where `wanted.given` asks for any by fresh, decay and
+    amount; None for those that are not asked for.
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
     if plan.schedule == "cudnn" or cudnn.is_own(reserve):  # which nothing else can read
@@ -272,7 +291,8 @@ def backward(
     entry, kept = _unfold(layer, reserve, first_kept)
     need_input, need_hx, *need_weights = wanted.needs
     width = 4 if layer.bias else 2
-    asked = [need_input or need_hx or need for need in need_weights]
+    sums = Sums(layer, call, wanted.given)
+    asked = [need_input or need_hx or any(sums.needs) or need for need in need_weights]
     lowest = asked.index(True) // (width * directions) if any(asked) else layer.num_layers
     d_hx = torch.empty(call.hx.shape, dtype=call.hx.dtype, device=call.hx.device) if need_hx else None
     d_weights: list[Tensor | None] = [None] * len(need_weights)
@@ -285,7 +305,7 @@ def backward(
         if index == first_kept:
             x = time_major(layer, call, call.input) if entry is None else entry
         else:
-            x = _shaped(kept[index - 1].states, steps)
+            x = shaped(kept[index - 1].states, steps)
             if mine.mask is not None:
                 scale = _scaled(mine.mask, layer.dropout, x.dtype)
                 x = x * scale
@@ -304,13 +324,17 @@ def backward(
                     steps,
                     share_of(layer, own, mine.states, -1),
                     None if planes is None else share_of(layer, own, planes, 0),
+                    per_step=of_stage(layer, call, stage),
                 ),
                 Upstream(
                     None if grad is None else share_of(layer, own, grad, -1),
                     None if wanted.grad_h_n is None else state_of(layer, stage, wanted.grad_h_n),
                     (below, need_hx, *(need for place in places for need in (*need_weights[place], *biases))),
+                    sums.needs,
                 ),
             )
+            for direction, of_given in zip(own, found.given, strict=False):
+                sums.add(index * directions + direction, of_given)
             for i, place in enumerate(places):
                 d_weights[place] = found.weights[4 * i : 4 * i + width]
             if d_hx is not None:
@@ -319,4 +343,4 @@ def backward(
                 d_x = found.input if d_x is None else d_x.add_(found.input)
         grad = d_x if scale is None or d_x is None else d_x.mul_(scale)
     d_input = None if grad is None or not need_input else time_major(layer, call, grad)
-    return [d_input, d_hx, *d_weights]
+    return [d_input, d_hx, *d_weights, *(sums.found if wanted.given else ())]

@@ -1,0 +1,335 @@
+"""What a step does beside the equations, as kernels take it: see PerStep in recurrence.py.
+
+Where a step begins from something else than the state before, forward's running state is `begin`: who computes a state
+has the next step begin from it at once, and writes what that step's products see. What is absent, None, is no code.
+
+What loads gives values as they lie in memory, for a conversion would wait for them, and for a tile of either
+orientation (`Place`). What takes values converts them, and leaves the mathematics to gates.py. The last part does both
+at once, for (j, b) tiles.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .gates import begin_grad, begin_of_step, blend, blend_grad, end_grad, end_of_step
+from .loop import Step
+from .recurrence import Derivatives, Operands, PerStep
+from .tiles import at, load_state, there, write
+
+
+def arguments(operands: Operands) -> dict[str, Any]:
+    """What every kernel that begins or ends a step takes of it, by name. All None where there is nothing."""
+    per = operands.per_step or PerStep()
+    return {
+        "reset_ptr": None if per.reset is None else per.reset.view(torch.uint8),
+        "fresh_ptr": None if per.reset is None else per.fresh,
+        "decay_ptr": per.decay,
+        "amount_ptr": per.amount,
+        "dropped_ptr": per.dropped,
+    }
+
+
+def forward_arguments(operands: Operands) -> dict[str, Any]:
+    """Those of forward's kernels.
+
+    Raises:
+        ValueError: packed sequences, whose steps do nothing beside the equations; begins missing, or for nothing.
+    """
+    per = operands.per_step or PerStep()
+    if operands.per_step is not None and operands.steps.packed:
+        raise ValueError("per_step: expected padded sequences with it, got packed ones")
+    if per.carries != (per.begins is not None):
+        raise ValueError(f"begins: expected {'a tensor' if per.carries else 'None'}, got {type(per.begins).__name__}")
+    return arguments(operands) | {"begins_ptr": per.begins, "clip": per.clip}
+
+
+def backward_arguments(operands: Operands, derivatives: Derivatives) -> dict[str, Any]:
+    """Those of the kernels of back-propagation."""
+    per = operands.per_step or PerStep()
+    return arguments(operands) | {"d_begin_ptr": derivatives.d_begin, "clip": per.clip}
+
+
+def constexprs(operands: Operands) -> dict[str, Any]:
+    """How the arguments lie: True or None, as `Beside` has it."""
+    per, has_units = operands.per_step or PerStep(), operands.h0.dim()
+    by_step = per.fresh is not None and per.fresh.shape[-2] == operands.steps.num_rows
+    return {
+        "FRESH_BY_STEP": by_step or None,
+        "DECAY_BY_UNIT": (per.decay is not None and per.decay.dim() == has_units) or None,
+        "AMOUNT_BY_UNIT": (per.amount is not None and per.amount.dim() == has_units) or None,
+    }
+
+
+def first_state(operands: Operands, reverse: bool) -> Tensor:
+    """The running state that forward starts with, in float32; what the first step's products see is written."""
+    h0, per, steps = operands.h0, operands.per_step, operands.steps
+    state = h0.clone() if h0.dtype == torch.float32 else h0.float()
+    if per is None or per.begins is None:
+        return state
+    if operands.sides == 1:
+        _begin_first(state, per, steps.num_rows, reverse)
+    else:
+        for side in range(2):
+            own: dict[str, Any] = {name: x[side] for name, x in per._asdict().items() if isinstance(x, Tensor)}
+            _begin_first(state[side], per._replace(**own), steps.num_rows, side == 1)
+    return state
+
+
+def _begin_first(state: Tensor, per: PerStep, num_rows: int, reverse: bool) -> None:
+    """In place, of one direction: from h0 to what its first step begins from."""
+    assert per.begins is not None
+    batch = len(state)
+    rows = slice(num_rows - batch, num_rows) if reverse else slice(batch)
+    if per.reset is not None:
+        fresh = torch.zeros_like(state)
+        if per.fresh is not None:
+            fresh = (per.fresh[rows] if len(per.fresh) == num_rows else per.fresh).float()
+        state.copy_(torch.where(per.reset[rows, None], fresh, state))
+    if per.decay is not None:
+        state *= per.decay[rows].view(batch, -1)
+    per.begins[rows] = (state if per.dropped is None else state * per.dropped).to(per.begins.dtype)
+
+
+class Beside(NamedTuple):
+    """A kernel's arguments of it, as far as it has them. Flags are None or not: in a tuple with a name, Triton keeps
+    nothing else constant."""
+
+    reset: Any = None  # pointers
+    fresh: Any = None
+    decay: Any = None
+    amount: Any = None
+    dropped: Any = None
+    begins: Any = None
+    d_begin: Any = None
+    clip: Any = None
+    behind: Any = None  # where both directions run: rows of all steps, and sequences, that lie before its own
+    starts: Any = None
+    FRESH_BY_STEP: Any = None  # not None: `fresh` has rows for each step
+    DECAY_BY_UNIT: Any = None  # not None: a value for each hidden unit of a row
+    AMOUNT_BY_UNIT: Any = None
+
+
+class Place(NamedTuple):
+    """A tile of hidden units and sequences."""
+
+    j: Any  # its hidden units, along one axis
+    b: Any  # where the rows of its sequences lie within a step, along the other
+    alive: Any  # of the sequences, those to be loaded
+    there: Any  # of the elements, those to be loaded
+    H: Any
+
+
+class Beginning(NamedTuple):
+    """What leads from the state before a step to the one that it begins from, as loaded."""
+
+    reset: Any
+    fresh: Any
+    decay: Any
+
+
+# -- loads -------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def row_of(beside, row):
+    """In tensors that hold one direction behind the other, the row that is a step's first in its own."""
+    return row if beside.behind is None else row + beside.behind
+
+
+@triton.jit
+def _first_start(beside):
+    """The first row of tensors that have one for each sequence."""
+    return 0 if beside.starts is None else beside.starts
+
+
+@triton.jit
+def _of_units(pointer, row, place, OTHER: tl.constexpr):
+    """A value of each hidden unit, in rows of which `row` is the first; OTHER where there is none. None of None."""
+    if pointer is None:
+        return None
+    else:
+        at = pointer + tl.cast(row, tl.int64) * place.H
+        return tl.load(at + (place.b * place.H + place.j), mask=place.there, other=OTHER)
+
+
+@triton.jit
+def _of_rows(pointer, row, place, BY_UNIT, OTHER: tl.constexpr):
+    """The same, or where BY_UNIT is None a value of each sequence."""
+    if pointer is None or BY_UNIT is not None:
+        return _of_units(pointer, row, place, OTHER)
+    else:
+        return tl.load(pointer + tl.cast(row, tl.int64) + place.b, mask=place.alive, other=OTHER)
+
+
+@triton.jit
+def load_beginning(beside, row, place):
+    """For the step whose first row is `row`; what changes nothing, where there is no sequence."""
+    row = row_of(beside, row)
+    reset = _of_rows(beside.reset, row, place, None, 0)
+    fresh = _of_units(beside.fresh, _first_start(beside) if beside.FRESH_BY_STEP is None else row, place, 0.0)
+    return Beginning(reset, fresh, _of_rows(beside.decay, row, place, beside.DECAY_BY_UNIT, 1.0))
+
+
+@triton.jit
+def load_amount(beside, row, place):
+    """For the step whose first row is `row`: how much of what the equations say it takes over."""
+    return _of_rows(beside.amount, row_of(beside, row), place, beside.AMOUNT_BY_UNIT, 1.0)
+
+
+@triton.jit
+def load_of_step(beside, row, place):
+    """Both, in a tuple: by itself, what is None cannot go from one turn of a loop to the next."""
+    return load_amount(beside, row, place), load_beginning(beside, row, place)
+
+
+@triton.jit
+def load_dropped(beside, place):
+    """For all steps."""
+    return _of_units(beside.dropped, _first_start(beside), place, 0.0)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _wide(x):
+    return None if x is None else x.to(tl.float32)
+
+
+@triton.jit
+def _resets(reset):
+    return None if reset is None else reset != 0
+
+
+@triton.jit
+def begun(before, beginning):
+    """The state that a step begins from, and that its blend sees."""
+    return begin_of_step(before, _resets(beginning.reset), _wide(beginning.fresh), _wide(beginning.decay))
+
+
+@triton.jit
+def seen(begin, dropped):
+    """What the products see of it; or a derivative on its way back."""
+    return begin if dropped is None else dropped.to(tl.float32) * begin
+
+
+@triton.jit
+def ended(begin, new, amount, clip):
+    """The state that a step ends with; `new`: the equations'."""
+    return end_of_step(begin, new, _wide(amount), clip)
+
+
+@triton.jit
+def unless(x, nothing):
+    """x, or 0 where nothing of it counts: there it may be NaN."""
+    return x if nothing is None else tl.where(nothing, 0.0, x)
+
+
+@triton.jit
+def carries_on(amount):
+    """Where a unit carries on the state that its step began from, so that its update gate and its candidate lead
+    nowhere."""
+    return None if amount is None else _wide(amount) == 0.0
+
+
+@triton.jit
+def end_back(dh, begin, z, n, amount, clip, VARIANT: tl.constexpr):
+    """`blend_grad` from dh, the derivative by the state that a step ends with; its `direct` with what passes by the
+    equations. z and n are 0 where it `carries_on`."""
+    if amount is None and clip is None:
+        return blend_grad(dh, begin, z, n, VARIANT)
+    else:
+        d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), _wide(amount), clip)
+        dn, dz, direct = blend_grad(d_new, begin, z, n, VARIANT)
+        return dn, dz, direct if amount is None else direct + past
+
+
+@triton.jit
+def reset_gate(r, d_rh, amount):
+    """Variants "cho" and "chung": r, or 0 where it leads nowhere, for no unit that sees it takes anything over."""
+    return r if amount is None else unless(r, d_rh == 0.0)
+
+
+@triton.jit
+def begin_back(d_begin, beginning):
+    """The derivative by the state before a step."""
+    return begin_grad(d_begin, _resets(beginning.reset), _wide(beginning.decay))
+
+
+# -- both, for (j, b) tiles --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def place_of(step, b, j, H):
+    """A tile of those that are alive at a step."""
+    return Place(j[:, None], b[None, :], (b < step.count)[None, :], there(j, b, H, step.count), H)
+
+
+@triton.jit
+def following(here, direction, batch, rows):
+    """The step that forward takes after the step `here` of a padded sequence; direction: see loop.py. Behind the last
+    one without any sequence alive."""
+    row = here.row.to(tl.int64) + direction * batch
+    return Step(row, tl.where((row >= 0) & (row < rows), here.count, 0))
+
+
+@triton.jit
+def as_seen(beside, x, step, b, j, H):
+    """`seen`, of x."""
+    return seen(x, load_dropped(beside, place_of(step, b, j, H)))
+
+
+@triton.jit
+def load_seen(beside, output_ptr, h0_ptr, b, k, here, before, H, width):
+    """A (k, b) tile of what the products of the step `here` see; the rest as `load_state` of tiles.py."""
+    if beside.begins is None:
+        x = load_state(output_ptr, h0_ptr, b, k, here, before, H, width)
+    else:
+        x = tl.load(at(beside.begins, row_of(beside, here.row), b, k, H), mask=there(k, b, H, here.count), other=0.0)
+    return x
+
+
+@triton.jit
+def begin_from(beside, before, step, b, j, H):
+    """`begun`, after the state `before`."""
+    return begun(before, load_beginning(beside, step.row, place_of(step, b, j, H)))
+
+
+@triton.jit
+def pass_on(beside, end, here, direction, batch, rows, b, j, H):
+    """The running state after the step `here` that ended with `end`: what the next one begins from. direction: of time,
+    see loop.py; rows: of all steps together."""
+    begin = end
+    if beside.begins is not None:
+        step = following(here, direction, batch, rows)
+        begin = begin_from(beside, end, step, b, j, H)
+        to = at(beside.begins, row_of(beside, step.row), b, j, H)
+        write(to, as_seen(beside, begin, step, b, j, H), there(j, b, H, step.count))
+    return begin
+
+
+@triton.jit
+def amount_of(beside, step, b, j, H):
+    """`load_amount`."""
+    return load_amount(beside, step.row, place_of(step, b, j, H))
+
+
+@triton.jit
+def end_from(beside, begin, new, step, b, j, H):
+    """`ended`."""
+    return ended(begin, new, amount_of(beside, step, b, j, H), beside.clip)
+
+
+@triton.jit
+def before_grad(beside, through, direct, step, b, j, H):
+    """The derivative by the state before a step, from those by what the step's products see, and past them by what it
+    begins from; the derivative by the latter in all is kept where asked for."""
+    place = place_of(step, b, j, H)
+    d_begin = seen(through, load_dropped(beside, place)) + direct
+    if beside.d_begin is not None:
+        write(at(beside.d_begin, row_of(beside, step.row), b, j, H), d_begin, place.there)
+    return begin_back(d_begin, load_beginning(beside, step.row, place))

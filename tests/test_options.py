@@ -1,0 +1,621 @@
+"""What a call gives each step, against nn.GRU run otherwise, a loop over nn.GRUCell, Keras, and the reference."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import trigru
+from trigru import operators
+from trigru.operators import compute
+from trigru.operators.schema import Recorded, flat
+
+VARIANTS = ("torch", "cho", "chung")
+
+
+def layer_of(*sizes, **options):
+    torch.manual_seed(options.pop("seed", 0))
+    return trigru.GRU(*sizes, dtype=torch.float64, **options)
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def by_episodes(module, x, starts, hx, reset_state=None):
+    """Each sequence's episodes run one by one; x (T, B, I), outputs and last states as the module's."""
+    forth, parts = [], slice(None, None, 2 if module.bidirectional else 1)
+    finals = torch.empty_like(hx)
+    for b in range(x.shape[1]):
+        cuts = [t for t in range(x.shape[0]) if starts[t, b] and t > 0]
+        bounds = list(itertools.pairwise([0, *cuts, x.shape[0]]))
+        outputs = []
+        for first, last in bounds:
+            state = torch.zeros_like(hx[:, b : b + 1]) if reset_state is None else reset_state[:, b : b + 1]
+            state = state.clone()
+            if first == 0 and not starts[0, b]:
+                state[parts] = hx[parts, b : b + 1]
+            if module.bidirectional and last == x.shape[0]:
+                state[1::2] = hx[1::2, b : b + 1]
+            output, h_n = module(x[first:last, b : b + 1], state)
+            outputs.append(output)
+            finals[parts, b] = h_n[parts, 0]
+            if module.bidirectional and first == 0:
+                finals[1::2, b] = h_n[1::2, 0]
+        forth.append(torch.cat(outputs))
+    return torch.cat(forth, 1), finals
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (2, False), (1, True)])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_reset_is_another_run(variant, num_layers, bidirectional, given):
+    module = layer_of(3, 5, num_layers, bidirectional=bidirectional, variant=variant)
+    x, starts = randn(11, 4, 3), torch.rand(11, 4) < 0.3
+    hx = randn(num_layers * (1 + bidirectional), 4, 5)
+    state = randn(*hx.shape) if given else None
+    found = module(x, hx, reset=starts, reset_state=state)
+    want = by_episodes(module, x, starts, hx, state)
+    for got, wanted in zip(found, want, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-15)
+
+
+def test_stacked_resets_of_both_directions_meet_every_layer():
+    """A layer above sees what the one below gives of the same episode, and of no other."""
+    module = layer_of(3, 5, 3, bidirectional=True)
+    x, starts = randn(7, 2, 3), torch.zeros(7, 2, dtype=torch.bool)
+    starts[3] = True
+    got, h_n = module(x, reset=starts)
+    first, before = module(x[:3])
+    second, after = module(x[3:])
+    torch.testing.assert_close(got, torch.cat([first, second]), rtol=0, atol=1e-15)
+    torch.testing.assert_close(h_n[0::2], after[0::2], rtol=0, atol=1e-15)
+    torch.testing.assert_close(h_n[1::2], before[1::2], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_nan_stays_in_its_episode(variant, bidirectional):
+    module = layer_of(3, 4, bidirectional=bidirectional, variant=variant)
+    starts = torch.zeros(6, 2, dtype=torch.bool)
+    starts[3, 0] = True
+    x = randn(6, 2, 3).requires_grad_()
+    with torch.no_grad():
+        x[1, 0] = torch.nan
+        x[2, 0] = torch.inf
+    output, _ = module(x, reset=starts)
+    assert output[3:].isfinite().all()
+    assert output[:, 1].isfinite().all()
+    assert output[1, 0].isnan().all()
+    (d_x,) = torch.autograd.grad(output.sum(), x)
+    assert d_x[3:].isfinite().all()
+    assert d_x[:, 1].isfinite().all()
+    clean = x.detach().clone()
+    clean[:3, 0] = 0
+    torch.testing.assert_close(output[3:], module(clean, reset=starts)[0][3:], rtol=0, atol=0)
+
+
+def test_a_state_by_steps_is_that_of_the_step_that_begins_from_it():
+    module = layer_of(3, 4, bidirectional=True)
+    x, starts, states = randn(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool), randn(5, 2, 2, 4).requires_grad_()
+    starts[2, 0] = True
+    output, _ = module(x, reset=starts, reset_state=states)
+    alone = torch.stack([states[2, 0, :1], states[1, 1, :1]])
+    forth, _ = module(x[2:, :1], torch.stack([alone[0], torch.zeros_like(alone[0])]))
+    back, _ = module(x[:2, :1], torch.stack([torch.zeros_like(alone[1]), alone[1]]))
+    torch.testing.assert_close(output[2:, :1], forth)
+    torch.testing.assert_close(output[:2, :1], back)
+    (found,) = torch.autograd.grad(output.sum(), states)
+    (want,) = torch.autograd.grad(forth.sum() + back.sum(), states)
+    torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (2, True)])
+def test_lengths_are_a_packed_sequence(batch_first, num_layers, bidirectional):
+    """nn.GRU's own, of the lengths that can be packed."""
+    options = {"num_layers": num_layers, "bidirectional": bidirectional, "batch_first": batch_first}
+    module = layer_of(3, 5, **options)
+    theirs = nn.GRU(3, 5, dtype=torch.float64, **options)
+    theirs.load_state_dict(module.state_dict())
+    lengths = torch.tensor([4, 7, 1, 2])
+    x = randn(4, 7, 3) if batch_first else randn(7, 4, 3)
+    hx = randn(num_layers * (1 + bidirectional), 4, 5).requires_grad_()
+    padded = (x if batch_first else x.transpose(0, 1)).clone()
+    for row, length in zip(padded, lengths, strict=True):
+        row[length:] = torch.nan
+    padded = (padded if batch_first else padded.transpose(0, 1)).requires_grad_()
+    output, h_n = module(padded, hx, lengths=lengths)
+    packed = pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+    want, want_h = theirs(packed, hx)
+    want, _ = pad_packed_sequence(want, batch_first, total_length=7)
+    torch.testing.assert_close(output, want)
+    torch.testing.assert_close(h_n, want_h)
+    grads, want_grads = (
+        torch.autograd.grad((out.square().sum() + h.sum()), [hx, *parameters])
+        for out, h, parameters in ((output, h_n, module.parameters()), (want, want_h, theirs.parameters()))
+    )
+    torch.testing.assert_close(grads, want_grads)
+
+
+def test_a_sequence_of_no_steps_keeps_its_state():
+    module, hx, x = layer_of(3, 5, 2, clip=0.1), randn(2, 3, 5), randn(4, 3, 3)
+    lengths = torch.tensor([0, 4, 2], dtype=torch.int32)
+    starts = torch.ones(4, 3, dtype=torch.bool)
+    starts[0] = False
+    output, h_n = module(x, hx, lengths=lengths, reset=starts)
+    assert not output[:, 0].any()
+    assert torch.equal(h_n[:, 0], hx[:, 0])
+    assert not output[2:, 2].any()
+    other = module(x[:2, 2:], hx[:, 2:], reset=starts[:2, 2:])
+    torch.testing.assert_close(h_n[:, 2:], other[1])
+
+
+def test_mask_as_keras_has_it():
+    keras = pytest.importorskip("keras")
+    theirs = keras.layers.GRU(5, reset_after=True, return_sequences=True, return_state=True)
+    x, mask = torch.randn(3, 6, 4), torch.rand(3, 6) < 0.6
+    mask[0, 0] = False
+    want, want_h = theirs(x.numpy(), mask=mask.numpy())
+    module = trigru.convert.from_keras(theirs)
+    module.batch_first = True
+    output, h_n = module(x, mask=mask)
+    torch.testing.assert_close(output, torch.tensor(keras.ops.convert_to_numpy(want)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(h_n[0], torch.tensor(keras.ops.convert_to_numpy(want_h)), rtol=1e-5, atol=1e-6)
+
+
+def test_decay_and_attention_in_a_loop_over_a_cell():
+    module, cell = layer_of(3, 5), nn.GRUCell(3, 5, dtype=torch.float64)
+    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in module.state_dict().items()})
+    x, decay, attention = (
+        randn(6, 2, 3),
+        torch.rand(6, 2, 5, dtype=torch.float64),
+        torch.rand(6, 2, dtype=torch.float64),
+    )
+    leaves = [decay.requires_grad_(), attention.requires_grad_()]
+    h, outputs = x.new_zeros(2, 5), []
+    for t in range(6):
+        begin = decay[t] * h
+        h = begin + attention[t, :, None] * (cell(x[t], begin) - begin)
+        outputs.append(h)
+    want = torch.stack(outputs)
+    output, h_n = module(x, decay=decay, attention=attention)
+    torch.testing.assert_close(output, want)
+    torch.testing.assert_close(h_n[0], h)
+    grads = [torch.autograd.grad(out.square().sum(), leaves) for out in (output, want)]
+    torch.testing.assert_close(*grads)
+
+
+def test_zoneout_in_evaluation_is_its_expected_value():
+    module, cell = layer_of(3, 5, zoneout=0.3).eval(), nn.GRUCell(3, 5, dtype=torch.float64)
+    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in module.state_dict().items()})
+    x, h, outputs = randn(6, 2, 3), randn(2, 5), []
+    output, _ = module(x, h[None])
+    state = torch.get_rng_state()
+    for t in range(6):
+        h = 0.3 * h + 0.7 * cell(x[t], h)
+        outputs.append(h)
+    torch.testing.assert_close(output, torch.stack(outputs))
+    module(x)
+    assert torch.equal(torch.get_rng_state(), state), "no number is drawn in evaluation"
+
+
+def test_zoneout_carries_units_over_at_its_rate():
+    module, x = layer_of(3, 50, 2, zoneout=0.3, bidirectional=True), randn(40, 6, 3)
+    torch.manual_seed(3)
+    output, _ = module(x)
+    states = output.view(40, 6, 2, 50)
+    carried = states[1:, :, 0] == states[:-1, :, 0]
+    assert 0.27 < carried.double().mean() < 0.33
+    assert 0.27 < (states[1:, :, 1] == states[:-1, :, 1]).double().mean() < 0.33
+    assert not torch.equal(carried, states[1:, :, 1] == states[:-1, :, 1])
+    torch.manual_seed(3)
+    assert torch.equal(module(x)[0], output)
+    assert not torch.equal(module(x)[0], output)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_zoneout_at_its_ends(rate):
+    module, x, hx = layer_of(3, 5, zoneout=rate), randn(6, 2, 3), randn(1, 2, 5)
+    plain = layer_of(3, 5)(x, hx)[0]
+    for one in (module, module.eval()):
+        assert torch.equal(one(x, hx)[0], hx.expand(6, 2, 5) if rate else plain)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recurrent_dropout_has_one_mask_a_call_and_spares_the_blend(variant):
+    module, x, hx = layer_of(3, 5, recurrent_dropout=1.0, variant=variant), randn(6, 2, 3), randn(1, 2, 5)
+    want = layer_of(3, 5, variant=variant)
+    with torch.no_grad():
+        want.weight_hh_l0.zero_()
+    torch.testing.assert_close(module(x, hx), want(x, hx))
+    torch.testing.assert_close(module.eval()(x, hx), layer_of(3, 5, variant=variant)(x, hx))
+
+
+def test_weight_dropout_is_dropout_of_the_recurrent_weights():
+    module, x = layer_of(3, 5, 2, weight_dropout=0.4), randn(6, 2, 3)
+    torch.manual_seed(5)
+    output, _ = module(x)
+    plain = layer_of(3, 5, 2)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name in ("weight_hh_l0", "weight_hh_l1"):
+            weight = getattr(plain, name)
+            weight.copy_(nn.functional.dropout(weight, 0.4))
+    torch.testing.assert_close(output, plain(x)[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_clip_is_the_last_thing_in_a_step(variant):
+    module, x, hx = layer_of(3, 5, clip=0.2, variant=variant), randn(6, 2, 3), 10 * randn(1, 2, 5)
+    cell = trigru.GRUCell(3, 5, dtype=torch.float64, variant=variant)
+    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in module.state_dict().items()})
+    hx.requires_grad_()
+    h, outputs = hx[0], []
+    for step in x:
+        h = cell(step, h).clamp(-0.2, 0.2)
+        outputs.append(h)
+    want, got = torch.stack(outputs), module(x, hx)[0]
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), hx) for out in (got, want)))
+
+
+def test_a_learned_initial_state_is_where_everything_begins():
+    module, x = layer_of(3, 5, 2, learn_initial_state=True, bidirectional=True), randn(6, 2, 3)
+    assert not module.h0.any()
+    assert set(module.state_dict()) == {*layer_of(3, 5, 2, bidirectional=True).state_dict(), "h0"}
+    with torch.no_grad():
+        module.h0.normal_()
+    whole = module.h0.unsqueeze(1).expand(-1, 2, -1)
+    torch.testing.assert_close(module(x), module(x, whole))
+    starts = torch.rand(6, 2) < 0.4
+    got, want = module(x, reset=starts)[0], module(x, whole, reset=starts, reset_state=module.h0)[0]
+    torch.testing.assert_close(got, want)
+    (d_h0,) = torch.autograd.grad(got.sum(), module.h0)
+    assert d_h0.abs().min() > 0
+
+
+def test_heads_see_themselves_alone():
+    module, x = layer_of(6, 8, num_heads=2, bidirectional=True), randn(5, 3, 6)
+    assert module.weight_hh_l0.shape == (24, 4)
+    output, h_n = module(x)
+    for head in range(2):
+        alone = nn.GRU(6, 4, bidirectional=True, dtype=torch.float64)
+        with torch.no_grad():
+            for name, weight in alone.named_parameters():
+                own = getattr(module, name)
+                weight.copy_(own.view(3, 2, 4, *own.shape[1:])[:, head].flatten(0, 1))
+        want, want_h = alone(x)
+        torch.testing.assert_close(output.view(5, 3, 2, 2, 4)[:, :, :, head].flatten(2), want)
+        torch.testing.assert_close(h_n.view(2, 3, 2, 4)[:, :, head], want_h)
+
+
+def test_groups_split_the_input_too():
+    module, x = layer_of(6, 8, groups=2), randn(5, 3, 6)
+    assert (module.weight_ih_l0.shape, module.weight_hh_l0.shape) == ((24, 3), (24, 4))
+    for group in range(2):
+        alone = nn.GRU(3, 4, dtype=torch.float64)
+        with torch.no_grad():
+            for name, weight in alone.named_parameters():
+                own = getattr(module, name)
+                weight.copy_(own.view(3, 2, 4, *own.shape[1:])[:, group].flatten(0, 1))
+        units, features = slice(4 * group, 4 * group + 4), slice(3 * group, 3 * group + 3)
+        torch.testing.assert_close(module(x)[0][..., units], alone(x[..., features])[0])
+
+
+def test_one_head_is_the_ordinary_layer():
+    x = torch.randn(9, 3, 6)
+    torch.manual_seed(1)
+    one = trigru.GRU(6, 8, num_heads=1, groups=1)
+    torch.manual_seed(1)
+    assert torch.equal(one(x)[0], trigru.GRU(6, 8)(x)[0])
+    assert repr(one) == "trigru.GRU(6, 8)"
+
+
+def arguments_of(shape, width, parts):
+    """All that can be given together, time-major, in `shape` (T, B)."""
+    steps, batch = shape
+    return {
+        "reset": torch.rand(steps, batch) < 0.3,
+        "reset_state": randn(steps, parts, batch, width // parts),
+        "mask": torch.rand(steps, batch) < 0.8,
+        "decay": torch.rand(steps, batch, width, dtype=torch.float64),
+        "attention": torch.rand(steps, batch, dtype=torch.float64),
+    }
+
+
+def test_layouts_agree():
+    """Time-major, batch-first and, of one sequence, unbatched."""
+    module, x = layer_of(3, 5, bidirectional=True, clip=0.5), randn(7, 4, 3)
+    given = arguments_of((7, 4), 10, 2)
+    lengths = torch.tensor([7, 3, 0, 5])
+    want, want_h = module(x, lengths=lengths, **given)
+    first = layer_of(3, 5, bidirectional=True, clip=0.5, batch_first=True)
+    swapped = {name: v if name == "reset_state" else v.transpose(0, 1) for name, v in given.items()}
+    got, h_n = first(x.transpose(0, 1), lengths=lengths, **swapped)
+    torch.testing.assert_close(got.transpose(0, 1), want)
+    torch.testing.assert_close(h_n, want_h)
+    for b in range(4):
+        alone = {name: v[:, :, b] if name == "reset_state" else v[:, b] for name, v in given.items()}
+        for one in (module, first):
+            got, h_n = one(x[:, b], lengths=lengths[b], **alone)
+            torch.testing.assert_close(got, want[:, b])
+            torch.testing.assert_close(h_n, want_h[:, b])
+
+
+@pytest.mark.parametrize("as_data", [False, True])
+def test_packed_input_takes_what_its_rows_are_given(as_data):
+    module, x = layer_of(3, 5, bidirectional=True, zoneout=0.5), randn(7, 4, 3)
+    module.eval()
+    lengths = torch.tensor([4, 7, 1, 5])
+    given = arguments_of((7, 4), 10, 2)
+    del given["mask"]
+    hx = randn(2, 4, 5)
+    want, want_h = module(x, hx, lengths=lengths, **given)
+
+    def packed(v):
+        rows = pack_padded_sequence(v, lengths, enforce_sorted=False)
+        return rows.data if as_data else rows
+
+    rows = {name: packed(v.transpose(1, 2) if name == "reset_state" else v) for name, v in given.items()}
+    got, h_n = module(pack_padded_sequence(x, lengths, enforce_sorted=False), hx, **rows)
+    assert isinstance(got, PackedSequence)
+    torch.testing.assert_close(pad_packed_sequence(got, total_length=7)[0], want)
+    torch.testing.assert_close(h_n, want_h)
+
+
+@pytest.mark.parametrize("options", [{"clip": 0.3}, {"zoneout": 0.4}, {"learn_initial_state": True}])
+def test_packed_sequences_end_where_they_end(options):
+    module, x = layer_of(3, 5, 2, bidirectional=True, **options).eval(), randn(7, 4, 3)
+    lengths = torch.tensor([4, 7, 1, 5])
+    got, h_n = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    got, _ = pad_packed_sequence(got)
+    for b, length in enumerate(lengths):
+        want, want_h = module(x[:length, b])
+        torch.testing.assert_close(got[:length, b], want)
+        torch.testing.assert_close(h_n[:, b], want_h)
+
+
+MISUSE = {
+    "reset of floats": (
+        {"reset": torch.zeros(5, 2)},
+        RuntimeError,
+        "reset: expected dtype torch.bool, got torch.float32",
+    ),
+    "reset of another shape": (
+        {"reset": torch.zeros(2, 5, dtype=torch.bool)},
+        RuntimeError,
+        "reset: expected shape (5, 2), got (2, 5)",
+    ),
+    "reset that is no tensor": ({"reset": [True]}, TypeError, "reset: expected a torch.Tensor, got list"),
+    "reset_state alone": (
+        {"reset_state": torch.zeros(1, 2, 4)},
+        ValueError,
+        "reset_state: expected None without reset",
+    ),
+    "reset_state of another shape": (
+        {"reset": torch.zeros(5, 2, dtype=torch.bool), "reset_state": torch.zeros(3, 4)},
+        RuntimeError,
+        "reset_state: expected shape (1, 4) or (1, 2, 4) or (5, 1, 2, 4), got (3, 4)",
+    ),
+    "lengths of floats": ({"lengths": torch.ones(2)}, RuntimeError, "lengths: expected an integer dtype"),
+    "lengths for another batch": (
+        {"lengths": torch.ones(3, dtype=torch.int64)},
+        RuntimeError,
+        "lengths: expected shape (2,), got (3,)",
+    ),
+    "lengths beyond the input": (
+        {"lengths": torch.tensor([6, 2])},
+        ValueError,
+        "lengths: expected numbers from 0 to 5, the steps of input, got 2 to 6",
+    ),
+    "lengths below 0": ({"lengths": torch.tensor([-1, 2])}, ValueError, "lengths: expected numbers from 0 to 5"),
+    "mask of integers": (
+        {"mask": torch.ones(5, 2, dtype=torch.int64)},
+        RuntimeError,
+        "mask: expected dtype torch.bool",
+    ),
+    "decay of another width": (
+        {"decay": torch.ones(5, 2, 3)},
+        RuntimeError,
+        "decay: expected shape (5, 2, 1) or (5, 2, 4), got (5, 2, 3)",
+    ),
+    "decay of another dtype": (
+        {"decay": torch.ones(5, 2, 1).double()},
+        RuntimeError,
+        "decay: expected dtype torch.float32",
+    ),
+    "attention with units": ({"attention": torch.ones(5, 2, 4)}, RuntimeError, "attention: expected shape (5, 2), got"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSE)
+def test_what_does_not_fit_is_refused(case):
+    given, error, said = MISUSE[case]
+    with pytest.raises(error, match=re.escape(said)):
+        trigru.GRU(3, 4)(torch.zeros(5, 2, 3), **given)
+
+
+@pytest.mark.parametrize("name", ["decay", "attention"])
+def test_what_several_layers_do_not_take(name):
+    with pytest.raises(ValueError, match=f"{name}: expected None with several layers"):
+        trigru.GRU(3, 4, 2)(torch.zeros(5, 2, 3), **{name: torch.ones(5, 2)})
+
+
+@pytest.mark.parametrize("name", ["lengths", "mask"])
+def test_what_packed_input_does_not_take(name):
+    packed = pack_padded_sequence(torch.zeros(5, 2, 3), [5, 3])
+    with pytest.raises(ValueError, match=f"{name}: expected None with packed input"):
+        trigru.GRU(3, 4)(packed, **{name: torch.ones(2, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"zoneout": 1.5}, ValueError),
+        ({"zoneout": "0.5"}, TypeError),
+        ({"recurrent_dropout": -0.1}, ValueError),
+        ({"weight_dropout": float("nan")}, ValueError),
+        ({"clip": 0.0}, ValueError),
+        ({"clip": -1}, ValueError),
+        ({"num_heads": 3}, ValueError),
+        ({"num_heads": 0}, ValueError),
+        ({"num_heads": 2.0}, TypeError),
+        ({"groups": 2}, ValueError),
+        ({"norm": "batch"}, ValueError),
+        ({"learn_initial_state": 1}, TypeError),
+    ],
+)
+def test_what_a_layer_cannot_be_made_with(given, error):
+    with pytest.raises(error, match=next(iter(given))):
+        trigru.GRU(3, 4, **given)
+
+
+def records_of(module, x, hx, **given):
+    return module._prepared(x, hx, given=trigru.options.PerCall(**given))[0]
+
+
+PAIRS = [*itertools.combinations(["reset", "lengths", "mask", "decay", "attention", "zoneout", "dropout", "clip"], 2)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_pairs_against_the_reference(pair, variant):
+    """Values and all gradients, of one layer in both directions, and of two where they take the pair."""
+    torch.manual_seed(len(pair[0]))
+    stacked = not {"decay", "attention"} & set(pair)
+    options = {"zoneout": 0.4 * ("zoneout" in pair), "recurrent_dropout": 0.5 * ("dropout" in pair)}
+    options |= {"clip": 0.3} if "clip" in pair else {}
+    module = trigru.GRU(3, 5, 1 + stacked, bidirectional=True, variant=variant, dtype=torch.float64, **options)
+    parts = len(module._all_weights)
+    given = {name: v for name, v in arguments_of((6, 3), 10, 2).items() if name in pair}
+    if "reset" in pair:
+        given["reset_state"] = randn(6, parts, 3, 5).requires_grad_()
+    if "lengths" in pair:
+        given["lengths"] = torch.tensor([6, 0, 4])
+    x, hx = randn(6, 3, 3).requires_grad_(), randn(parts, 3, 5).requires_grad_()
+    floating = [v.requires_grad_() for v in given.values() if v.is_floating_point()]
+    records = records_of(module, x, hx, **given)
+    found, want = operators.gru(*records), compute.by_reference(*records)
+    torch.testing.assert_close(found, want)
+    upstream = [torch.randn_like(out) for out in want]
+    leaves = [x, hx, *module.parameters(), *floating]
+    got, wanted = (
+        torch.autograd.grad(out, leaves, upstream, retain_graph=True, materialize_grads=True, allow_unused=True)
+        for out in (found, want)
+    )
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_of_them_in_narrow_numbers(variant, dtype):
+    torch.manual_seed(0)
+    module = trigru.GRU(3, 24, variant=variant, clip=0.8, zoneout=0.2).to(dtype)
+    given = {name: v if v.dtype == torch.bool else v.to(dtype) for name, v in arguments_of((20, 3), 24, 1).items()}
+    leaves = [v.requires_grad_() for v in given.values() if v.is_floating_point()]
+    x = torch.randn(20, 3, 3, dtype=dtype).requires_grad_()
+    records = records_of(module, x, None, **given)
+    output, _ = operators.gru(*records)
+    wide = [None if v is None else v.double() if v.is_floating_point() else v for v in records.call.given]
+    call = records.call._replace(
+        input=records.call.input.double(), hx=records.call.hx.double(), given=trigru.layer.Given._make(wide)
+    )
+    want, _ = compute.by_reference(records.layer, [w.double() for w in records.weights], call)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(output.double(), want, rtol=0, atol=tolerance)
+    leaves += [x, *module.parameters()]
+    grads = [torch.autograd.grad(out.square().mean(), leaves, retain_graph=True) for out in (output.double(), want)]
+    for got, wanted in zip(*grads, strict=True):
+        scale = wanted.abs().max().clamp(min=1e-3)
+        assert ((got - wanted).abs() / scale).max() < 4 * tolerance
+
+
+def test_derivatives_of_derivatives():
+    module = layer_of(2, 3, variant="cho", bidirectional=True, clip=0.7, zoneout=0.3)
+    x, hx = randn(4, 2, 2), randn(2, 2, 3)
+    given = arguments_of((4, 2), 6, 2)
+    leaves = [v.requires_grad_() for v in (x, hx, given["reset_state"], given["decay"], given["attention"])]
+
+    def call(x, hx, state, decay, attention):
+        torch.manual_seed(0)
+        return module(x, hx, **{**given, "reset_state": state, "decay": decay, "attention": attention})
+
+    torch.autograd.gradcheck(call, leaves)
+    torch.autograd.gradgradcheck(call, leaves)
+
+
+def test_the_operator_as_torch_checks_it():
+    module = layer_of(2, 3, 2, bidirectional=True, clip=0.7, zoneout=0.3, recurrent_dropout=0.5)
+    x = randn(4, 2, 2).requires_grad_()
+    given = arguments_of((4, 2), 3, 1)
+    states = randn(4, 2, 3).requires_grad_()
+    records = records_of(module, x, None, reset=given["reset"], reset_state=states, mask=given["mask"])
+    torch.library.opcheck(torch.ops.trigru.gru.default, flat(Recorded(*records, 0)))
+
+
+def test_one_graph_with_everything():
+    module = trigru.GRU(3, 5, bidirectional=True, clip=0.5, learn_initial_state=True)
+    given = {name: v.float() if v.dtype == torch.float64 else v for name, v in arguments_of((6, 3), 10, 2).items()}
+    lengths, x = torch.tensor([6, 0, 4]), torch.randn(6, 3, 3)
+
+    def call(x):
+        return module(x, lengths=lengths, **given)[0]
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), call(x))
+    parameters = list(module.parameters())
+    grads = [torch.autograd.grad(f(x).square().sum(), parameters) for f in (compiled, call)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("options", [{}, {"clip": 0.5}], ids=str)
+def test_a_graph_has_the_derivatives_of_what_steps_are_given(options):
+    """The operator's last arguments have their default values here, and do not come with it."""
+    torch.manual_seed(0)
+    module, x = trigru.GRU(3, 5, **options), torch.randn(6, 2, 3)
+    reset = torch.rand(6, 2) < 0.3
+    leaves = [torch.rand(*shape).requires_grad_() for shape in [(1, 2, 5), (6, 2, 5), (6, 2)]]
+
+    def call(state, decay, attention):
+        return module(x, reset=reset, reset_state=state, decay=decay, attention=attention)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    got, want = (torch.autograd.grad(f(*leaves).square().sum(), leaves) for f in (compiled, call))
+    torch.testing.assert_close(got, want)
+    assert all(d.any() for d in got)
+
+
+def test_checkpointing_draws_the_same_masks():
+    module, x = layer_of(3, 5, zoneout=0.5, recurrent_dropout=0.3), randn(6, 2, 3)
+    grads = []
+    for again in (False, True):
+        torch.manual_seed(9)
+        output = torch.utils.checkpoint.checkpoint(module, x, use_reentrant=False)[0] if again else module(x)[0]
+        grads.append(torch.autograd.grad(output.square().sum(), list(module.parameters())))
+    assert all(map(torch.equal, *grads))
+
+
+def test_explain_says_what_runs_it():
+    module, x = trigru.GRU(3, 4, zoneout=0.1), torch.zeros(50, 2, 3)
+    state = torch.get_rng_state()
+    found = trigru.explain(module, x, reset=torch.zeros(50, 2, dtype=torch.bool))
+    assert found.schedule == "eager"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_function_takes_the_same():
+    module, x, hx = layer_of(3, 5, clip=0.4), randn(6, 2, 3), randn(1, 2, 5)
+    given = arguments_of((6, 2), 5, 1)
+    want, want_h = module(x, hx, lengths=torch.tensor([6, 2]), **given)
+    weights = list(module.parameters())
+    by_function = {**given, "reset_state": given["reset_state"][:, 0], "lengths": torch.tensor([6, 2]), "clip": 0.4}
+    got, h_n = trigru.gru(x, hx[0], *weights, **by_function)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(h_n, want_h[0])
+    got, _ = trigru.gru(x.flip(0), hx[0], *weights, reverse=True, reset=given["reset"])
+    assert got.shape == want.shape

@@ -1,0 +1,92 @@
+"""What a call gives each step, by the Triton schedules: whole calls against the reference, values and gradients."""
+
+import contextlib
+
+import pytest
+import torch
+from conftest import INTERPRETED
+
+import trigru
+from trigru import operators
+from trigru.kernels.launch import using
+from trigru.operators import compute
+
+pytestmark = pytest.mark.interpretable
+
+# Programs that wait for each other do not run in the interpreter, but as code compiled for a GPU.
+SCHEDULES = ("stepwise", "resident") if INTERPRETED else ("walking", "persistent")
+OPTIONS = {
+    "reset": {},
+    "lengths": {},
+    "mask": {},
+    "decay": {},
+    "attention": {},
+    "zoneout": {"zoneout": 0.4},
+    "recurrent dropout": {"recurrent_dropout": 0.5},
+    "clip": {"clip": 0.3},
+    "all, recompute": {"zoneout": 0.3, "recurrent_dropout": 0.4, "clip": 0.5, "memory": "recompute"},
+    "all": {"zoneout": 0.3, "recurrent_dropout": 0.4, "clip": 0.5},
+}
+
+
+def given_for(name, steps, batch, parts, hidden_size, dtype):
+    """The arguments of a call."""
+    every, given = name.startswith("all"), {}
+    if every or name == "reset":
+        given["reset"] = torch.rand(steps, batch) < 0.4
+        given["reset_state"] = torch.randn(steps, parts, batch, hidden_size, dtype=dtype)
+    if every or name == "lengths":
+        given["lengths"] = torch.tensor([steps, 0, 2])[:batch]
+    if name == "mask":
+        given["mask"] = torch.rand(steps, batch) < 0.7
+    if every or name == "decay":
+        given["decay"] = torch.rand(steps, batch, parts * hidden_size if every else 1, dtype=dtype)
+    if every or name == "attention":
+        given["attention"] = torch.rand(steps, batch, dtype=dtype)
+    return given
+
+
+def launched():
+    """Where kernels run."""
+    if INTERPRETED:
+        return contextlib.nullcontext()
+    from ptx import ptx_launcher
+
+    return using(ptx_launcher(arch=90))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("variant", ["torch", "cho"])
+@pytest.mark.parametrize("name", list(OPTIONS) if INTERPRETED else ["lengths", "all"])
+def test_against_the_reference(name, variant, schedule):
+    torch.manual_seed(1)
+    steps, batch, hidden_size, bidirectional = 3, 3, 9, name != "decay"
+    options, dtype, tolerance = OPTIONS[name], torch.float32, 2e-5
+    if schedule == "persistent":  # not in exact float32; and a rounded state may lie on the other side of a clip
+        options, dtype, tolerance = {**options, "clip": None}, torch.bfloat16, 4e-2
+    module = trigru.GRU(4, hidden_size, bidirectional=bidirectional, variant=variant, schedule=schedule, **options)
+    module.to(dtype)
+    parts = len(module._all_weights)
+    given = given_for(name, steps, batch, parts, hidden_size, dtype)
+    leaves = [x.requires_grad_() for x in given.values() if x.is_floating_point()]
+    x = torch.randn(steps, batch, 4, dtype=dtype).requires_grad_()
+    hx = torch.randn(parts, batch, hidden_size, dtype=dtype).requires_grad_()
+    records = module._records(x, hx, given=trigru.options.PerCall(**given))
+    leaves = [x, hx, *module.parameters(), *leaves]
+    layer, weights, call = records
+    wide = [None if v is None else v.double() if v.is_floating_point() else v for v in call.given]
+    exact = call._replace(input=call.input.double(), hx=call.hx.double(), given=trigru.layer.Given._make(wide))
+    want = compute.by_reference(layer, [w.double() for w in weights], exact)
+    upstream = [torch.randn_like(out).to(dtype) for out in want]
+
+    def derivatives(results):
+        grads = [grad.to(out.dtype) for grad, out in zip(upstream, results, strict=True)]
+        return torch.autograd.grad(results, leaves, grads, retain_graph=True, materialize_grads=True, allow_unused=True)
+
+    with launched():
+        found = operators.gru(*records)
+        got = derivatives(found)
+    for out, wanted in zip(found, want, strict=True):
+        assert (out - wanted).abs().max() <= tolerance
+    for got_one, wanted in zip(got, derivatives(want), strict=True):
+        assert (got_one - wanted).abs().max() <= 4 * tolerance * max(1.0, wanted.abs().max())

@@ -1,0 +1,302 @@
+"""What a call gives each step, and what a module does at random: brought into the one form of `trigru.layer.Given`.
+
+The user's arguments are batch-first, packed or unbatched as the input is; here they become time-major. `lengths` and
+`mask` become the amount of a step that is done, none of a dead or masked one; zoneout's expected value in evaluation
+is an amount as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .layer import Call, Given, Layer, Records
+
+Rows = Tensor | PackedSequence
+"""What is given for each step, packed where the input is."""
+
+
+class PerCall(NamedTuple):
+    """The arguments of a call beside input and hx, as users give them; see `trigru.GRU`."""
+
+    reset: Rows | None = None
+    reset_state: Rows | None = None
+    lengths: Tensor | None = None
+    mask: Tensor | None = None
+    decay: Rows | None = None
+    attention: Rows | None = None
+
+
+class Arguments(TypedDict, total=False):
+    """The same as keywords."""
+
+    reset: Rows | None
+    reset_state: Rows | None
+    lengths: Tensor | None
+    mask: Tensor | None
+    decay: Rows | None
+    attention: Rows | None
+
+
+NO_ARGUMENTS = PerCall()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a module's steps do at every call; arguments of `trigru.GRU`.
+
+    Raises:
+        TypeError: a rate or clip that is no number.
+        ValueError: a rate outside [0, 1], a clip that is not above 0.
+    """
+
+    zoneout: float = 0.0
+    recurrent_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("zoneout", "recurrent_dropout", "weight_dropout"):
+            _check_number(name, rate := getattr(self, name))
+            if not 0 <= rate <= 1:
+                raise ValueError(f"{name}: expected a number in range [0, 1], got {rate}")
+        if self.clip is not None:
+            _check_number("clip", self.clip)
+            if not self.clip > 0:
+                raise ValueError(f"clip: expected None or a number above 0, got {self.clip}")
+
+    def named(self) -> dict[str, float | None]:
+        """Those that differ from their defaults."""
+        return {name: x for name, x in vars(self).items() if x != vars(NO_OPTIONS)[name]}
+
+
+def _check_number(name: str, x: object) -> None:
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(x).__name__}")
+
+
+NO_OPTIONS = Options()
+
+Finish = Callable[[Tensor], Tensor]
+"""What the output still goes through."""
+
+
+def drop_weights(layer: Layer, weights: Sequence[Tensor], rate: float) -> list[Tensor]:
+    """DropConnect (Wan et al. 2013): weights of the recurrent products left out at random, the others scaled, the same
+    for all steps of a call."""
+    width = 4 if layer.bias else 2
+    return [F.dropout(w, rate) if i % width == 1 else w for i, w in enumerate(weights)]
+
+
+def prepare(
+    records: Records,
+    arguments: PerCall,
+    options: Options,
+    *,
+    training: bool,
+    batched: bool = True,
+    sorted_indices: Tensor | None = None,
+    initial: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> tuple[Records, Finish | None]:
+    """The records of the call that does what is asked for, and what its output still goes through.
+
+    Args:
+        records: of the call without it; its input has a batch.
+        batched: whether the user's own input had one.
+        sorted_indices: of a packed call.
+        gain: as in Call.
+        initial: (L * D, H), the state that an episode begins from where the call names none; None for zeros.
+
+    Raises:
+        TypeError: an argument that is no tensor.
+        ValueError: arguments that cannot be combined; lengths outside 0 ... seq_len, where a CPU can tell.
+        RuntimeError: a shape, dtype or device does not fit.
+    """
+    layer, weights, call = records
+    _check_combination(layer, call, arguments)
+    user = _User(layer, call, batched, sorted_indices)
+    finish: Finish | None = None
+    if call.batch_sizes is not None:
+        layer, call = replace(layer, batch_first=False), call._replace(input=user.padded(call.input), batch_sizes=None)
+        finish = user.packed
+    reset = user.by_step("reset", arguments.reset, (), torch.bool)
+    mask = user.by_step("mask", arguments.mask, (), torch.bool)
+    width = layer.directions * layer.hidden_size
+    decay = user.by_step("decay", arguments.decay, (1, width), call.input.dtype)
+    amount = user.by_step("attention", arguments.attention, (), call.input.dtype)
+    lengths = user.packed_lengths() if arguments.lengths is None else user.lengths(arguments.lengths)
+    fresh = None
+    if reset is not None:
+        fresh = user.fresh(arguments.reset_state, initial)
+    # What is not used may be anything, and must reach nothing: not even as 0 * NaN in a weight's derivative.
+    used = mask
+    if lengths is not None:
+        alive = torch.arange(user.steps, device=lengths.device).unsqueeze(1) < lengths
+        used = alive if mask is None else mask & alive
+        finish = finish or user.without_ends(alive)
+    input = call.input
+    if used is not None:
+        input = input.masked_fill(~user.as_input(used).unsqueeze(-1), 0)
+    if options.zoneout and not training:
+        amount = call.input.new_ones(user.steps, user.batch) if amount is None else amount
+        amount = amount * (1 - options.zoneout)
+    if mask is not None:
+        amount = mask.to(input.dtype) if amount is None else torch.where(mask, amount, 0)
+    dropped = seed = None
+    if training and options.recurrent_dropout:
+        dropped = F.dropout(torch.ones_like(call.hx), options.recurrent_dropout)
+    zoneout = float(options.zoneout) if training else 0.0
+    if zoneout:
+        seed = torch.randint(1 << 62, (), dtype=torch.int64, device=input.device)
+    if training and options.weight_dropout:
+        weights = drop_weights(layer, weights, options.weight_dropout)
+    given = Given(reset, fresh, decay, amount, dropped, seed, lengths)
+    clip = None if options.clip is None else float(options.clip)
+    layer = replace(layer, clip=clip, zoneout=zoneout)
+    return Records(layer, weights, Call(input, call.hx, None, given, gain)), finish
+
+
+def _check_combination(layer: Layer, call: Call, arguments: PerCall) -> None:
+    if call.batch_sizes is not None:
+        for name in ("lengths", "mask"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"{name}: expected None with packed input, which has its lengths")
+    if layer.num_layers > 1:
+        for name in ("decay", "attention"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"{name}: expected None with several layers, got num_layers={layer.num_layers}")
+    if arguments.reset_state is not None and arguments.reset is None:
+        raise ValueError("reset_state: expected None without reset, for no episode begins")
+
+
+class _User:
+    """How a user's tensors are laid out, and what the kernels' order of them is."""
+
+    def __init__(self, layer: Layer, call: Call, batched: bool, sorted_indices: Tensor | None) -> None:
+        self.layer, self.input, self.batched = layer, call.input, batched
+        self.sizes, self.sorted_indices, self.batch = call.batch_sizes, sorted_indices, call.hx.shape[1]
+        self.batch_first = layer.batch_first and batched and self.sizes is None
+        packed = self.sizes is not None
+        self.steps = self.sizes.shape[0] if self.sizes is not None else call.input.shape[1 if layer.batch_first else 0]
+        rows = (call.input.shape[0],) if packed else (self.steps, self.batch)
+        self.shape = rows[::-1] if self.batch_first else rows if batched else rows[:1]
+
+    def by_step(self, name: str, x: Rows | None, widths: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """An argument of a value each step, or of one of so many, as (T, B) or (T, B, width)."""
+        if x is None:
+            return None
+        if isinstance(x, PackedSequence):
+            x = self._data(name, x)
+        shapes = [(*self.shape, width) for width in widths] or [self.shape]
+        self._check(name, x, shapes, dtype)
+        if self.sizes is not None:
+            return self.padded(x, 1 if name == "decay" else 0)
+        return x.transpose(0, 1) if self.batch_first else x if self.batched else x.unsqueeze(1)
+
+    def _data(self, name: str, x: PackedSequence) -> Tensor:
+        """The rows of a packed argument."""
+        if self.sizes is None:
+            raise RuntimeError(f"{name}: expected a tensor beside an input that is not packed, got a PackedSequence")
+        if x.batch_sizes.shape != self.sizes.shape or not torch.equal(x.batch_sizes, self.sizes):
+            raise RuntimeError(f"{name}: expected a PackedSequence with the input's batch_sizes")
+        return x.data
+
+    def _check(self, name: str, x: object, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+        if tuple(x.shape) not in shapes:
+            expected = " or ".join(str(tuple(shape)) for shape in shapes)
+            raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+        if x.dtype != dtype and not (torch._C._is_any_autocast_enabled() and dtype.is_floating_point):
+            raise RuntimeError(f"{name}: expected dtype {dtype}, got {x.dtype}")
+        if x.device != self.input.device:
+            raise RuntimeError(f"{name}: expected device {self.input.device} as input, got {x.device}")
+
+    def fresh(self, state: Rows | None, initial: Tensor | None) -> Tensor | None:
+        """The state that episodes begin from: (L * D, B, H), or (T, L * D, B, H) by steps."""
+        layer, batch = self.layer, self.batch
+        parts, size = layer.parts, layer.hidden_size
+        if state is None:
+            return None if initial is None else initial.unsqueeze(1).expand(parts, batch, size)
+        if isinstance(state, PackedSequence):
+            state = self._data("reset_state", state)
+        steps = self.steps
+        by_sequence: tuple[int, ...]
+        by_step: tuple[int, ...]
+        if self.sizes is not None:
+            by_sequence, by_step = (parts, batch, size), (self.shape[0], parts, size)
+        elif self.batched:
+            by_sequence, by_step = (parts, batch, size), (steps, parts, batch, size)
+        else:
+            by_sequence, by_step = (parts, size), (steps, parts, size)
+        self._check("reset_state", state, list(dict.fromkeys([(parts, size), by_sequence, by_step])), self.input.dtype)
+        if state.shape == (parts, size):
+            return state.unsqueeze(1).expand(parts, batch, size)
+        if state.shape == by_sequence:
+            return state if self.sorted_indices is None else state.index_select(1, self.sorted_indices)
+        if self.sizes is not None:
+            return self.padded(state).transpose(1, 2)
+        return state if self.batched else state.unsqueeze(2)
+
+    def lengths(self, lengths: Tensor) -> Tensor:
+        """(B,) int64."""
+        if not isinstance(lengths, Tensor):
+            raise TypeError(f"lengths: expected a torch.Tensor, got {type(lengths).__name__}")
+        shape = (self.batch,) if self.batched else ()
+        if tuple(lengths.shape) != shape:
+            raise RuntimeError(f"lengths: expected shape {shape}, got {tuple(lengths.shape)}")
+        if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+        if lengths.device != self.input.device:
+            raise RuntimeError(f"lengths: expected device {self.input.device} as input, got {lengths.device}")
+        if _can_look_at(lengths) and not bool(((lengths >= 0) & (lengths <= self.steps)).all()):
+            low, high = int(lengths.min()), int(lengths.max())
+            raise ValueError(
+                f"lengths: expected numbers from 0 to {self.steps}, the steps of input, got {low} to {high}"
+            )
+        return lengths.reshape(-1).to(torch.int64)
+
+    def packed_lengths(self) -> Tensor | None:
+        """(B,) of the sequences of a packed call."""
+        if self.sizes is None:
+            return None
+        sizes = self.sizes.to(self.input.device)
+        return (sizes.unsqueeze(1) > torch.arange(self.batch, device=sizes.device)).sum(0)
+
+    def as_input(self, x: Tensor) -> Tensor:
+        """(T, B, ...) with its first dimensions in the input's order."""
+        return x.transpose(0, 1) if self.layer.batch_first and self.sizes is None else x
+
+    def without_ends(self, alive: Tensor) -> Finish:
+        """Zeros past each sequence's end."""
+        dead = ~self.as_input(alive).unsqueeze(-1)
+        return lambda output: output.masked_fill(dead, 0)
+
+    def _places(self) -> Tensor:
+        """(N,) the row t * B + b of each packed row."""
+        assert self.sizes is not None
+        sizes = self.sizes.to(self.input.device)
+        steps = torch.repeat_interleave(torch.arange(self.steps, device=sizes.device), sizes)
+        first = (sizes.cumsum(0) - sizes)[steps]
+        return steps * self.batch + torch.arange(self.input.shape[0], device=sizes.device) - first
+
+    def padded(self, x: Tensor, filler: float = 0) -> Tensor:
+        """(N, ...) of a packed call as (T, B, ...)."""
+        whole = x.new_full((self.steps * self.batch, *x.shape[1:]), filler)
+        return whole.index_copy(0, self._places(), x).unflatten(0, (self.steps, self.batch))
+
+    def packed(self, x: Tensor) -> Tensor:
+        """The inverse."""
+        return x.flatten(0, 1).index_select(0, self._places())
+
+
+def _can_look_at(x: Tensor) -> bool:
+    """Whether its values can be asked for without waiting for a device or breaking a graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._get_tracing_state()
