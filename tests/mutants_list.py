@@ -38,6 +38,10 @@ _BATCH_SIZES = _named("test_misuse", "batch_sizes_that_do_not_fit_reach_no_sched
 _ARRAYS = _named("test_convert", "arrays_of_a_library_give_its_results_here_and_come_back")
 _MODULES = _named("test_convert", "a_library_gives_the_results_of_a_module_from_its_arrays")
 _WRITTEN = _named("test_convert", "cho_and_chung_are_written_as_what_the_library_has")
+_OPTIONS = _named("test_per_step_resident", "each_option_and_all")
+_CARRIED = _named("test_per_step_resident", "an_amount_of_zero_carries_the_state_bit_for_bit")
+_RESET = _named("test_options", "a_reset_is_another_run")
+_PAIRS = _named("test_options", "pairs_against_the_reference")
 _STACK = _named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-resident]")
 _SIDES = _named("test_persistent", "both_directions_at_once[torch-40-True-90-dtype0-data]")
 _PATH, _ORDER = "fakecuda/test_launch_path", "fakecuda/test_order"
@@ -83,6 +87,11 @@ _BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "return d_rh * dsigmoid_from_output(r), d_rh * r",
             _sized("resident", "cho"),
         ),
+        ("tl.where(reset, 0.0 if fresh is None else fresh, begin)", "tl.where(reset, 0.0, begin)", _OPTIONS),
+        ("d_before = tl.where(reset, 0.0, d_before)", "d_before = d_before * 1.0", _OPTIONS),
+        ("tl.where(end < -clip, -clip, end))", "end)", _OPTIONS),
+        ("end = tl.where(amount == 0.0, begin, end)", "end = begin * 0.0 + end", _CARRIED),
+        ("d_new = amount * d_new", "d_new = d_new", _OPTIONS),
     ],
     "trigru/reference.py": [
         ("+ b_ir + h @ w_hr.T + b_hr)", "+ b_ir + h @ w_hr.T)", _eager("torch")),
@@ -95,6 +104,9 @@ _BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "h = torch.cat([outputs[t], h0[alive:]])",
             _eager("torch", rows="packed"),
         ),
+        ("return [*self.reset[1:], torch.zeros_like(self.reset[0])]", "return list(self.reset)", _PAIRS),
+        ("torch.where(self.amount[t] == 0, end, clipped)", "clipped", _PAIRS),
+        ("seen = h if dropped is None else dropped * h", "seen = h", _PAIRS),
         (
             "back = reverse or direction == 1",
             "back = reverse",
@@ -108,8 +120,8 @@ _BY_FILE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "trigru/schedules/eager.py": [
         ("before_n.addcmul_(r, an)", "before_n.add_(an)", _eager("torch")),
-        ("h = blend(n, h, z, out=state)\n", "h = blend(h, n, z, out=state)\n", _eager("torch")),
-        ("torch.mul(r, h, out=reset)", "torch.mul(z, h, out=reset)", _eager("cho")),
+        ("new = blend(n, h, z, out=state)\n", "new = blend(h, n, z, out=state)\n", _eager("torch")),
+        ("torch.mul(r, seen, out=reset)", "torch.mul(z, seen, out=reset)", _eager("cho")),
         (
             "n.addmm_(r * before, self.w_hh[2 * size :].t())",
             "n.addmm_(before, self.w_hh[2 * size :].t())",
@@ -117,8 +129,8 @@ _BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("leaving[count:alive] = x[count:]", "leaving[count:alive] = x[:1]", _eager("torch", rows="packed")),
         (
-            'if h0.device.type == "cpu" and math.isfinite(h0.sum().item()):',
-            'if h0.device.type == "cpu":',
+            'and h0.device.type == "cpu" and math.isfinite(h0.sum().item()):',
+            'and h0.device.type == "cpu":',
             _named("test_scales", "infinite_states[sm_90-torch-eager-16]"),
         ),
         (
@@ -129,8 +141,8 @@ _BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ("self.keep.copy_(rest if chung else z)", "self.keep.copy_(z)", _eager("chung")),
         ("torch.mul(f_n, r, out=f_an[0])", "f_an[0].copy_(f_n)", _eager("torch")),
         (
-            "_sigmoid_backward(before, side_r, grad_input=f_r)",
-            "_sigmoid_backward(before, side_z, grad_input=f_r)",
+            "_sigmoid_backward(seen, side_r, grad_input=f_r)",
+            "_sigmoid_backward(seen, side_z, grad_input=f_r)",
             _eager("cho"),
         ),
         ("return views if self.layout.reverse else views[::-1]", "return views[::-1]", _eager("torch", "reverse")),
@@ -146,6 +158,21 @@ _BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             _eager("torch"),
         ),
         ("d_h0[: carry.shape[0]] = carry", "d_h0[: carry.shape[0]] += 2 * carry", _eager("cho")),
+    ],
+    "trigru/schedules/eager_per_step.py": [
+        ("h = torch.where(self.reset[t], self.fresh[t], h)", "h = self.fresh[t] + 0 * h", _RESET),
+        (
+            "h = h * self.decay[t]",
+            "h = h * self.decay[0]",
+            _named("test_options", "decay_and_attention_in_a_loop_over_a_cell"),
+        ),
+        ("else d.masked_fill(own.reset[here].unsqueeze(1), 0)", "else d", _RESET),
+        ("products.mul_(own.dropped)", "products.mul_(1)", _PAIRS),
+        ("passes = (end.abs() <= clip) | end.isnan()", "passes = (end.abs() <= 2 * clip) | end.isnan()", _PAIRS),
+        ("keep.mul_(scale)", "keep.mul_(1)", _PAIRS),
+    ],
+    "trigru/schedules/per_step.py": [
+        ("torch.cat([reset[1:], torch.zeros_like(reset[:1])])", "reset", _RESET),
     ],
     "trigru/schedules/eager_layout.py": [
         (
@@ -338,8 +365,8 @@ _BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             _named("test_operators", "nothing_is_kept_without_gradients"),
         ),
         (
-            '_refuse_tangents("gru", (call.call.input',
-            'tuple(("gru", call.call.input',
+            '_refuse_tangents("gru", tensors_of(',
+            "tuple(tensors_of(",
             _named("test_autograd", "the_raw_operator_refuses_tangents_rather_than_drop_them"),
         ),
     ],
