@@ -110,6 +110,15 @@ def test_nothing_passes_a_reset_and_nothing_else_counts_where_the_state_is_carri
     assert torch.equal(output[1, 2], output[0, 2])
 
 
+@pytest.mark.parametrize("variant", trigru.VARIANTS[:2])
+def test_flags_are_amounts_of_zero_and_one(variant):
+    case = per_step_recurrence(3, 3, 48, ("reset", "amount"), variant=variant, dtype=torch.bfloat16)
+    done = case.per_step.amount > 0.5
+    given = [replace(case, per_step=case.per_step._replace(amount=x)) for x in (done.to(torch.bfloat16), done)]
+    first, second = (run(case, seed=0) for case in given)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_batch_tiles_that_take_turns():
     case = per_step_recurrence(2, 40, 32, OPTIONS[:-1], dtype=torch.bfloat16, both=True)
     launcher = ptx_launcher(arch=90, seed=3, resident_programs=8)
