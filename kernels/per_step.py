@@ -113,6 +113,13 @@ class Beside(NamedTuple):
     AMOUNT_BY_UNIT: Any = None
 
 
+@triton.constexpr_function
+def absent(loaded):
+    """Whether something was not there to be loaded: the empty tuple stands for it, since before 3.7 Triton lets no
+    function return None, nor a tuple that has it."""
+    return isinstance(loaded, (tuple, tl.tuple)) and len(loaded) == 0
+
+
 class Place(NamedTuple):
     """A tile of hidden units and sequences."""
 
@@ -148,9 +155,9 @@ def _first_start(beside):
 
 @triton.jit
 def _of_units(pointer, row, place, OTHER: tl.constexpr):
-    """A value of each hidden unit, in rows of which `row` is the first; OTHER where there is none. None of None."""
+    """A value of each hidden unit, in rows of which `row` is the first; OTHER where there is none."""
     if pointer is None:
-        return None
+        return ()
     else:
         at = pointer + tl.cast(row, tl.int64) * place.H
         return tl.load(at + (place.b * place.H + place.j), mask=place.there, other=OTHER)
@@ -182,7 +189,7 @@ def load_amount(beside, row, place):
 
 @triton.jit
 def load_of_step(beside, row, place):
-    """Both, in a tuple: by itself, what is None cannot go from one turn of a loop to the next."""
+    """Both."""
     return load_amount(beside, row, place), load_beginning(beside, row, place)
 
 
@@ -196,68 +203,62 @@ def load_dropped(beside, place):
 
 
 @triton.jit
-def _wide(x):
-    return None if x is None else x.to(tl.float32)
-
-
-@triton.jit
-def _resets(reset):
-    return None if reset is None else reset != 0
-
-
-@triton.jit
 def begun(before, beginning):
     """The state that a step begins from, and that its blend sees."""
-    return begin_of_step(before, _resets(beginning.reset), _wide(beginning.fresh), _wide(beginning.decay))
+    reset = None if absent(beginning.reset) else beginning.reset != 0
+    fresh = None if absent(beginning.fresh) else beginning.fresh.to(tl.float32)
+    return begin_of_step(before, reset, fresh, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
 
 
 @triton.jit
 def seen(begin, dropped):
     """What the products see of it; or a derivative on its way back."""
-    return begin if dropped is None else dropped.to(tl.float32) * begin
+    return begin if absent(dropped) else dropped.to(tl.float32) * begin
 
 
 @triton.jit
 def ended(begin, new, amount, clip):
     """The state that a step ends with; `new`: the equations'."""
-    return end_of_step(begin, new, _wide(amount), clip)
+    return end_of_step(begin, new, None if absent(amount) else amount.to(tl.float32), clip)
 
 
 @triton.jit
 def unless(x, nothing):
     """x, or 0 where nothing of it counts: there it may be NaN."""
-    return x if nothing is None else tl.where(nothing, 0.0, x)
+    return x if absent(nothing) else tl.where(nothing, 0.0, x)
 
 
 @triton.jit
 def carries_on(amount):
     """Where a unit carries on the state that its step began from, so that its update gate and its candidate lead
     nowhere."""
-    return None if amount is None else _wide(amount) == 0.0
+    return () if absent(amount) else amount.to(tl.float32) == 0.0
 
 
 @triton.jit
 def end_back(dh, begin, z, n, amount, clip, VARIANT: tl.constexpr):
     """`blend_grad` from dh, the derivative by the state that a step ends with; its `direct` with what passes by the
     equations. z and n are 0 where it `carries_on`."""
-    if amount is None and clip is None:
+    if absent(amount) and clip is None:
         return blend_grad(dh, begin, z, n, VARIANT)
     else:
-        d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), _wide(amount), clip)
+        wide = None if absent(amount) else amount.to(tl.float32)
+        d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), wide, clip)
         dn, dz, direct = blend_grad(d_new, begin, z, n, VARIANT)
-        return dn, dz, direct if amount is None else direct + past
+        return dn, dz, direct if absent(amount) else direct + past
 
 
 @triton.jit
-def reset_gate(r, d_rh, amount):
+def reset_gate(beside, r, d_rh):
     """Variants "cho" and "chung": r, or 0 where it leads nowhere, for no unit that sees it takes anything over."""
-    return r if amount is None else unless(r, d_rh == 0.0)
+    return r if beside.amount is None else unless(r, d_rh == 0.0)
 
 
 @triton.jit
 def begin_back(d_begin, beginning):
     """The derivative by the state before a step."""
-    return begin_grad(d_begin, _resets(beginning.reset), _wide(beginning.decay))
+    reset = None if absent(beginning.reset) else beginning.reset != 0
+    return begin_grad(d_begin, reset, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
 
 
 # -- both, for (j, b) tiles --------------------------------------------------------------------------------------------

@@ -300,7 +300,7 @@ def backward_reset_first(
             x_n = await_rows(source + 2 * H, own, here, flags + i, S)
         d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         d_rh = units_only(d_rh, own, S)
-        dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(r, d_rh, amount))
+        dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
         publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
         if not ONE_LOOK:
             x_z = await_rows(source + H, own, here, None, S)

@@ -95,7 +95,7 @@ def bptt_kernel(
         amount = load_amount(beside, row, place)
         idle = carries_on(amount)
         dn, dz, direct = end_back(d, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
-        d = direct if dropped is None else zero  # what the products add to
+        d = direct if dropped_ptr is None else zero  # what the products add to
         if VARIANT == "torch":
             dr, d_an = reset_after_grad(dn, unless(read(reserve + 3 * H, live), idle), unless(r, idle))
             write(at(d_an_ptr, own_row, b, j, H), d_an, live)
@@ -103,12 +103,12 @@ def bptt_kernel(
         else:
             d_rh = multiply(w_n, dn.to(dtype), zero, PRECISION)
             d_rh = units_only(d_rh, j, units, EXACT)
-            dr, through = reset_before_grad(d_rh, seen(h, dropped), reset_gate(r, d_rh, amount))
+            dr, through = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
             d += through
         write_gates(at(d_gates_ptr, own_row, b, j, 3 * H), (dr, dz, dn), live, H)
         d = multiply(w_r, dr.to(dtype), d, PRECISION)
         d = multiply(w_z, dz.to(dtype), d, PRECISION)
-        if dropped is not None:
+        if dropped_ptr is not None:
             d = direct + seen(d, dropped)
         d = units_only(d, j, units, EXACT)
         if d_begin_ptr is not None:

@@ -52,15 +52,19 @@ def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gr
     config, hidden_size = run.config, operands.h0.shape[-1]
     derivatives = Derivatives.empty(run, operands, gradients)
     args, constexprs = derivatives.arguments(operands, kept) | _sizes(operands), _constexprs(run)
-    constexprs |= per_step.constexprs(operands)
+    shapes = per_step.constexprs(operands)
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
     first |= per_step.backward_arguments(operands, derivatives)
-    args |= per_step.arguments(operands)
     of_two = (*_OF_A_STEP, "row_after", "count_after")
-    start = _prepare(bptt_step, first, constexprs | {"VARIANT": run.variant}, of_two, operands, config, "extent")
-    finish = (
-        None if run.variant == "torch" else _prepare(bptt_reset_step, args, constexprs, _OF_A_STEP, operands, config)
+    start = _prepare(
+        bptt_step, first, constexprs | shapes | {"VARIANT": run.variant}, of_two, operands, config, "extent"
     )
+    finish = None
+    if run.variant != "torch":
+        args |= per_step.arguments(operands)
+        shapes["HAS_AMOUNT"] = args.pop("amount_ptr") is not None or None
+        del shapes["AMOUNT_BY_UNIT"]
+        finish = _prepare(bptt_reset_step, args, constexprs | shapes, _OF_A_STEP, operands, config)
     grid, none = _Grids(operands, config), (0, 0, 0, 0) * operands.sides
     after = none
     for step in [*reversed(list(_walk(run, operands))), none]:

@@ -146,7 +146,7 @@ def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_ga
     live = there(j, b, H, here.count)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
     h = as_seen(beside, begin_from(beside, h, here, b, j, H), here, b, j, H)
-    r = reset_gate(read(at(reserve_ptr, here.row, b, j, 3 * H), live), d_rh, beside.amount)
+    r = reset_gate(beside, read(at(reserve_ptr, here.row, b, j, 3 * H), live), d_rh)
     dr, direct = reset_before_grad(d_rh, h, r)
     write(at(d_gates_ptr, here.row, b, j, 3 * H), dr, live)
     d_state = at(d_state_ptr, 0, b, j, H)
@@ -165,7 +165,6 @@ def bptt_reset_step(
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
     fresh_ptr,
     decay_ptr,
-    amount_ptr,
     dropped_ptr,
     row,
     count,
@@ -180,7 +179,7 @@ def bptt_reset_step(
     batch,
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
-    AMOUNT_BY_UNIT: tl.constexpr,
+    HAS_AMOUNT: tl.constexpr,  # True or None: whether there is one
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -203,8 +202,8 @@ def bptt_reset_step(
         d_state_ptr += side * batch * H
         d_gates_ptr += behind * (3 * H)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, None, None, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        reset_ptr, fresh_ptr, decay_ptr, HAS_AMOUNT, dropped_ptr, None, None, None, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT,
     )  # fmt: skip
     bptt_reset_tile(
         h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, beside, j, b, here, before,

@@ -127,7 +127,9 @@ def of_module(
 ) -> Records:
     """The records of a module's call."""
     given = PerCall(**arguments) if arguments else NO_ARGUMENTS
-    with torch.random.fork_rng(enabled=module.training):  # of a call's own masks
+    rows = input.data if isinstance(input, PackedSequence) else input
+    devices = [rows.device] if rows.device.type == "cuda" else []
+    with torch.random.fork_rng(devices, enabled=module.training):  # of a call's own masks
         if isinstance(input, PackedSequence):
             return module._records(input.data, hx, input.batch_sizes, input.sorted_indices, given)
         return module._records(input, hx, given=given)

@@ -198,6 +198,8 @@ def _options(module: GRU | nn.GRU) -> dict[str, Any]:
     }
     if isinstance(module, GRU):
         options |= {"schedule": module.schedule, "memory": module.memory}
+        further = module.further()
+        options |= {name: further[name] for name in ("recurrent_dropout", "weight_dropout") if name in further}
     return options
 
 

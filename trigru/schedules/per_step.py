@@ -145,7 +145,7 @@ def selected(per_step: PerStep, before: Tensor) -> Tensor:
     if fresh is None:
         return before.masked_fill(reset, 0)
     if fresh.shape[0] != before.shape[0]:
-        fresh = fresh.repeat(before.shape[0] // fresh.shape[0], 1)
+        fresh = fresh.expand(before.shape[0] // fresh.shape[0], *fresh.shape).reshape(before.shape)
     return torch.where(reset, fresh, before)
 
 
