@@ -103,8 +103,10 @@ def judged(tree: Path, mutant: Mutant) -> str:
         code, said = run(tree, [mutant.test], "-x")
     finally:
         target.write_text(before)
-    if code in (0, 1, None):
-        return "survived" if code == 0 else "caught"
+    if code in (1, None):
+        return "caught"
+    if code == 0 and " passed" in said.splitlines()[-1]:
+        return "survived"
     return f"no test ran: {said[-500:]}"
 
 
