@@ -11,16 +11,24 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+# What takes long to import, for forks to have.
+import hypothesis  # noqa: F401
+import pytest
+import torch  # noqa: F401
+import triton  # noqa: F401
 from mutants_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 300  # that a test may take; one that does not end is caught
+_FAKE = "tests/fakecuda"
 _LEFT_OUT = shutil.ignore_patterns(".git", "out", "build", "__pycache__", ".*_cache", "*.egg-info")
 
 
@@ -32,30 +40,58 @@ def mutated(mutant: Mutant) -> str:
     return text.replace(mutant.old, mutant.new)
 
 
-def run(tree: Path, tests: list[str]) -> subprocess.CompletedProcess:
-    """pytest in a copy of the tree; tests of the fake device with its plugin."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "addopts=", "-m", "not slow", "-p", "no:cacheprovider"]
-    if tests[0].startswith("tests/fakecuda"):
-        command += ["-p", "fakecuda.plugin"]
-    paths = os.pathsep.join([str(tree / "src"), str(tree / "tests")])
-    settings = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "FAKECUDA_DEVICES": "2"}
-    return subprocess.run(
-        [*command, *tests], cwd=tree, env=os.environ | settings, capture_output=True, text=True, timeout=SECONDS
-    )
+class Ended(NamedTuple):
+    code: int | None  # pytest's exit status; None where it did not end
+    said: str
 
 
-def as_they_are(tree: Path, tests: list[str]) -> list[str]:
-    """The tests that do not pass without a mistake, of one kind."""
-    try:
-        found = run(tree, tests)
-    except subprocess.TimeoutExpired:
-        found = None
-    if found is not None and found.returncode == 0:
-        return []
-    if len(tests) == 1:
-        return tests
-    half = len(tests) // 2
-    return as_they_are(tree, tests[:half]) + as_they_are(tree, tests[half:])
+def run(tree: Path, tests: list[str], *options: str, seconds: float = SECONDS) -> Ended:
+    """pytest in a copy of the tree; tests of the fake device with its plugin, in a process that has no torch yet, the
+    others in a fork of this one, which has it."""
+    options = ("-q", "-o", "addopts=", "-m", "not slow", "-p", "no:cacheprovider", *options)
+    paths = [str(tree / "src"), str(tree / "tests")]
+    settings = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as output:
+        if tests[0].startswith(_FAKE):
+            command = [sys.executable, "-m", "pytest", "-p", "fakecuda.plugin", *options, *tests]
+            environment = os.environ | settings | {"FAKECUDA_DEVICES": "2"}
+            child = subprocess.Popen(command, cwd=tree, env=environment, stdout=output, stderr=output)
+            pid = child.pid
+        else:
+            pid = os.fork()
+            if pid == 0:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                os.chdir(tree)
+                os.environ.update(settings)
+                sys.dont_write_bytecode = True
+                sys.path[:] = [*paths, *(path for path in sys.path if not Path(path or ".").is_relative_to(ROOT))]
+                code = pytest.main([*options, *tests])
+                sys.stdout.flush()
+                os._exit(int(code))
+        code = _waited_for(pid, seconds)
+        output.seek(0)
+        return Ended(code, output.read())
+
+
+def _waited_for(pid: int, seconds: float) -> int | None:
+    """A child's exit status; None, and its end, where it takes too long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def failing(tree: Path, tests: list[str]) -> list[str]:
+    """What does not pass without a mistake, as pytest says it."""
+    code, said = run(tree, tests, "--tb=no", "-rfE", seconds=10 * SECONDS)
+    lines = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines or ([] if code == 0 else [said[-500:]])
 
 
 def judged(tree: Path, mutant: Mutant) -> str:
@@ -64,13 +100,14 @@ def judged(tree: Path, mutant: Mutant) -> str:
     before = target.read_text()
     target.write_text(mutated(mutant))
     try:
-        found = run(tree, [mutant.test])
-    except subprocess.TimeoutExpired:
-        return "caught"
+        code, said = run(tree, [mutant.test], "-x")
     finally:
         target.write_text(before)
-    said = {0: "survived", 1: "caught"}.get(found.returncode)
-    return said or f"no test ran: {found.stdout[-500:]}{found.stderr[-500:]}"
+    if code in (1, None):
+        return "caught"
+    if code == 0 and " passed" in said.splitlines()[-1]:
+        return "survived"
+    return f"no test ran: {said[-500:]}"
 
 
 def main() -> int:
@@ -85,11 +122,11 @@ def main() -> int:
         shutil.copytree(ROOT, tree, symlinks=True, ignore=_LEFT_OUT)
         tests = sorted({MUTANTS[n].test for n in numbers})
         for fake in (False, True):
-            kind = [test for test in tests if test.startswith("tests/fakecuda") == fake]
+            kind = [test for test in tests if test.startswith(_FAKE) == fake]
             if kind and not given.unchecked:
-                without += as_they_are(tree, kind)
-        for test in without:
-            print(f"fails without a mistake: {test}", flush=True)
+                without += failing(tree, kind)
+        for said in without:
+            print(f"without a mistake: {said}", flush=True)
         counts: dict[str, int] = {}
         for n in numbers:
             mutant, began = MUTANTS[n], time.monotonic()
@@ -100,7 +137,7 @@ def main() -> int:
             print(
                 f"{n:3} {said:8} {time.monotonic() - began:4.0f} s  {mutant.file}: {change}  {mutant.test}", flush=True
             )
-    print(f"{counts.get('caught', 0)} caught of {len(numbers)}: {counts}; {len(without)} tests fail without a mistake")
+    print(f"{counts.get('caught', 0)} caught of {len(numbers)}: {counts}; {len(without)} failures without a mistake")
     return int(counts.get("caught", 0) != len(numbers) or bool(without))
 
 

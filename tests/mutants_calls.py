@@ -239,7 +239,6 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "if where not in (-1, 0, 1):",
             named(_PATH, "a_launch_without_the_device_guard"),
         ),
-        ("if align and value % int(align[1]):", "if False:", named(_PATH, "rows_that_are_not_aligned")),
         (
             "if cooperative and math.prod(grid) > blocks * SMS:",
             "if False:",

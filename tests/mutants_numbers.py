@@ -10,7 +10,7 @@ _FLAGS = named("test_persistent", "interleavings[torch-flags]")
 _EXPIRES = named("test_persistent", "a_wait_that_expires_is_an_error_and_ends[64-data]")
 _REPORTED = named("test_watch", "an_expired_launch_is_reported_once_by_name")
 _OPTIONS = named("test_per_step_resident", "each_option_and_all")
-_CARRIED = named("test_per_step_resident", "an_amount_of_zero_carries_the_state_bit_for_bit")
+_CARRIED = named("test_per_step_stepwise", "where_a_state_is_carried_on_nothing_else_counts")
 _RESET = named("test_options", "a_reset_is_another_run")
 _PAIRS = named("test_options", "pairs_against_the_reference")
 _STACK = named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-resident]")
@@ -84,8 +84,8 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             _STACK,
         ),
         (
-            "outputs = []\n        for direction",
-            "outputs = [input[..., :0]]\n        for direction",
+            "finals.append(h_n)",
+            "finals.insert(0, h_n)",
             _STACK,
         ),
     ],
@@ -137,7 +137,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "h = h * self.decay[0]",
             named("test_options", "decay_and_attention_in_a_loop_over_a_cell"),
         ),
-        ("else d.masked_fill(own.reset[here].unsqueeze(1), 0)", "else d", _RESET),
+        ("else d.masked_fill(own.reset[here].unsqueeze(1), 0)", "else d", _PAIRS),
         ("products.mul_(own.dropped)", "products.mul_(1)", _PAIRS),
         ("passes = (end.abs() <= clip) | end.isnan()", "passes = (end.abs() <= 2 * clip) | end.isnan()", _PAIRS),
         ("keep.mul_(scale)", "keep.mul_(1)", _PAIRS),

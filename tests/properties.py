@@ -1,16 +1,16 @@
-"""What holds for every call: random ones (hypothesis), and the properties that `check` asks of each. Used by
-test_properties.py for seconds and by soak.py for as long as one likes."""
+"""What holds for every call: `check` asks it of one of property_cases.py. Used by test_properties.py for seconds and by
+soak.py for as long as one likes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from accuracy import Rounding
-from hypothesis import strategies as st
+from property_cases import BY_STEP, CLIP, LEAVES_CHANGED, RESULTS_CHANGED, Case, Data, data_of
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -21,182 +21,6 @@ from trigru.layer import Weights
 FACTOR = 16  # over the largest error of so few plain runs
 ULPS = 8  # of a result's norm: always allowed, before the factor
 NUDGED = 3
-LAYOUTS = ("contiguous", "transposed", "sliced", "expanded")
-RESULTS_CHANGED = ("output changed in place", "h_n changed in place")
-LEAVES_CHANGED = {f"{name} changed in place": name for name in ("input", "hx", "w_ih", "w_hh", "b_hh")}
-ORDERS = ("once", "two calls, two backwards", "no_grad between", "backward twice", *RESULTS_CHANGED, *LEAVES_CHANGED)
-ROWS = {
-    "module": ("padded", "padded", "packed", "packed, unsorted", "unbatched"),
-    "function": ("padded", "packed"),
-    "cell": ("padded", "unbatched"),
-}
-OPTIONS = ("reset", "mask", "decay", "attention", "clip")
-BY_STEP = {"reset_state": "reset", "decay": "decay", "attention": "attention"}  # tensors: the option they come with
-CLIP = 0.6
-# Powers of ten between which all products stay within the dtype.
-LARGEST = {torch.float16: 3, torch.bfloat16: 30, torch.float32: 30, torch.float64: 30}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A call, its data as a seed."""
-
-    kind: str  # "module", "function", "cell"
-    seq_len: int
-    batch: int
-    input_size: int
-    hidden_size: int
-    num_layers: int
-    bidirectional: bool
-    reverse: bool  # of the function
-    biases: tuple[bool, bool]
-    batch_first: bool
-    rows: str  # "padded", "packed", "packed, unsorted", "unbatched"
-    has_hx: bool
-    layout: str  # of input, hx and weights in memory
-    dtype: torch.dtype
-    variant: str
-    options: tuple[str, ...]  # of OPTIONS, what steps do beside the equations
-    memory: str
-    schedule: str
-    through: str  # "output", "h_n", "both"
-    scales: tuple[int, int, int, int, int]  # powers of ten: input, hx, weights, biases, upstream gradients
-    special: tuple[str, float] | None  # an element of this argument is NaN or infinite
-    order: str
-    seed: int
-
-    @property
-    def packed(self) -> bool:
-        return self.rows.startswith("packed")
-
-    @property
-    def parts(self) -> int:
-        return self.num_layers * (1 + self.bidirectional)
-
-
-@st.composite
-def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
-    """Any case; with `kernels`, those of Triton's schedules that run in its interpreter, which are small."""
-    kind = draw(st.sampled_from(("module", "module", "module", "function", "cell")))
-    schedule = "auto"
-    if kernels and kind != "cell":
-        schedule = draw(st.sampled_from(("stepwise", "resident")))
-    elif kind != "cell":
-        schedule = draw(st.sampled_from(("auto", "eager")))
-    longest = {"cell": 1}.get(kind, 3 if kernels else draw(st.sampled_from((2, 5, 5, 20))))
-    widest = 17 if kernels else draw(st.sampled_from((3, 20, 50)))
-    # The interpreter cuts bfloat16 off where a GPU rounds.
-    dtypes = (
-        (torch.float32, torch.float16) if kernels else (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-    )
-    dtype = draw(st.sampled_from(dtypes))
-    most = LARGEST[dtype]
-    power = st.one_of(st.just(0), st.just(0), st.integers(-30 if most == 30 else -6, most))
-    names = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh", "upstream")
-    special = st.tuples(st.sampled_from(names), st.sampled_from((math.nan, math.inf, -math.inf)))
-    stacked = kind == "module"
-    if kind != "function":
-        bias = draw(st.booleans())
-        biases = (bias, bias)
-    else:
-        biases = (draw(st.booleans()), draw(st.booleans()))
-    rows = (
-        ("padded", "unbatched") if kind == "cell" else ("padded", "padded", "packed", "packed, unsorted", "unbatched")
-    )
-    if kind == "function":
-        rows = ("padded", "packed")
-    chosen = draw(st.sampled_from(rows))
-    options: list[str] = []
-    if stacked and chosen == "padded" and draw(st.booleans()):
-        options = draw(st.lists(st.sampled_from(OPTIONS), unique=True))
-    if dtype.itemsize == 2 and "clip" in options:
-        options.remove("clip")  # a state that rounds to the bound has another derivative
-    one_layer = "decay" in options or "attention" in options
-    few = 1 if chosen.startswith("packed") else 0
-    return Case(
-        kind=kind,
-        seq_len=draw(st.integers(1, longest)),
-        batch=1 if chosen == "unbatched" else draw(st.integers(few, 5 if kernels else 9)),
-        input_size=draw(st.integers(1, widest)),
-        hidden_size=draw(st.integers(1, widest)),
-        num_layers=draw(st.integers(1, 2 if kernels else 3)) if stacked and not one_layer else 1,
-        bidirectional=stacked and draw(st.booleans()),
-        reverse=kind == "function" and draw(st.booleans()),
-        biases=biases,
-        batch_first=stacked and draw(st.booleans()),
-        rows=chosen,
-        has_hx=draw(st.booleans()) or kind == "cell",
-        layout=draw(st.sampled_from(LAYOUTS)),
-        dtype=dtype,
-        variant=draw(st.sampled_from(trigru.VARIANTS)),
-        options=tuple(options),
-        memory="keep" if kind == "cell" else draw(st.sampled_from(("keep", "recompute"))),
-        schedule=schedule,
-        through=draw(st.sampled_from(("both", "output", "h_n"))),
-        scales=tuple(draw(power) for _ in range(5)),
-        special=draw(st.one_of(st.none(), st.none(), special)),
-        order=draw(st.sampled_from(ORDERS)),
-        seed=draw(st.integers(0, 2**31)),
-    )
-
-
-@dataclass
-class Data:
-    """A case's tensors, in float64 but of values that its dtype has."""
-
-    leaves: list[Tensor]  # input, hx unless it has none, the weights that there are, in nn.GRU's order, and BY_STEP
-    upstream: list[Tensor]  # derivatives by output and h_n
-    lengths: Tensor | None
-    reset: Tensor | None  # as the input is laid out, as all that steps are given
-    mask: Tensor | None
-
-
-def data_of(case: Case) -> Data:
-    generator = torch.Generator().manual_seed(case.seed)
-
-    def random(name: str, power: int, *shape: int, over: int = 1) -> Tensor:
-        x = torch.randn(shape, generator=generator, dtype=torch.float64) * 10.0**power / over**0.5
-        x = x.to(case.dtype).double()
-        if case.special is not None and case.special[0] == name and x.numel():
-            index = int(torch.randint(x.numel(), (1,), generator=generator))
-            x.view(-1)[index] = case.special[1]
-        return x
-
-    of_input, of_hx, of_weights, of_biases, of_upstream = case.scales
-    directions, gates = 1 + case.bidirectional, 3 * case.hidden_size
-    sizes = (case.batch, case.seq_len) if case.batch_first else (case.seq_len, case.batch)
-    leaves = [random("input", of_input, *sizes, case.input_size)]
-    if case.has_hx:
-        leaves.append(random("hx", of_hx, case.parts, case.batch, case.hidden_size))
-    for part in range(case.parts):
-        width = case.input_size if part < directions else directions * case.hidden_size
-        leaves.append(random("w_ih", of_weights, gates, width, over=width))
-        leaves.append(random("w_hh", of_weights, gates, case.hidden_size, over=case.hidden_size))
-        for name, there in zip(("b_ih", "b_hh"), case.biases, strict=True):
-            if there:
-                leaves.append(random(name, of_biases, gates))
-    flags = [torch.rand(sizes, generator=generator) < share for share in (0.3, 0.7)]
-    reset, mask = (x if name in case.options else None for name, x in zip(("reset", "mask"), flags, strict=True))
-    if reset is not None:
-        leaves.append(random("reset_state", of_hx, case.parts, case.batch, case.hidden_size))
-    if "decay" in case.options:
-        decay = torch.rand((*sizes, directions * case.hidden_size), generator=generator, dtype=torch.float64)
-        leaves.append(decay.to(case.dtype).double())
-    if "attention" in case.options:
-        amount = torch.rand(sizes, generator=generator, dtype=torch.float64) * 2 - 0.5
-        leaves.append(amount.clamp(0, 1).to(case.dtype).double())
-    lengths = None
-    if case.packed:
-        lengths = torch.randint(1, case.seq_len + 1, (case.batch,), generator=generator)
-        lengths[int(torch.randint(case.batch, (1,), generator=generator))] = case.seq_len
-        if case.rows == "packed":
-            lengths = lengths.sort(descending=True).values
-    rows = (int(lengths.sum()),) if lengths is not None else sizes
-    upstream = [
-        random("upstream", of_upstream, *rows, directions * case.hidden_size),
-        random("upstream", of_upstream, case.parts, case.batch, case.hidden_size),
-    ]
-    return Data(leaves, upstream, lengths, reset, mask)
 
 
 def _laid(x: Tensor, layout: str) -> Tensor:

@@ -20,7 +20,8 @@ os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels on th
 
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from properties import Case, cases, check
+from properties import check
+from property_cases import Case, cases
 
 SIZES = {False: 200, True: 10}  # of a batch: of torch operations, of kernels
 KERNELS_EVERY = 5  # batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import properties
+import property_cases
 import pytest
 from conftest import INTERPRETED
 from hypothesis import HealthCheck, given, settings
@@ -11,8 +12,8 @@ QUICK = {"deadline": None, "derandomize": True, "suppress_health_check": list(He
 
 
 @pytest.mark.skipif(INTERPRETED, reason="torch operations need no interpreter")
-@settings(max_examples=40, **QUICK)
-@given(properties.cases())
+@settings(max_examples=25, **QUICK)
+@given(property_cases.cases())
 def test_any_call(case):
     properties.check(case)
 
@@ -20,6 +21,6 @@ def test_any_call(case):
 @pytest.mark.interpretable
 @pytest.mark.skipif(not INTERPRETED, reason="in Triton's interpreter")
 @settings(max_examples=4, **QUICK)
-@given(properties.cases(kernels=True))
+@given(property_cases.cases(kernels=True))
 def test_any_call_of_kernels(case):
     properties.check(case)

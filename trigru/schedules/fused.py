@@ -78,8 +78,8 @@ def _by_plan(direction: str, part: Part, run: Run, operands: Operands, *given: A
     try:
         return _by(part.choice, direction, part, run, operands, *given)
     except DoesNotFit as error:
-        given = names_of(operands.per_step)
-        choice = instead(part.choice, error, operands.h0, part.variant, direction, given)
+        asked = names_of(operands.per_step)
+        choice = instead(part.choice, error, operands.h0, part.variant, direction, asked)
     return _by(choice, direction, part, run, operands, *given)
 
 
