@@ -67,6 +67,13 @@ def step_after(before, offsets_ptr, i, T, B, direction, PACKED: tl.constexpr):
 
 
 @triton.jit
+def row_after(here, i, T, B, direction):
+    """In a padded sequence, first row of the step that forward takes after `here`, its number i; behind the last that
+    of the last itself, for loads that nothing uses."""
+    return here.row + tl.where(i + 1 < T, direction, 0).to(tl.int64) * B
+
+
+@triton.jit
 def last_steps(offsets_ptr, T, B, direction, PACKED: tl.constexpr):
     """For a loop against forward: the time step that forward took last, that step, and the one before it, or as
     `step_or_none` where there is none."""

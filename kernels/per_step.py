@@ -2,6 +2,10 @@
 
 Where a step begins from something else than the state before, forward's running state is `begin`: who computes a state
 has the next step begin from it at once, and writes what that step's products see. What is absent, None, is no code.
+
+What loads gives values as they lie in memory, for a conversion would wait for them, and for a tile of either
+orientation (`Place`). What takes values converts them, and leaves the mathematics to gates.py. The last part does both
+at once, for (j, b) tiles.
 """
 
 from typing import Any, NamedTuple
@@ -11,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gates import begin_grad, begin_of_step, end_of_step
+from .gates import begin_grad, begin_of_step, blend, blend_grad, end_grad, end_of_step
 from .loop import Step
 from .recurrence import Derivatives, Operands, PerStep
-from .tiles import at, load_state, read, there, write
+from .tiles import at, load_state, there, write
 
 
 def arguments(operands: Operands) -> dict[str, Any]:
@@ -30,8 +34,16 @@ def arguments(operands: Operands) -> dict[str, Any]:
 
 
 def forward_arguments(operands: Operands) -> dict[str, Any]:
-    """Those of forward's kernels."""
+    """Those of forward's kernels.
+
+    Raises:
+        ValueError: packed sequences, whose steps do nothing beside the equations; begins missing, or for nothing.
+    """
     per = operands.per_step or PerStep()
+    if operands.per_step is not None and operands.steps.packed:
+        raise ValueError("per_step: expected padded sequences with it, got packed ones")
+    if per.carries != (per.begins is not None):
+        raise ValueError(f"begins: expected {'a tensor' if per.carries else 'None'}, got {type(per.begins).__name__}")
     return arguments(operands) | {"begins_ptr": per.begins, "clip": per.clip}
 
 
@@ -53,20 +65,10 @@ def constexprs(operands: Operands) -> dict[str, Any]:
 
 
 def first_state(operands: Operands, reverse: bool) -> Tensor:
-    """The running state that forward starts with, in float32; what the first step's products see is written.
-
-    Raises:
-        ValueError: packed sequences, whose steps do nothing beside the equations; begins missing, or for nothing.
-    """
+    """The running state that forward starts with, in float32; what the first step's products see is written."""
     h0, per, steps = operands.h0, operands.per_step, operands.steps
     state = h0.clone() if h0.dtype == torch.float32 else h0.float()
-    if per is None:
-        return state
-    if steps.packed:
-        raise ValueError("per_step: expected padded sequences with it, got packed ones")
-    if per.carries != (per.begins is not None):
-        raise ValueError(f"begins: expected {'a tensor' if per.carries else 'None'}, got {type(per.begins).__name__}")
-    if per.begins is None:
+    if per is None or per.begins is None:
         return state
     if operands.sides == 1:
         _begin_first(state, per, steps.num_rows, reverse)
@@ -93,7 +95,8 @@ def _begin_first(state: Tensor, per: PerStep, num_rows: int, reverse: bool) -> N
 
 
 class Beside(NamedTuple):
-    """A kernel's arguments of it, as far as it has them."""
+    """A kernel's arguments of it, as far as it has them. Flags are None or not: in a tuple with a name, Triton keeps
+    nothing else constant."""
 
     reset: Any = None  # pointers
     fresh: Any = None
@@ -110,42 +113,38 @@ class Beside(NamedTuple):
     AMOUNT_BY_UNIT: Any = None
 
 
-@triton.jit
-def following(here, direction, batch, rows):
-    """The step that forward takes after the step `here` of a padded sequence; direction: see loop.py. Behind the last
-    one without any sequence alive."""
-    row = here.row.to(tl.int64) + direction * batch
-    return Step(row, tl.where((row >= 0) & (row < rows), here.count, 0))
+@triton.constexpr_function
+def absent(loaded):
+    """Whether something was not there to be loaded: the empty tuple stands for it, since before 3.7 Triton lets no
+    function return None, nor a tuple that has it."""
+    return isinstance(loaded, (tuple, tl.tuple)) and len(loaded) == 0
+
+
+class Place(NamedTuple):
+    """A tile of hidden units and sequences."""
+
+    j: Any  # its hidden units, along one axis
+    b: Any  # where the rows of its sequences lie within a step, along the other
+    alive: Any  # of the sequences, those to be loaded
+    there: Any  # of the elements, those to be loaded
+    H: Any
+
+
+class Beginning(NamedTuple):
+    """What leads from the state before a step to the one that it begins from, as loaded."""
+
+    reset: Any
+    fresh: Any
+    decay: Any
+
+
+# -- loads -------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _row(beside, step):
-    """A step's first row."""
-    return step.row if beside.behind is None else step.row + beside.behind
-
-
-@triton.jit
-def _factors(pointer, by_unit, beside, step, b, j, H):
-    """A step's values for a (j, b) tile, or (1, b) where units have none of their own; 1 where there is no sequence."""
-    row = _row(beside, step)
-    if by_unit is None:
-        x = tl.load(pointer + (row + b).to(tl.int64), mask=b < step.count, other=1.0)[None, :]
-    else:
-        x = tl.load(at(pointer, row, b, j, H), mask=there(j, b, H, step.count), other=1.0)
-    return x.to(tl.float32)
-
-
-@triton.jit
-def _resets(beside, step, b):
-    """Where a step begins anew, (1, b)."""
-    return (tl.load(beside.reset + (_row(beside, step) + b).to(tl.int64), mask=b < step.count, other=0) != 0)[None, :]
-
-
-@triton.jit
-def _fresh(beside, step, b, j, H):
-    """What a step begins from where it begins anew."""
-    row = _first_start(beside) if beside.FRESH_BY_STEP is None else _row(beside, step)
-    return read(at(beside.fresh, row, b, j, H), there(j, b, H, step.count))
+def row_of(beside, row):
+    """In tensors that hold one direction behind the other, the row that is a step's first in its own."""
+    return row if beside.behind is None else row + beside.behind
 
 
 @triton.jit
@@ -155,14 +154,134 @@ def _first_start(beside):
 
 
 @triton.jit
-def _dropped(beside, b, j, H, live):
-    return read(at(beside.dropped, _first_start(beside), b, j, H), live)
+def _of_units(pointer, row, place, OTHER: tl.constexpr):
+    """A value of each hidden unit, in rows of which `row` is the first; OTHER where there is none."""
+    if pointer is None:
+        return ()
+    else:
+        at = pointer + tl.cast(row, tl.int64) * place.H
+        return tl.load(at + (place.b * place.H + place.j), mask=place.there, other=OTHER)
 
 
 @triton.jit
-def as_seen(beside, x, b, j, H, live):
-    """`dropped` times what a step begins from; or a derivative on its way back."""
-    return x if beside.dropped is None else _dropped(beside, b, j, H, live) * x
+def _of_rows(pointer, row, place, BY_UNIT, OTHER: tl.constexpr):
+    """The same, or where BY_UNIT is None a value of each sequence."""
+    if pointer is None or BY_UNIT is not None:
+        return _of_units(pointer, row, place, OTHER)
+    else:
+        return tl.load(pointer + tl.cast(row, tl.int64) + place.b, mask=place.alive, other=OTHER)
+
+
+@triton.jit
+def load_beginning(beside, row, place):
+    """For the step whose first row is `row`; what changes nothing, where there is no sequence."""
+    row = row_of(beside, row)
+    reset = _of_rows(beside.reset, row, place, None, 0)
+    fresh = _of_units(beside.fresh, _first_start(beside) if beside.FRESH_BY_STEP is None else row, place, 0.0)
+    return Beginning(reset, fresh, _of_rows(beside.decay, row, place, beside.DECAY_BY_UNIT, 1.0))
+
+
+@triton.jit
+def load_amount(beside, row, place):
+    """For the step whose first row is `row`: how much of what the equations say it takes over."""
+    return _of_rows(beside.amount, row_of(beside, row), place, beside.AMOUNT_BY_UNIT, 1.0)
+
+
+@triton.jit
+def load_of_step(beside, row, place):
+    """Both."""
+    return load_amount(beside, row, place), load_beginning(beside, row, place)
+
+
+@triton.jit
+def load_dropped(beside, place):
+    """For all steps."""
+    return _of_units(beside.dropped, _first_start(beside), place, 0.0)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def begun(before, beginning):
+    """The state that a step begins from, and that its blend sees."""
+    reset = None if absent(beginning.reset) else beginning.reset != 0
+    fresh = None if absent(beginning.fresh) else beginning.fresh.to(tl.float32)
+    return begin_of_step(before, reset, fresh, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
+
+
+@triton.jit
+def seen(begin, dropped):
+    """What the products see of it; or a derivative on its way back."""
+    return begin if absent(dropped) else dropped.to(tl.float32) * begin
+
+
+@triton.jit
+def ended(begin, new, amount, clip):
+    """The state that a step ends with; `new`: the equations'."""
+    return end_of_step(begin, new, None if absent(amount) else amount.to(tl.float32), clip)
+
+
+@triton.jit
+def unless(x, nothing):
+    """x, or 0 where nothing of it counts: there it may be NaN."""
+    return x if absent(nothing) else tl.where(nothing, 0.0, x)
+
+
+@triton.jit
+def carries_on(amount):
+    """Where a unit carries on the state that its step began from, so that its update gate and its candidate lead
+    nowhere."""
+    return () if absent(amount) else amount.to(tl.float32) == 0.0
+
+
+@triton.jit
+def end_back(dh, begin, z, n, amount, clip, VARIANT: tl.constexpr):
+    """`blend_grad` from dh, the derivative by the state that a step ends with; its `direct` with what passes by the
+    equations. z and n are 0 where it `carries_on`."""
+    if absent(amount) and clip is None:
+        return blend_grad(dh, begin, z, n, VARIANT)
+    else:
+        wide = None if absent(amount) else amount.to(tl.float32)
+        d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), wide, clip)
+        dn, dz, direct = blend_grad(d_new, begin, z, n, VARIANT)
+        return dn, dz, direct if absent(amount) else direct + past
+
+
+@triton.jit
+def reset_gate(beside, r, d_rh):
+    """Variants "cho" and "chung": r, or 0 where it leads nowhere, for no unit that sees it takes anything over."""
+    return r if beside.amount is None else unless(r, d_rh == 0.0)
+
+
+@triton.jit
+def begin_back(d_begin, beginning):
+    """The derivative by the state before a step."""
+    reset = None if absent(beginning.reset) else beginning.reset != 0
+    return begin_grad(d_begin, reset, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
+
+
+# -- both, for (j, b) tiles --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def place_of(step, b, j, H):
+    """A tile of those that are alive at a step."""
+    return Place(j[:, None], b[None, :], (b < step.count)[None, :], there(j, b, H, step.count), H)
+
+
+@triton.jit
+def following(here, direction, batch, rows):
+    """The step that forward takes after the step `here` of a padded sequence; direction: see loop.py. Behind the last
+    one without any sequence alive."""
+    row = here.row.to(tl.int64) + direction * batch
+    return Step(row, tl.where((row >= 0) & (row < rows), here.count, 0))
+
+
+@triton.jit
+def as_seen(beside, x, step, b, j, H):
+    """`seen`, of x."""
+    return seen(x, load_dropped(beside, place_of(step, b, j, H)))
 
 
 @triton.jit
@@ -171,17 +290,14 @@ def load_seen(beside, output_ptr, h0_ptr, b, k, here, before, H, width):
     if beside.begins is None:
         x = load_state(output_ptr, h0_ptr, b, k, here, before, H, width)
     else:
-        x = tl.load(at(beside.begins, _row(beside, here), b, k, H), mask=there(k, b, H, here.count), other=0.0)
+        x = tl.load(at(beside.begins, row_of(beside, here.row), b, k, H), mask=there(k, b, H, here.count), other=0.0)
     return x
 
 
 @triton.jit
 def begin_from(beside, before, step, b, j, H):
-    """What a step begins from after the state `before`."""
-    reset = None if beside.reset is None else _resets(beside, step, b)
-    fresh = None if beside.fresh is None else _fresh(beside, step, b, j, H)
-    decay = None if beside.decay is None else _factors(beside.decay, beside.DECAY_BY_UNIT, beside, step, b, j, H)
-    return begin_of_step(before, reset, fresh, decay)
+    """`begun`, after the state `before`."""
+    return begun(before, load_beginning(beside, step.row, place_of(step, b, j, H)))
 
 
 @triton.jit
@@ -192,38 +308,29 @@ def pass_on(beside, end, here, direction, batch, rows, b, j, H):
     if beside.begins is not None:
         step = following(here, direction, batch, rows)
         begin = begin_from(beside, end, step, b, j, H)
-        exists = there(j, b, H, step.count)
-        write(at(beside.begins, _row(beside, step), b, j, H), as_seen(beside, begin, b, j, H, exists), exists)
+        to = at(beside.begins, row_of(beside, step.row), b, j, H)
+        write(to, as_seen(beside, begin, step, b, j, H), there(j, b, H, step.count))
     return begin
 
 
 @triton.jit
 def amount_of(beside, step, b, j, H):
-    """How much of what the equations say a step takes over, where not all of it."""
-    return _factors(beside.amount, beside.AMOUNT_BY_UNIT, beside, step, b, j, H)
+    """`load_amount`."""
+    return load_amount(beside, step.row, place_of(step, b, j, H))
 
 
 @triton.jit
 def end_from(beside, begin, new, step, b, j, H):
-    """What a step ends with, the equations having said `new`."""
-    amount = None if beside.amount is None else amount_of(beside, step, b, j, H)
-    return end_of_step(begin, new, amount, beside.clip)
-
-
-@triton.jit
-def unless(x, nothing):
-    """x, or 0 where nothing of it counts: there it may be NaN."""
-    return x if nothing is None else tl.where(nothing, 0.0, x)
+    """`ended`."""
+    return ended(begin, new, amount_of(beside, step, b, j, H), beside.clip)
 
 
 @triton.jit
 def before_grad(beside, through, direct, step, b, j, H):
     """The derivative by the state before a step, from those by what the step's products see, and past them by what it
     begins from; the derivative by the latter in all is kept where asked for."""
-    live = there(j, b, H, step.count)
-    d_begin = as_seen(beside, through, b, j, H, live) + direct
+    place = place_of(step, b, j, H)
+    d_begin = seen(through, load_dropped(beside, place)) + direct
     if beside.d_begin is not None:
-        write(at(beside.d_begin, _row(beside, step), b, j, H), d_begin, live)
-    reset = None if beside.reset is None else _resets(beside, step, b)
-    decay = None if beside.decay is None else _factors(beside.decay, beside.DECAY_BY_UNIT, beside, step, b, j, H)
-    return begin_grad(d_begin, reset, decay)
+        write(at(beside.d_begin, row_of(beside, step.row), b, j, H), d_begin, place.there)
+    return begin_back(d_begin, load_beginning(beside, step.row, place))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import exchange, widen
+from . import exchange, per_step, widen
 from .config import PersistentConfig, Protocol, persistent_width
 from .launch import prepare
 from .persistent_backward import backward_reset_first, backward_torch
@@ -46,12 +46,14 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     """
     hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
-        kept = forward(run, widen.operands(operands, more), save)
-        return widen.narrower(kept, hidden_size, more, operands.output, operands.reserve)
-    config, kept = _config(run), Kept.empty(run, operands, save)
-    exchange.reserve(kept.output, config.protocol)
-    args = kept.arguments(operands)
-    args["h0_ptr"] = _first_state(operands.h0, config.protocol)
+        return widen.forward(forward, run, operands, save, more)
+    config, kept, begins = _config(run), Kept.empty(run, operands, save), operands.begins
+    args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
+    if begins is None:
+        exchange.reserve(kept.output, config.protocol)
+        args["h0_ptr"] = _first_state(operands.h0, config.protocol)
+    else:  # of h0, too, programs pass on what the first step's products see
+        exchange.reserve(begins, config.protocol)
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(forward_torch, args, {}, run, operands)
@@ -66,11 +68,10 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     """As `stepwise.backward`, with what `forward` says here."""
     hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
-        kept, gradients = widen.wider(kept, hidden_size, more), widen.wider(gradients, hidden_size, more)
-        return widen.narrower(backward(run, widen.operands(operands, more), kept, gradients), hidden_size, more)
+        return widen.backward(backward, run, operands, kept, gradients, more)
     derivatives = _derivatives(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
-    args["grad_output_ptr"] = gradients.output
+    args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
     if run.variant == "torch":
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
@@ -92,7 +93,9 @@ def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradient
     exchange.reserve(memory, protocol)
     d_gates, d_an = memory.split_with_sizes((3 * rows * hidden_size, rows * hidden_size))
     shape = (*h0.shape[:-2], operands.steps.num_rows)
-    return Derivatives(d_gates.view(*shape, 3 * hidden_size), d_an.view(*shape, hidden_size), gradients.last_state(h0))
+    d_gates, d_an = d_gates.view(*shape, 3 * hidden_size), d_an.view(*shape, hidden_size)
+    d_begin = operands.new(hidden_size) if operands.wants_d_begin else None
+    return Derivatives(d_gates, d_an, gradients.last_state(h0), d_begin)
 
 
 def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:
@@ -159,6 +162,7 @@ def _start(
     timeout = exchange.default_timeout() if config.timeout is None else config.timeout
     size = hidden_size, operands.added
     constexprs |= _constexprs(config, size, h0.dtype, steps.packed, run.precision, timeout)
+    constexprs |= per_step.constexprs(operands)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     at_once = config.tiles_at_once or groups
     warps, together = config.num_warps, config.on_a_multiprocessor

@@ -11,9 +11,22 @@ import triton
 import triton.language as tl
 
 from .exchange import publish, publish_two, report
-from .gates import blend_grad, reset_after_grad, reset_before_grad
+from .gates import reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
+from .per_step import (
+    Beside,
+    begin_back,
+    begun,
+    carries_on,
+    end_back,
+    load_dropped,
+    load_of_step,
+    reset_gate,
+    row_of,
+    seen,
+    unless,
+)
 from .persistent_tiles import (
     Shape,
     await_rows,
@@ -21,6 +34,7 @@ from .persistent_tiles import (
     flags_of,
     load_columns,
     one_look,
+    own_place,
     own_side,
     own_tile,
     readable,
@@ -58,6 +72,15 @@ def _in_float32(step):
     return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
 
 
+@triton.jit
+def _before(beside, d_begin, beginning, own, here, S: tl.constexpr):
+    """From the derivative by the state that a step begins from, which is kept where asked for, that by the state before
+    it."""
+    if beside.d_begin is not None:
+        write(tile_at(beside.d_begin, row_of(beside, here.row), own, 1, S), d_begin, there(own, here.count, S))
+    return begin_back(d_begin, beginning)
+
+
 @triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
@@ -69,6 +92,12 @@ def backward_torch(
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
     d_an_ptr,  # (N, H), filled with the reserved pattern: derivative by W_hn h + b_hn
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -77,6 +106,7 @@ def backward_torch(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
     PACKED: tl.constexpr,
@@ -89,13 +119,17 @@ def backward_torch(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S)
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        starts = side * B
         grad_output_ptr += side * H
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -104,6 +138,10 @@ def backward_torch(
         d_gates_ptr += behind * (3 * H)
         d_an_ptr += behind * H
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     w_n = load_columns(w_hh_ptr, 2, own, S)
@@ -114,10 +152,16 @@ def backward_torch(
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     loaded = _load_step(kept, own, here, before, T == 1, 4, S)
+    place = own_place(own, B, S)
+    dropped = load_dropped(beside, place)
+    of_step = load_of_step(beside, here.row, place)
     for i in range(T):
         dy, h, r, z, n, an = _in_float32(loaded)
-        dn, dz, direct = blend_grad(dh + dy, h, z, n, "torch")
-        dr, d_an = reset_after_grad(dn, an, r)
+        amount, beginning = of_step
+        h = begun(h, beginning)
+        idle = carries_on(amount)
+        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, "torch")
+        dr, d_an = reset_after_grad(dn, unless(an, idle), unless(r, idle))
         mask = there(own, here.count, S)
         publish_two(
             tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, None,
@@ -129,6 +173,7 @@ def backward_torch(
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
         loaded = _load_step(kept, own, following, before, i + 2 >= T, 4, S)
+        of_step = load_of_step(beside, following.row, place)
         tl.debug_barrier()
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
@@ -145,7 +190,8 @@ def backward_torch(
             a = tl.dot(w_r, x_r, input_precision=PRECISION)
             a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
             a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
-        dh = direct + units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S)
+        products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
+        dh = _before(beside, direct + products, beginning, own, here, S)
         here = following
     write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)
@@ -161,6 +207,12 @@ def backward_reset_first(
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
     d_gates_ptr,  # (N, 3H), filled with the reserved pattern: dr, dz, dn
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -169,6 +221,7 @@ def backward_reset_first(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
     VARIANT: tl.constexpr,
@@ -182,14 +235,18 @@ def backward_reset_first(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S)
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        starts = side * B
         grad_output_ptr += side * H
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -197,6 +254,10 @@ def backward_reset_first(
         d_state_ptr += side * B * H
         d_gates_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     if EVEN_H:  # all addresses at once spill at H = 768 on sm_100; waiting here spills at H = 1000 on sm_80
@@ -209,9 +270,15 @@ def backward_reset_first(
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     loaded = _load_step(kept, own, here, before, T == 1, 3, S)
+    place = own_place(own, B, S)
+    dropped = load_dropped(beside, place)
+    of_step = load_of_step(beside, here.row, place)
     for i in range(T):
         dy, h, r, z, n, _ = _in_float32(loaded)
-        dn, dz, direct = blend_grad(dh + dy, h, z, n, VARIANT)
+        amount, beginning = of_step
+        h = begun(h, beginning)
+        idle = carries_on(amount)
+        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
         mask = there(own, here.count, S)
         publish_two(
             tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
@@ -221,6 +288,7 @@ def backward_reset_first(
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
         loaded = _load_step(kept, own, following, before, i + 2 >= T, 3, S)
+        of_step = load_of_step(beside, following.row, place)
         tl.debug_barrier()
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
@@ -231,14 +299,17 @@ def backward_reset_first(
         else:
             x_n = await_rows(source + 2 * H, own, here, flags + i, S)
         d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        dr, through_reset = reset_before_grad(units_only(d_rh, own, S), h, r)
+        d_rh = units_only(d_rh, own, S)
+        dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
         publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
         if not ONE_LOOK:
             x_z = await_rows(source + H, own, here, None, S)
         a = tl.dot(w_z, x_z, input_precision=PRECISION)
         x = await_rows(source, own, here, flags_reset + i, S)
         a = tl.dot(w_r, x, a, input_precision=PRECISION)
-        dh = direct + through_reset + units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S)
+        direct += seen(through_reset, dropped)
+        products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
+        dh = _before(beside, direct + products, beginning, own, here, S)
         here = following
     write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)

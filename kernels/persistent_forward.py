@@ -2,7 +2,8 @@
 
 A program owns BLOCK_H hidden units of every gate for BLOCK_B sequences. Its rows of W_hh stay in registers; the
 programs of a batch tile exchange the state through L2 each step ("cho" and "chung": r * h too); batch tiles never
-wait for each other. `output` is its own exchange buffer.
+wait for each other. `output` is its own exchange buffer. Where a step begins from something else than the state before
+(see per_step.py), `begins` is: who has computed a state has the next step begin from it at once.
 
 Sizes: T steps, B batch, H hidden_size, N rows of all steps together (see steps.py).
 """
@@ -13,14 +14,16 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
-from .loop import before_first, step_after
+from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
+from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, row_of, seen
 from .persistent_tiles import (
     Shape,
     await_rows,
     await_state,
     flags_of,
     load_rows,
+    own_place,
     own_side,
     own_tile,
     readable,
@@ -53,6 +56,39 @@ def _load_inputs(gates_in_ptr, own, here, S: tl.constexpr):
 
 
 @triton.jit
+def _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr):
+    """Wait for what the products of step number i see."""
+    if beside.begins is None:
+        return await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
+    else:
+        return await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S)
+
+
+@triton.jit
+def _begin(beside, h, row, beginning, dropped, own, exists, flag, S: tl.constexpr):
+    """After the state h, the one that the step at that row begins from; what its products see is published."""
+    if beside.begins is not None:
+        h = begun(h, beginning)
+        to = tile_at(beside.begins, row_of(beside, row), own, 1, S)
+        publish(to, seen(h, dropped), exists, flag, S.PROTOCOL)
+    return h
+
+
+@triton.jit
+def _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S: tl.constexpr):
+    """The running state after step number i, which ended with `new`; what the next step, at `row`, needs of it is
+    published, and the output is written."""
+    if beside.begins is None:
+        publish(tile_at(output_ptr, here.row, own, S.SIDES, S), new, there(own, here.count, S), flags + i, S.PROTOCOL)
+        return where_alive(own, here, new, h, S)
+    else:  # behind the last step nothing begins: nothing is stored, and a counter that nobody awaits any more counts on
+        exists, flag = there(own, here.count, S), flags + tl.minimum(i + 1, T - 1)
+        begin = _begin(beside, new, row, beginning, dropped, own, exists & (i + 1 < T), flag, S)
+        write(tile_at(output_ptr, here.row, own, S.SIDES, S), new, exists)
+        return begin
+
+
+@triton.jit
 def _keep(reserve_ptr, own, here, values, S: tl.constexpr):
     """Store what backward needs of a step."""
     VALUES: tl.constexpr = len(values)
@@ -68,7 +104,13 @@ def forward_torch(
     w_hh_back_ptr,  # of the second direction, or None: one runs
     b_hn_ptr,  # (H,) or None
     b_hn_back_ptr,  # of the second direction, or None
-    output_ptr,  # (N, H), filled with the reserved pattern
+    output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    begins_ptr,  # (N, H), filled with it
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
@@ -78,6 +120,7 @@ def forward_torch(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
     PACKED: tl.constexpr,
@@ -90,13 +133,17 @@ def forward_torch(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variant "torch": one exchange a step, one product for the three gates."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S)
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        starts = side * B
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -105,26 +152,34 @@ def forward_torch(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
         b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
 
     flags = flags_of(own, 0, T, B, S)
     h, before = _load_start(h0_ptr, own, T, B, direction, S)
+    place = own_place(own, B, S)
+    dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
+    h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
+        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
+        beginning = load_beginning(beside, row, place)
         tl.debug_barrier()
-        x = await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
+        x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         if b_hn_ptr is not None:
             an += b_hn
         r = sigmoid(ar + gr.to(tl.float32))
         z = sigmoid(az + gz.to(tl.float32))
         n = candidate(gn.to(tl.float32), an, r, "torch")
-        new = units_only(blend(h, z, n, "torch"), own, S)
-        publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)
-        h = where_alive(own, here, new, h, S)
+        new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, clip)
+        h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
         if reserve_ptr is not None:
             _keep(reserve_ptr, own, here, (r, z, n, an), S)
         before = here
@@ -137,7 +192,13 @@ def forward_reset_first(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
-    output_ptr,  # (N, H), filled with the reserved pattern
+    output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    begins_ptr,  # (N, H), filled with it
     reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
@@ -148,6 +209,7 @@ def forward_reset_first(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
     VARIANT: tl.constexpr,
@@ -161,14 +223,18 @@ def forward_reset_first(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
     gate's product runs while the second is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S)
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
+        starts = side * B
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -176,6 +242,10 @@ def forward_reset_first(
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
     else:
@@ -185,18 +255,25 @@ def forward_reset_first(
 
     flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
     h, before = _load_start(h0_ptr, own, T, B, direction, S)
+    place = own_place(own, B, S)
+    dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
+    h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
+        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
+        beginning = load_beginning(beside, row, place)
         tl.debug_barrier()
-        x = await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
+        x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
         if _ONE_USE:
             ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         else:
             ar = one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         r = sigmoid(ar + gr.to(tl.float32))
         reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
-        publish(reset_state, units_only(r * h, own, S), there(own, here.count, S), flags_reset + i, PROTOCOL)
+        publish(
+            reset_state, units_only(r * seen(h, dropped), own, S), there(own, here.count, S), flags_reset + i, PROTOCOL
+        )
 
         if not _ONE_USE:
             az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
@@ -205,9 +282,8 @@ def forward_reset_first(
         x = await_rows(source, own, here, flags_reset + i, S)
         an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         n = candidate(gn.to(tl.float32), an, r, VARIANT)
-        new = units_only(blend(h, z, n, VARIANT), own, S)
-        publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)
-        h = where_alive(own, here, new, h, S)
+        new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, clip)
+        h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
         if reserve_ptr is not None:
             _keep(reserve_ptr, own, here, (r, z, n), S)
         before = here

@@ -15,6 +15,7 @@ import triton.language as tl
 from .exchange import await_tile, await_tiles, by_thread, first_flag
 from .fragments import load_weights
 from .loop import rows_of_all
+from .per_step import Place
 
 
 class Shape(NamedTuple):
@@ -81,6 +82,13 @@ def readable(own, count, S: tl.constexpr):
     """Which elements of the own tile are loaded; a constant where all are, which leaves loads without a mask."""
     rows = (own.b < count)[:, None] if S.PACKED else tl.full((S.BLOCK_B, 1), True, tl.int1)
     return rows & _units(own, S)
+
+
+@triton.jit
+def own_place(own, B, S: tl.constexpr):
+    """The own tile for the loads of per_step.py, which are of padded sequences."""
+    rows = tl.full((S.BLOCK_B, 1), True, tl.int1)
+    return Place(own.j[None, :], own.row[:, None], rows, readable(own, B, S), S.H)
 
 
 @triton.jit

@@ -84,6 +84,16 @@ class Operands(NamedTuple):
         """Directions of time that run: 1, or 2 for both."""
         return 1 if self.w_hh_back is None else 2
 
+    @property
+    def begins(self) -> Tensor | None:
+        """Where forward writes what the products see, if that is not simply the state before."""
+        return None if self.per_step is None else self.per_step.begins
+
+    @property
+    def wants_d_begin(self) -> bool:
+        """Whether backward gives the derivatives by what each step begins from."""
+        return self.per_step is not None and self.per_step.wants_d_begin
+
     def new(self, features: int, per_row: bool = True) -> Tensor:
         """Memory for so many values of each row, or of each sequence, of each direction."""
         rows = self.steps.num_rows if per_row else self.h0.shape[-2]
@@ -144,8 +154,7 @@ class Derivatives(NamedTuple):
         """Memory for it; d_state holds the derivative by h_n."""
         hidden_size = operands.h0.shape[-1]
         d_an = operands.new(hidden_size) if run.variant == "torch" else None
-        wanted = operands.per_step is not None and operands.per_step.wants_d_begin
-        d_begin = operands.new(hidden_size) if wanted else None
+        d_begin = operands.new(hidden_size) if operands.wants_d_begin else None
         return cls(operands.new(3 * hidden_size), d_an, gradients.last_state(operands.h0), d_begin)
 
     def arguments(self, operands: Operands, kept: Kept) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import widen
+from . import per_step, widen
 from .config import ResidentConfig, power_of_two
 from .launch import launch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -21,12 +21,10 @@ _ALIGNED = 16  # hidden units: rows at which Triton loads whole chunks, which ta
 
 def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> Kept:
     """As `stepwise.forward`."""
-    hidden_size = operands.h0.shape[-1]
-    if more := widen.missing(hidden_size, _ALIGNED):
-        kept = forward(run, widen.operands(operands, more), save)
-        return widen.narrower(kept, hidden_size, more, operands.output, operands.reserve)
+    if more := widen.missing(operands.h0.shape[-1], _ALIGNED):
+        return widen.forward(forward, run, operands, save, more)
     kept = Kept.empty(run, operands, save)
-    args = kept.arguments(operands) | {"h0_ptr": operands.h0}
+    args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
     args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
     _start(forward_kernel, args, run, operands)
     return kept
@@ -34,13 +32,12 @@ def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> 
 
 def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """As `stepwise.backward`."""
-    hidden_size = operands.h0.shape[-1]
-    if more := widen.missing(hidden_size, _ALIGNED):
-        kept, gradients = widen.wider(kept, hidden_size, more), widen.wider(gradients, hidden_size, more)
-        return widen.narrower(backward(run, widen.operands(operands, more), kept, gradients), hidden_size, more)
+    if more := widen.missing(operands.h0.shape[-1], _ALIGNED):
+        return widen.backward(backward, run, operands, kept, gradients, more)
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
+    args |= per_step.backward_arguments(operands, derivatives)
     _start(bptt_kernel, args, run, operands)
     return derivatives
 
@@ -52,7 +49,7 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     args |= {"offsets_ptr": steps.row_offsets(operands.h0.device), "T": steps.seq_len, "B": batch, "H": hidden_size}
     args["units"] = hidden_size - operands.added
     args["direction"] = -1 if run.reverse else 1
-    constexprs = {
+    constexprs = per_step.constexprs(operands) | {
         "VARIANT": run.variant,
         "PACKED": steps.packed,
         "PRECISION": run.precision,

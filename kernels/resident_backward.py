@@ -3,8 +3,23 @@
 import triton
 import triton.language as tl
 
-from .gates import blend_grad, reset_after_grad, reset_before_grad
+from .gates import reset_after_grad, reset_before_grad
 from .loop import Step, last_steps, next_steps
+from .per_step import (
+    Beside,
+    begin_back,
+    begun,
+    carries_on,
+    end_back,
+    load_amount,
+    load_beginning,
+    load_dropped,
+    place_of,
+    reset_gate,
+    row_of,
+    seen,
+    unless,
+)
 from .products import multiply
 from .resident_forward import own_part, own_side, units_only
 from .tiles import at, either, load_state, read, read_gates, there, write, write_gates
@@ -22,33 +37,50 @@ def bptt_kernel(
     d_state_ptr,  # (B, H) float32: in, derivative by h_n; out, by h0
     d_gates_ptr,  # (N, 3H), out: dr, dz, dn
     d_an_ptr,  # (N, H), out, "torch" only: derivative by W_hn h + b_hn
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     T,
     B,
     H,
     units,  # of the H, so many are the layer's, the others added (see widen.py)
     direction,  # of time, see loop.py
+    clip,
     VARIANT: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
     EXACT: tl.constexpr,  # whether all HIDDEN units are the layer's
     BLOCK_B: tl.constexpr,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """All steps of one batch tile, last to first as forward ran."""
-    width = H
+    width, behind, starts = H, None, None
     if w_hh_back_ptr is not None:
         side, behind, direction = own_side(offsets_ptr, T, B, PACKED)
+        starts = side * B
         grad_output_ptr += side * H
         h0_ptr += side * B * H
         output_ptr += side * H
         width = 2 * H
         d_state_ptr += side * B * H
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
     d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)
     dh = read(d_state, exists)
     dtype: tl.constexpr = d_gates_ptr.dtype.element_ty
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
+    place = place_of(Step(0, B), b, j, H)
+    dropped = load_dropped(beside, place)
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     for i in range(T):
         carried = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
@@ -57,19 +89,30 @@ def bptt_kernel(
         reserve = at(reserve_ptr, own_row, b, j, (4 if VARIANT == "torch" else 3) * H)
         r, z, n = read_gates(reserve, live, H)
         h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width).to(tl.float32)
+        beginning = load_beginning(beside, row, place)
+        h = begun(h, beginning)
         d = dh + read(at(grad_output_ptr, row, b, j, width), live)
-        dn, dz, direct = blend_grad(d, h, z, n, VARIANT)
+        amount = load_amount(beside, row, place)
+        idle = carries_on(amount)
+        dn, dz, direct = end_back(d, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
+        d = direct if dropped_ptr is None else zero  # what the products add to
         if VARIANT == "torch":
-            dr, d_an = reset_after_grad(dn, read(reserve + 3 * H, live), r)
+            dr, d_an = reset_after_grad(dn, unless(read(reserve + 3 * H, live), idle), unless(r, idle))
             write(at(d_an_ptr, own_row, b, j, H), d_an, live)
-            d = direct + multiply(w_n, d_an.to(dtype), zero, PRECISION)
+            d += multiply(w_n, d_an.to(dtype), zero, PRECISION)
         else:
             d_rh = multiply(w_n, dn.to(dtype), zero, PRECISION)
-            dr, through = reset_before_grad(units_only(d_rh, j, units, EXACT), h, r)
-            d = direct + through
+            d_rh = units_only(d_rh, j, units, EXACT)
+            dr, through = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
+            d += through
         write_gates(at(d_gates_ptr, own_row, b, j, 3 * H), (dr, dz, dn), live, H)
         d = multiply(w_r, dr.to(dtype), d, PRECISION)
         d = multiply(w_z, dz.to(dtype), d, PRECISION)
-        dh = tl.where((b < here.count)[None, :], units_only(d, j, units, EXACT), dh)
+        if dropped_ptr is not None:
+            d = direct + seen(d, dropped)
+        d = units_only(d, j, units, EXACT)
+        if d_begin_ptr is not None:
+            write(at(d_begin_ptr, row_of(beside, row), b, j, H), d, live)
+        dh = tl.where((b < here.count)[None, :], begin_back(d, beginning), dh)
         t, here, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
     write(d_state, dh, exists)

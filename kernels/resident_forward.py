@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
-from .loop import before_first, rows_of_all, step_after
+from .loop import Step, before_first, row_after, rows_of_all, step_after
+from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, place_of, row_of, seen
 from .products import multiply
 from .tiles import at, either, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
 
@@ -54,22 +55,33 @@ def forward_kernel(
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n; or None
+    reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
+    fresh_ptr,
+    decay_ptr,
+    amount_ptr,
+    dropped_ptr,
+    begins_ptr,  # (N, H), out
     T,
     B,
     H,
     units,  # of the H, so many are the layer's, the others added (see widen.py)
     direction,  # of time, see loop.py
+    clip,
     VARIANT: tl.constexpr,
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
     HIDDEN: tl.constexpr,
     EXACT: tl.constexpr,  # whether all HIDDEN units are the layer's
     BLOCK_B: tl.constexpr,
+    FRESH_BY_STEP: tl.constexpr,
+    DECAY_BY_UNIT: tl.constexpr,
+    AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """All steps of one batch tile."""
-    width = H
+    width, behind, starts = H, None, None
     if w_hh_back_ptr is not None:
         side, behind, direction = own_side(offsets_ptr, T, B, PACKED)
+        starts = side * B
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
@@ -79,6 +91,10 @@ def forward_kernel(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
+    beside = Beside(
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+    )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, False, HIDDEN, BLOCK_B)
     b_hn = tl.zeros((HIDDEN, 1), tl.float32)
     if b_hn_ptr is not None:
@@ -87,20 +103,29 @@ def forward_kernel(
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
     here = before_first(T, B, direction)
+    place = place_of(Step(0, B), b, j, H)
+    dropped = load_dropped(beside, place)
+    beginning = load_beginning(beside, row_after(here, -1, T, B, direction), place)
     for i in range(T):
         here = step_after(here, offsets_ptr, i, T, B, direction, PACKED)
         row, count = here
+        h = begun(h, beginning)
+        beginning = load_beginning(beside, row_after(here, i, T, B, direction), place)  # early, for it is waited for
+        amount = load_amount(beside, row, place)
         live = there(j, b, H, count)
         gr, gz, gn = read_gates(at(gates_in_ptr, row, b, j, 3 * H), live, H)
-        x = h.to(dtype)
+        shown = seen(h, dropped)
+        x = shown.to(dtype)
+        if begins_ptr is not None:
+            write(at(begins_ptr, row_of(beside, row), b, j, H), shown, live)
         r = sigmoid(gr + multiply(w_r, x, zero, PRECISION))
         z = sigmoid(gz + multiply(w_z, x, zero, PRECISION))
         if VARIANT == "torch":
             an = multiply(w_n, x, zero, PRECISION) + b_hn
         else:
-            an = multiply(w_n, units_only(r * h, j, units, EXACT).to(dtype), zero, PRECISION)
+            an = multiply(w_n, units_only(r * shown, j, units, EXACT).to(dtype), zero, PRECISION)
         n = candidate(gn, an, r, VARIANT)
-        new = units_only(blend(h, z, n, VARIANT), j, units, EXACT)
+        new = ended(h, units_only(blend(h, z, n, VARIANT), j, units, EXACT), amount, clip)
         h = tl.where((b < count)[None, :], new, h)
         write(at(output_ptr, row, b, j, width), h, live)
         if reserve_ptr is not None:

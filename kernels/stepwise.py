@@ -24,9 +24,9 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
     """All steps of one layer. save: also keep what `backward` needs."""
     config, h0 = run.config, operands.h0
     kept = Kept.empty(run, operands, save)
+    beside, shapes = per_step.forward_arguments(operands), per_step.constexprs(operands)
     state = per_step.first_state(operands, run.reverse)
     args, constexprs = kept.arguments(operands) | _sizes(operands) | {"state_ptr": state}, _constexprs(run)
-    beside, shapes = per_step.forward_arguments(operands), per_step.constexprs(operands)
     beside["direction"] = None if beside["begins_ptr"] is None else -1 if run.reverse else 1
     # What no step changes is put together before them: this is done in the time that a step takes on the device.
     if run.variant == "torch":
@@ -52,15 +52,19 @@ def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gr
     config, hidden_size = run.config, operands.h0.shape[-1]
     derivatives = Derivatives.empty(run, operands, gradients)
     args, constexprs = derivatives.arguments(operands, kept) | _sizes(operands), _constexprs(run)
-    constexprs |= per_step.constexprs(operands)
+    shapes = per_step.constexprs(operands)
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
     first |= per_step.backward_arguments(operands, derivatives)
-    args |= per_step.arguments(operands)
     of_two = (*_OF_A_STEP, "row_after", "count_after")
-    start = _prepare(bptt_step, first, constexprs | {"VARIANT": run.variant}, of_two, operands, config, "extent")
-    finish = (
-        None if run.variant == "torch" else _prepare(bptt_reset_step, args, constexprs, _OF_A_STEP, operands, config)
+    start = _prepare(
+        bptt_step, first, constexprs | shapes | {"VARIANT": run.variant}, of_two, operands, config, "extent"
     )
+    finish = None
+    if run.variant != "torch":
+        args |= per_step.arguments(operands)
+        shapes["HAS_AMOUNT"] = args.pop("amount_ptr") is not None or None
+        del shapes["AMOUNT_BY_UNIT"]
+        finish = _prepare(bptt_reset_step, args, constexprs | shapes, _OF_A_STEP, operands, config)
     grid, none = _Grids(operands, config), (0, 0, 0, 0) * operands.sides
     after = none
     for step in [*reversed(list(_walk(run, operands))), none]:

@@ -7,9 +7,9 @@ gates. What is multiplied is rounded to the tensors' dtype, exactly as in forwar
 import triton
 import triton.language as tl
 
-from .gates import blend, blend_grad, end_grad, reset_after_grad, reset_before_grad
+from .gates import reset_after_grad, reset_before_grad
 from .loop import Step
-from .per_step import Beside, amount_of, as_seen, before_grad, begin_from, unless
+from .per_step import Beside, amount_of, as_seen, before_grad, begin_from, carries_on, end_back, reset_gate, unless
 from .products import multiply
 from .stepwise_forward import PER_STEP, own_side, own_tile, step_of
 from .tiles import at, either, load_state, load_weight_transposed, read, there, write
@@ -41,20 +41,14 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
     h = begin_from(beside, h, here, b, j, H)
     reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
-    amount, carried = None, None
-    if beside.amount is not None:
-        amount = amount_of(beside, here, b, j, H)
-        carried = amount == 0.0
-    z, n = unless(read(reserve + H, live), carried), unless(read(reserve + 2 * H, live), carried)
-    d_new, past = end_grad(dh, h, blend(h, z, n, VARIANT), amount, beside.clip)
-    dn, dz, direct = blend_grad(d_new, h, z, n, VARIANT)
-    if beside.amount is not None:
-        direct += past
+    amount = amount_of(beside, here, b, j, H)
+    z, n = unless(read(reserve + H, live), carries_on(amount)), unless(read(reserve + 2 * H, live), carries_on(amount))
+    dn, dz, direct = end_back(dh, h, z, n, amount, beside.clip, VARIANT)
     d_gates = at(d_gates_ptr, here.row, b, j, 3 * H)
     write(d_gates + H, dz, live)
     write(d_gates + 2 * H, dn, live)
     if VARIANT == "torch":
-        r, an = unless(read(reserve, live), carried), unless(read(reserve + 3 * H, live), carried)
+        r, an = unless(read(reserve, live), carries_on(amount)), unless(read(reserve + 3 * H, live), carries_on(amount))
         dr, d_an = reset_after_grad(dn, an, r)
         write(d_gates, dr, live)
         write(at(d_an_ptr, here.row, b, j, H), d_an, live)
@@ -151,14 +145,12 @@ def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_ga
 
     live = there(j, b, H, here.count)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
-    h = as_seen(beside, begin_from(beside, h, here, b, j, H), b, j, H, live)
-    r = read(at(reserve_ptr, here.row, b, j, 3 * H), live)
-    if beside.amount is not None:
-        r = unless(r, d_rh == 0.0)  # where all units of a sequence carry their state on
+    h = as_seen(beside, begin_from(beside, h, here, b, j, H), here, b, j, H)
+    r = reset_gate(beside, read(at(reserve_ptr, here.row, b, j, 3 * H), live), d_rh)
     dr, direct = reset_before_grad(d_rh, h, r)
     write(at(d_gates_ptr, here.row, b, j, 3 * H), dr, live)
     d_state = at(d_state_ptr, 0, b, j, H)
-    write(d_state, read(d_state, live) + as_seen(beside, direct, b, j, H, live), live)
+    write(d_state, read(d_state, live) + as_seen(beside, direct, here, b, j, H), live)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -173,7 +165,6 @@ def bptt_reset_step(
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
     fresh_ptr,
     decay_ptr,
-    amount_ptr,
     dropped_ptr,
     row,
     count,
@@ -188,7 +179,7 @@ def bptt_reset_step(
     batch,
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
-    AMOUNT_BY_UNIT: tl.constexpr,
+    HAS_AMOUNT: tl.constexpr,  # True or None: whether there is one
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -211,8 +202,8 @@ def bptt_reset_step(
         d_state_ptr += side * batch * H
         d_gates_ptr += behind * (3 * H)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, None, None, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        reset_ptr, fresh_ptr, decay_ptr, HAS_AMOUNT, dropped_ptr, None, None, None, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT,
     )  # fmt: skip
     bptt_reset_tile(
         h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, beside, j, b, here, before,

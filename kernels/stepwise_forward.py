@@ -167,7 +167,7 @@ def reset_update_tile(gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, upd
     z = sigmoid(az + read(gates_in + H, live))
     write(at(update_ptr, 0, b, j, H), z, live)
     reset_state = at(reset_state_ptr, 0, b, j, H)
-    write(reset_state, r * as_seen(beside, read(at(state_ptr, 0, b, j, H), live), b, j, H, live), live)
+    write(reset_state, r * as_seen(beside, read(at(state_ptr, 0, b, j, H), live), here, b, j, H), live)
     if reserve_ptr is not None:
         write_gates(at(reserve_ptr, here.row, b, j, 3 * H), (r, z), live, H)
 

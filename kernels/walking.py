@@ -25,8 +25,8 @@ def forward(run: Recurrence[WalkingConfig], operands: Operands, save: bool) -> K
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
     h0, kept = operands.h0, Kept.empty(run, operands, save)
-    state = per_step.first_state(operands, run.reverse)
-    args = kept.arguments(operands) | {"h0_ptr": h0, "state_ptr": state} | per_step.forward_arguments(operands)
+    args = kept.arguments(operands) | {"h0_ptr": h0} | per_step.forward_arguments(operands)
+    args["state_ptr"] = state = per_step.first_state(operands, run.reverse)
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(walk_torch, args, {}, 1, run, operands)

@@ -8,13 +8,14 @@ Only where another unit is infinite does its product with a zero weight give NaN
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .recurrence import Derivatives, Gradients, Kept, Operands
+from .recurrence import Derivatives, Gradients, Kept, Operands, PerStep, Recurrence
 
 Given = TypeVar("Given", Kept, Gradients)
 Found = TypeVar("Found", Kept, Derivatives)
@@ -25,7 +26,32 @@ def missing(hidden_size: int, multiple: int) -> int:
     return -hidden_size % multiple
 
 
-def operands(given: Operands, more: int) -> Operands:
+def forward(
+    schedule: Callable[[Recurrence, Operands, bool], Kept], run: Recurrence, given: Operands, save: bool, more: int
+) -> Kept:
+    """A schedule's `forward` with `more` hidden units."""
+    hidden_size, wider = given.h0.shape[-1], _operands(given, more)
+    kept = schedule(run, wider, save)
+    if given.begins is not None and wider.begins is not None:
+        _narrower(wider.begins, hidden_size, more, given.begins)
+    return _all_narrower(kept, hidden_size, more, given.output, given.reserve)
+
+
+def backward(
+    schedule: Callable[[Recurrence, Operands, Kept, Gradients], Derivatives],
+    run: Recurrence,
+    given: Operands,
+    kept: Kept,
+    gradients: Gradients,
+    more: int,
+) -> Derivatives:
+    """A schedule's `backward` with `more` hidden units."""
+    hidden_size = given.h0.shape[-1]
+    kept, gradients = _all_wider(kept, hidden_size, more), _all_wider(gradients, hidden_size, more)
+    return _all_narrower(schedule(run, _operands(given, more), kept, gradients), hidden_size, more)
+
+
+def _operands(given: Operands, more: int) -> Operands:
     """With `more` hidden units; results get memory of their own."""
     hidden_size = given.h0.shape[-1]
     return Operands(
@@ -37,16 +63,27 @@ def operands(given: Operands, more: int) -> Operands:
         added=more,
         w_hh_back=None if given.w_hh_back is None else _square(given.w_hh_back, more),
         b_hn_back=None if given.b_hn_back is None else pad(given.b_hn_back, (0, more)),
+        per_step=None if given.per_step is None else _per_step(given.per_step, given.h0.dim(), more),
     )
 
 
-def wider(given: Given, hidden_size: int, more: int) -> Given:
+def _per_step(given: PerStep, dims: int, more: int) -> PerStep:
+    """The same; dims: of a tensor that has hidden units."""
+    values = given.fresh, given.decay, given.amount, given.dropped
+    fresh, decay, amount, dropped = (x if x is None or x.dim() < dims else pad(x, (0, more)) for x in values)
+    begins = given.begins
+    if begins is not None:
+        begins = begins.new_empty(*begins.shape[:-1], begins.shape[-1] + more)
+    return given._replace(fresh=fresh, decay=decay, amount=amount, dropped=dropped, begins=begins)
+
+
+def _all_wider(given: Given, hidden_size: int, more: int) -> Given:
     """With `more` hidden units beside so many."""
     tensors: Any = (None if x is None else _wider(x, hidden_size, more) for x in given)
     return type(given)(*tensors)
 
 
-def narrower(found: Found, hidden_size: int, more: int, *places: Tensor | None) -> Found:
+def _all_narrower(found: Found, hidden_size: int, more: int, *places: Tensor | None) -> Found:
     """The first `hidden_size` of so many and `more` units, in the memory of `places` where that is given."""
     tensors: Any = (
         None if x is None else _narrower(x, hidden_size, more, place) for x, place in zip_longest(found, places)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from cases import error
 from torch import Tensor
 
 from trigru import reference
@@ -58,12 +59,7 @@ class Case:
 
     def errors(self, got: dict[str, Tensor]) -> dict[str, float]:
         """||got - expected|| / ||expected||; infinite where an element is NaN."""
-        found = {}
-        for name, value in got.items():
-            want = self.expected[name]
-            ratio = ((value.double() - want).norm() / want.norm()).item()
-            found[name] = ratio if ratio == ratio else float("inf")
-        return found
+        return {name: error(value, self.expected[name]) for name, value in got.items()}
 
 
 def _steps(seq_len: int, batch: int, packed: bool) -> Steps:

@@ -25,10 +25,10 @@ class RedZoneError(AssertionError):
 
 
 def poison_(x: Tensor, poison: float) -> Tensor:
-    """Fill with it; integers get one that is no size and no offset."""
+    """Fill with it; integers get one that is no size and no offset, bytes true and false."""
     if x.is_floating_point():
         return x.fill_(poison)
-    return x.fill_(0x5A if poison != poison else -0x5A)
+    return x.fill_(0x5A if poison != poison else 0 if x.dtype == torch.uint8 else -0x5A)
 
 
 class FreshIsPoison(TorchDispatchMode):

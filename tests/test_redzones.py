@@ -13,6 +13,7 @@ import pytest
 import redzones
 import torch
 from conftest import INTERPRETED
+from per_step import OPTIONS, per_step_recurrence
 from recurrences import recurrence
 
 import trigru.kernels
@@ -189,6 +190,7 @@ WHOLE = {
     "persistent": (32, PersistentConfig(num_warps=2)),
 }
 UNUSED = ("offsets_ptr", "status_ptr", "host_ptr")  # not read where sequences are padded; nothing expires
+BESIDE = [f"{name}_ptr" for name in (*OPTIONS, "begins", "d_begin")]  # None where a step is the equations alone
 
 
 def off_by_one(planted, schedule, variant, kernel, pointer):
@@ -196,7 +198,8 @@ def off_by_one(planted, schedule, variant, kernel, pointer):
     them is outside depends on whether the first or the last element is used."""
     hidden_size, config = WHOLE[schedule]
     both = pointer.endswith("_back_ptr")  # None where one direction runs
-    case = recurrence(2, 16, hidden_size, variant=variant, dtype=torch.float32, both=both)
+    make = per_step_recurrence if pointer in BESIDE else recurrence
+    case = make(2, 16, hidden_size, variant=variant, dtype=torch.float32, both=both)
     for shift in ("+ 1", "- 1"):
         if how := caught(planted(kernel, f"{pointer} = {pointer} {shift}"), schedule, case, config):
             return how

@@ -34,18 +34,21 @@ from .started import only_for_help
 # The command prints its help without torch, whose import takes seconds.
 if TYPE_CHECKING or not only_for_help():
     from . import exporters as _exporters  # noqa: F401  registers
+    from .cell import GRUCell
     from .explain import explain
     from .functional import gru
     from .grud import GRUD
     from .kernels.errors import KernelTimeout
-    from .modules import GRU, GRUCell
+    from .modules import GRU
     from .reference import VARIANTS
     from .swap import swap, unswap
+    from .tapping import plot_gates, tap
     from .tune import tune
     from .warm import warm
 
 if TYPE_CHECKING:
     from . import convert as convert
+    from . import init as init
     from . import onnx as onnx
 
 __version__ = "0.1.0"
@@ -59,13 +62,15 @@ __all__ = [
     "__version__",
     "explain",
     "gru",
+    "plot_gates",
     "swap",
+    "tap",
     "tune",
     "unswap",
     "warm",
 ]
 
-_LAZY = ("convert", "onnx")  # rooms that cost an import of their own at their first use
+_LAZY = ("convert", "init", "onnx")  # rooms that cost an import of their own at their first use
 
 
 if not TYPE_CHECKING:  # to a type checker every name would be there

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import guests
+from .cell import GRUCell
 from .layer import Memory, ScheduleName, Variant
-from .modules import GRU, GRUCell
+from .modules import GRU
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 

@@ -7,7 +7,8 @@ from typing import Any, overload
 
 from torch import nn
 
-from ..modules import GRU, GRUCell
+from ..cell import GRUCell
+from ..modules import GRU
 from ..reference import check_variant
 from .reverse import ReverseGRU
 from .weights import Module, Weights, build, build_cell, layers_of, one_direction, recast, variant_of

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import Blocks, whole
-from ..modules import GRU, GRUCell
+from ..cell import GRUCell
+from ..modules import GRU
 from .reverse import ReverseGRU
 
 # A torch tensor, or what np.asarray reads: arrays of numpy and JAX, variables of Keras and Flax.

@@ -155,14 +155,14 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
             if not in_place:
                 reserve.append(states)
         if not last:
-            x = _shaped(states, steps)
+            x = shaped(states, steps)
             if layer.dropout:
                 mask = dropout_mask(x, layer.dropout)
                 x = x * _scaled(mask, layer.dropout, x.dtype)
                 if kept:
                     reserve.append(mask)
         elif not shares:
-            time_major(layer, call, output).copy_(_shaped(states, steps))
+            time_major(layer, call, output).copy_(shaped(states, steps))
     return Result(output, h_n, reserve)
 
 
@@ -177,7 +177,7 @@ def _weights_of(layer: Layer, weights: Sequence[Tensor], stage: Stage) -> list[W
     return [layer.weights_of(weights, first + direction) for direction in stage.directions]
 
 
-def _shaped(states: Tensor, steps: Steps) -> Tensor:
+def shaped(states: Tensor, steps: Steps) -> Tensor:
     """(N, D * H) as the next layer's input."""
     return states if steps.packed else states.view(steps.seq_len, steps.batch, states.shape[1])
 
@@ -245,6 +245,21 @@ def _unfold(layer: Layer, reserve: Sequence[Tensor], first_kept: int) -> tuple[T
     return entry, kept
 
 
+def kept_rows(layer: Layer, call: Call, result: Result) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of a forward that kept all layers: what goes into each, (N, features), and its states (N, D * H)."""
+    reserve = list(result.reserve)
+    if shares_output(call.input.device):
+        reserve.append(as_rows(layer, call, result.output))
+    _, kept = _unfold(layer, reserve, 0)
+    x = as_rows(layer, call, call.input)
+    for index in range(layer.num_layers):
+        states = kept[index].states
+        yield x, states
+        if index + 1 < layer.num_layers:
+            mask = kept[index + 1].mask
+            x = states if mask is None else states * _scaled(mask, layer.dropout, states.dtype).view_as(states)
+
+
 def masks_of(layer: Layer, reserve: Sequence[Tensor], first_kept: int, dtype: torch.dtype) -> list[Tensor | None]:
     """What the output of each layer but the last was multiplied with, as far as the reserve holds it."""
     if not layer.dropout:
@@ -290,7 +305,7 @@ def backward(
         if index == first_kept:
             x = time_major(layer, call, call.input) if entry is None else entry
         else:
-            x = _shaped(kept[index - 1].states, steps)
+            x = shaped(kept[index - 1].states, steps)
             if mine.mask is not None:
                 scale = _scaled(mine.mask, layer.dropout, x.dtype)
                 x = x * scale

@@ -1,0 +1,170 @@
+"""`trigru.tap` and `trigru.plot_gates`: what the gates of a model's GRUs do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import reference
+from .layer import Records
+from .modules import GRU
+from .operators import compute
+from .operators.schema import Recorded
+from .schedules import stack
+from .schedules.per_step import begun, of_part, seen
+from .schedules.projections import states_before
+
+
+class Gates(NamedTuple):
+    """Of one layer in one direction, in one forward call: each (seq_len, batch, hidden_size), laid out as the call's
+    input, so (batch, seq_len, hidden_size) with batch_first, without the batch if it had none, as its data if it was
+    packed; without gradients."""
+
+    name: str  # the module's in the tapped one, with "_l0", "_l0_reverse", ... as its weights have
+    r: Tensor  # reset gate
+    z: Tensor  # update gate
+    n: Tensor  # candidate
+    h: Tensor  # state after each step
+
+
+@contextmanager
+def tap(module: nn.Module) -> Iterator[list[Gates]]:
+    """Record what the gates do in every forward call of the GRUs in `module` while the context lasts.
+
+    A recorded call is computed once more, with the states kept, and its gates from them; calls outside cost nothing.
+
+    Args:
+        module: a `trigru.GRU`, or a model of them.
+
+    Yields:
+        A list to which each call appends its `Gates`, a record for each layer and direction.
+
+    Raises:
+        ValueError: no trigru.GRU in `module`.
+
+    Example:
+        >>> layer = trigru.GRU(8, 16)
+        >>> with trigru.tap(layer) as gates:
+        ...     output, h_n = layer(torch.randn(5, 2, 8))
+        >>> gates[0].name, gates[0].r.shape
+        ('_l0', torch.Size([5, 2, 16]))
+        >>> torch.testing.assert_close(gates[0].h, output)
+    """
+    found = {name: one for name, one in module.named_modules() if isinstance(one, GRU)}
+    if not found:
+        raise ValueError(f"module: expected a trigru.GRU or a model with one, got {type(module).__name__}")
+    gates: list[Gates] = []
+    with ExitStack() as hooks:
+        for name, one in found.items():
+            hooks.enter_context(_tapped(name, one, gates))
+        yield gates
+
+
+@contextmanager
+def _tapped(name: str, module: GRU, gates: list[Gates]) -> Iterator[None]:
+    """One GRU's calls."""
+    calls: list[tuple[Records, Tensor]] = []
+    prepared = module._prepared
+
+    def preparing(*args: Any, **kwargs: Any) -> Any:
+        result = prepared(*args, **kwargs)
+        calls.append((result[0], torch.get_rng_state()))
+        return result
+
+    def after(_module: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> None:
+        batched = not (isinstance(args[0], Tensor) and args[0].dim() == 2)
+        records, state = calls.pop()
+        gates.extend(_gates(name, module, records, state, batched))
+
+    vars(module)["_prepared"] = preparing
+    hook = module.register_forward_hook(after, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+        del vars(module)["_prepared"]
+
+
+@torch.no_grad()
+def _gates(name: str, module: GRU, records: Records, state: Tensor, batched: bool) -> list[Gates]:
+    layer, weights, call = records
+    device = call.input.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(state)  # the masks of the dropout between layers
+        result = compute.forward(Recorded(layer, weights, call, 0))
+    steps, found = stack.steps_of(layer, call), []
+    for index, (x, states) in enumerate(stack.kept_rows(layer, call, result)):
+        for direction in range(layer.directions):
+            part = index * layer.directions + direction
+            own, reverse = states.chunk(layer.directions, 1)[direction], layer.runs_backwards(direction)
+            before = states_before(own, call.hx[part], steps, reverse)
+            if not steps.packed:
+                given = of_part(layer, call, part)
+                before = seen(given, begun(given, before))
+            parts = layer.weights_of(weights, part)
+            r, z, n = reference.gates(x, before, *parts, variant=layer.variant)
+            rows = (stack.shaped(values, steps) for values in (r, z, n, own.contiguous()))
+            turned = (stack.time_major(layer, call, values) for values in rows)
+            shown = [values if batched or steps.packed else values.squeeze(1) for values in turned]
+            suffix = module._all_weights[part][0].removeprefix("weight_ih")
+            found.append(Gates(name + suffix, *shown))
+    return found
+
+
+def plot_gates(gates: Sequence[Gates] | Gates, path: str | Path | None = None, *, sequence: int = 0) -> Any:
+    """Draw reset gate, update gate, candidate and state over time, a row of four for each record.
+
+    Needs matplotlib: pip install "trigru[demo]".
+
+    Args:
+        gates: what `tap` has recorded, or one record of it, of padded input, time-major.
+        path: where to write the figure; None: nowhere.
+        sequence: which of the batch.
+
+    Returns:
+        The matplotlib Figure.
+
+    Raises:
+        ImportError: matplotlib is not there.
+        ValueError: no record; a sequence that is not there.
+
+    Example:
+        >>> layer = trigru.GRU(8, 16)
+        >>> with trigru.tap(layer) as gates:
+        ...     output, h_n = layer(torch.randn(5, 2, 8))
+        >>> figure = trigru.plot_gates(gates)  # doctest: +SKIP
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('trigru.plot_gates needs matplotlib: pip install "trigru[demo]"') from error
+    records = [gates] if isinstance(gates, Gates) else list(gates)
+    if not records:
+        raise ValueError("gates: expected a record of trigru.tap, got none")
+    figure = Figure(figsize=(12, 2.6 * len(records)), layout="constrained")
+    axes = figure.subplots(len(records), 4, squeeze=False, sharex="row")
+    for record, row in zip(records, axes, strict=True):
+        if record.h.dim() == 3 and not 0 <= sequence < record.h.shape[1]:
+            raise ValueError(f"sequence: expected 0 to {record.h.shape[1] - 1}, got {sequence}")
+        for place, (title, (low, colours)) in zip(row, _PANELS.items(), strict=True):
+            values = getattr(record, title[0])
+            values = values[:, sequence] if values.dim() == 3 else values
+            image = place.imshow(values.float().cpu().T, aspect="auto", vmin=low, vmax=1, cmap=colours)
+            place.set(title=f"{record.name or 'GRU'}: {title}", xlabel="step", ylabel="unit")
+            figure.colorbar(image, ax=place)
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+_PANELS = {
+    "r, reset": (0, "cividis"),
+    "z, update": (0, "cividis"),
+    "n, candidate": (-1, "RdBu_r"),
+    "h, state": (-1, "RdBu_r"),
+}
