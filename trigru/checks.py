@@ -102,7 +102,7 @@ def _check_given(layer: Layer, call: Call) -> None:
             expected = " or ".join(map(str, shapes[name]))
             raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
         dtype = dtypes.get(name, call.input.dtype)
-        if x.dtype != dtype:
+        if x.dtype != dtype and not (name == "amount" and x.dtype == torch.bool):
             raise RuntimeError(f"{name}: expected dtype {dtype}, got {x.dtype}")
         if x.device != call.input.device:
             raise RuntimeError(f"{name}: expected device {call.input.device} as input, got {x.device}")

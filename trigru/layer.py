@@ -79,7 +79,7 @@ class Given(NamedTuple):
     reset: Tensor | None = None  # (T, B) bool: an episode begins
     fresh: Tensor | None = None  # (L * D, B, H) or (T, L * D, B, H): the state that it begins from; None: zeros
     decay: Tensor | None = None  # (T, B, 1) or (T, B, D * H)
-    amount: Tensor | None = None  # (T, B)
+    amount: Tensor | None = None  # (T, B); bool: 0 or 1
     dropped: Tensor | None = None  # (L * D, B, H): what the recurrent products see of the state
     seed: Tensor | None = None  # (), int64: of zoneout's masks
     lengths: Tensor | None = None  # (B,) int64: steps past it change nothing of a state, and none begins an episode

@@ -148,7 +148,7 @@ def prepare(
         amount = call.input.new_ones(user.steps, user.batch) if amount is None else amount
         amount = amount * (1 - options.zoneout)
     if mask is not None:
-        amount = mask.to(input.dtype) if amount is None else torch.where(mask, amount, 0)
+        amount = mask if amount is None else torch.where(mask, amount, 0)
     dropped = seed = None
     if training and options.recurrent_dropout:
         dropped = F.dropout(torch.ones_like(call.hx), options.recurrent_dropout)

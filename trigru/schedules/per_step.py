@@ -52,7 +52,7 @@ def of_part(layer: Layer, call: Call, part: int) -> PerStep:
     amount = None if amount is None else amount.reshape(-1)
     if seed is not None:
         mask = renewed(seed, part, seq_len_of(layer, call) * batch, hidden_size, layer.zoneout)
-        amount = mask.to(call.input.dtype) if amount is None else mask * amount.unsqueeze(1)
+        amount = _only(mask, None if amount is None else amount.unsqueeze(1))
     return PerStep(reset, fresh, decay, amount, None if dropped is None else dropped[part], layer.clip)
 
 
@@ -83,8 +83,14 @@ def _before_their_ends(layer: Layer, call: Call) -> tuple[Tensor | None, ...]:
     alive = torch.arange(seq_len_of(layer, call), device=lengths.device).unsqueeze(1) < lengths
     reset = None if reset is None else reset & alive
     decay = None if decay is None else torch.where(alive.unsqueeze(-1), decay, 1)
-    amount = alive.to(call.input.dtype) if amount is None else torch.where(alive, amount, 0)
-    return reset, fresh, decay, amount, dropped, seed
+    return reset, fresh, decay, _only(alive, amount), dropped, seed
+
+
+def _only(flags: Tensor, amount: Tensor | None) -> Tensor:
+    """An amount, none where a flag says so; flags as long as it is all or nothing."""
+    if amount is None or amount.dtype == torch.bool:
+        return flags if amount is None else flags & amount
+    return torch.where(flags, amount, 0)
 
 
 def of_stage(layer: Layer, call: Call, stage: Stage) -> PerStep | None:
@@ -110,7 +116,8 @@ def as_options(layer: Layer, call: Call) -> list[Options]:
     reset, *_ = _before_their_ends(layer, call)
     for part in range(layer.parts):
         _, _, decay, amount, dropped, clip, *_ = of_part(layer, call, part)
-        by_step = [None if x is None else x.reshape(seq_len, batch, -1) for x in (decay, amount)]
+        dtype = call.input.dtype
+        by_step = [None if x is None else x.to(dtype).reshape(seq_len, batch, -1) for x in (decay, amount)]
         fresh = call.given.fresh
         if fresh is not None:
             fresh = fresh[part] if fresh.dim() == 3 else fresh[:, part]
