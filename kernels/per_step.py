@@ -24,11 +24,12 @@ from .tiles import at, load_state, there, write
 def arguments(operands: Operands) -> dict[str, Any]:
     """What every kernel that begins or ends a step takes of it, by name. All None where there is nothing."""
     per = operands.per_step or PerStep()
+    bytewise = per.amount is not None and per.amount.dtype == torch.bool
     return {
         "reset_ptr": None if per.reset is None else per.reset.view(torch.uint8),
         "fresh_ptr": None if per.reset is None else per.fresh,
         "decay_ptr": per.decay,
-        "amount_ptr": per.amount,
+        "amount_ptr": per.amount.view(torch.uint8) if bytewise else per.amount,
         "dropped_ptr": per.dropped,
     }
 
@@ -120,6 +121,18 @@ def absent(loaded):
     return isinstance(loaded, (tuple, tl.tuple)) and len(loaded) == 0
 
 
+@triton.constexpr_function
+def in_flags(amount):
+    """Whether amounts are all or nothing, in bytes."""
+    return not absent(amount) and amount.dtype == tl.uint8
+
+
+@triton.constexpr_function
+def in_parts(amount):
+    """Whether they are numbers."""
+    return not absent(amount) and amount.dtype != tl.uint8
+
+
 class Place(NamedTuple):
     """A tile of hidden units and sequences."""
 
@@ -204,10 +217,11 @@ def load_dropped(beside, place):
 
 @triton.jit
 def begun(before, beginning):
-    """The state that a step begins from, and that its blend sees."""
+    """The state that a step begins from, and that its blend sees, in float32."""
     reset = None if absent(beginning.reset) else beginning.reset != 0
-    fresh = None if absent(beginning.fresh) else beginning.fresh.to(tl.float32)
-    return begin_of_step(before, reset, fresh, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
+    fresh = None if absent(beginning.fresh) else beginning.fresh.to(before.dtype)
+    begin = begin_of_step(before, reset, fresh, None).to(tl.float32)  # selected before it is wider
+    return begin_of_step(begin, None, None, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
 
 
 @triton.jit
@@ -219,33 +233,44 @@ def seen(begin, dropped):
 @triton.jit
 def ended(begin, new, amount, clip):
     """The state that a step ends with; `new`: the equations'."""
-    return end_of_step(begin, new, None if absent(amount) else amount.to(tl.float32), clip)
+    if in_flags(amount):
+        return tl.where(amount != 0, end_of_step(begin, new, None, clip), begin)
+    else:
+        return end_of_step(begin, new, amount.to(tl.float32) if in_parts(amount) else None, clip)
 
 
 @triton.jit
 def unless(x, nothing):
     """x, or 0 where nothing of it counts: there it may be NaN."""
-    return x if absent(nothing) else tl.where(nothing, 0.0, x)
+    return x if absent(nothing) else tl.where(nothing, tl.zeros_like(x), x)
 
 
 @triton.jit
 def carries_on(amount):
     """Where a unit carries on the state that its step began from, so that its update gate and its candidate lead
     nowhere."""
-    return () if absent(amount) else amount.to(tl.float32) == 0.0
+    if in_flags(amount):
+        return amount == 0
+    else:
+        return amount.to(tl.float32) == 0.0 if in_parts(amount) else ()
 
 
 @triton.jit
 def end_back(dh, begin, z, n, amount, clip, VARIANT: tl.constexpr):
     """`blend_grad` from dh, the derivative by the state that a step ends with; its `direct` with what passes by the
     equations. z and n are 0 where it `carries_on`."""
-    if absent(amount) and clip is None:
-        return blend_grad(dh, begin, z, n, VARIANT)
-    else:
-        wide = None if absent(amount) else amount.to(tl.float32)
+    d_new, past = dh, None
+    if in_parts(amount) or clip is not None:
+        wide = amount.to(tl.float32) if in_parts(amount) else None
         d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), wide, clip)
-        dn, dz, direct = blend_grad(d_new, begin, z, n, VARIANT)
-        return dn, dz, direct if absent(amount) else direct + past
+    if in_flags(amount):
+        d_new = tl.where(amount != 0, d_new, 0.0)
+    dn, dz, direct = blend_grad(d_new, begin, z, n, VARIANT)
+    if in_flags(amount):
+        direct = tl.where(amount != 0, direct, dh)
+    if in_parts(amount):
+        direct += past
+    return dn, dz, direct
 
 
 @triton.jit
@@ -311,6 +336,18 @@ def pass_on(beside, end, here, direction, batch, rows, b, j, H):
         to = at(beside.begins, row_of(beside, step.row), b, j, H)
         write(to, as_seen(beside, begin, step, b, j, H), there(j, b, H, step.count))
     return begin
+
+
+@triton.jit
+def read_counting(beside, pointers, live, amount):
+    """`read` of tiles.py, but 0 where a state is carried on: where all of a sequence is, nothing is read."""
+    if absent(amount):
+        x = tl.load(pointers, mask=live, other=0.0)
+    elif beside.AMOUNT_BY_UNIT is None:
+        x = tl.load(pointers, mask=live & (amount != 0), other=0.0)
+    else:
+        x = unless(tl.load(pointers, mask=live, other=0.0), carries_on(amount))
+    return x.to(tl.float32)
 
 
 @triton.jit
