@@ -39,9 +39,12 @@ counter has yet to load. The gain is that nothing is compared and nothing has to
 Both. No deadlock: the launch is cooperative, so all programs run; a program publishes a step before it waits for values
 that need that step, so the program that is furthest behind never waits. Bounded: a wait that has lasted TIMEOUT ticks
 of the GPU's clock sets the error word; every other wait looks at the error word now and then and stops waiting too. A
-program that stopped waiting runs its remaining steps on what it has, without waiting: all leave, and tell the host as
-they do (`report`), which raises `KernelTimeout` (see watch.py). Clock and error word are read only after many looks in
-vain. Why time, not looks: a wait is also slow where another kernel holds back this launch's programs, or a debugger.
+program that stopped waiting runs its remaining steps on what it has, without waiting: all leave. Told: they tell the
+host as they do (`report`), which raises `KernelTimeout` (see watch.py): a program that stopped waiting does so whether
+or not the others have seen the error word by then. Clock and error word are read only after many looks in vain. Why
+time, not looks: a wait is also slow where another kernel holds back this launch's programs, or a debugger.
+Of these names, "never stale", "never torn", "no deadlock", "bounded" and "told" are properties of the model in
+tests/exchange_model.py, which goes through every state of small launches by both protocols.
 
 Who waits. On NVIDIA a wait is per thread, in inline assembly: in "data" each thread looks at the chunks that it
 multiplies (see fragments.py), and no program-wide reduction or barrier is needed; the host gives it rows of whole

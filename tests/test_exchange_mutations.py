@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import generated_code
+from per_step import per_step_recurrence
 from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
 
@@ -32,6 +33,7 @@ AS_THEY_ARE = (
     "gates",
     "launch",
     "loop",
+    "per_step",
     "recurrence",
     "stepwise_backward",
     "stepwise_forward",
@@ -58,9 +60,8 @@ def mutated(tmp_path):
                 text = text.replace(f"from .{other} import", f"from trigru.kernels.{other} import")
             for other in FILES:
                 text = text.replace(f"from .{other} import", f"from {package}_{other} import")
-            both = f"import {package}_exchange as exchange\nfrom trigru.kernels import widen"
-            text = text.replace("from . import exchange, widen", both)
-            text = text.replace("from . import exchange\n", f"import {package}_exchange as exchange\n")
+            others = f"import {package}_exchange as exchange\nfrom trigru.kernels import "
+            text = text.replace("from . import exchange, ", others)
             (tmp_path / f"{package}_{name}.py").write_text(text)
         for name in FILES:
             full = f"{package}_{name}"
@@ -89,10 +90,14 @@ def caught(
     protocol="data",
     strong=True,
     both=False,
+    options=(),
     **order,
 ) -> str | None:
-    """How the tests notice: "error" (the executor's, or the host's exception), "wrong" numbers, or None."""
+    """How the tests notice: "error" (the executor's, or the host's exception), "wrong" numbers, or None. options: of
+    what a step does beside the equations."""
     case = recurrence(3, 3, hidden_size, variant=variant, both=both)
+    if options:
+        case = per_step_recurrence(3, 3, hidden_size, options, variant=variant, dtype=torch.bfloat16, both=both)
     for seed in range(seeds):
         try:
             with using(ptx_launcher(arch=90, strong=strong, **{"seed": seed, **order})):
@@ -112,10 +117,11 @@ AS_A_WHOLE = "exchange", "_BY_THREAD and", "False and"  # how a Triton of unknow
 
 @pytest.mark.parametrize("protocol", ["data", "flags"])
 @pytest.mark.parametrize("piece", [("parts", "even + odd", "even + odd"), AS_A_WHOLE], ids=["thread", "program"])
-@pytest.mark.parametrize("variant", ["torch", "cho"])
-def test_nothing_is_caught_without_a_mutation(mutated, piece, protocol, variant):
+@pytest.mark.parametrize(("variant", "options"), [("torch", ()), ("cho", ()), ("torch", ("reset", "fresh", "dropped"))])
+def test_nothing_is_caught_without_a_mutation(mutated, piece, protocol, variant, options):
     strong = piece != AS_A_WHOLE  # a program that waits as a whole accesses memory as Triton makes it
-    assert caught(mutated(*piece), protocol=protocol, variant=variant, timeout=60.0, strong=strong) is None
+    asked = {"protocol": protocol, "variant": variant, "strong": strong, "options": options, "both": bool(options)}
+    assert caught(mutated(*piece), timeout=60.0, **asked) is None
 
 
 def test_the_wait_removed(mutated):
@@ -173,7 +179,7 @@ def test_a_flag_before_the_value(mutated):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("persistent_forward", "await_state(output_ptr", "await_state(output_ptr - tl.where(i > 1, B * H, 0)"),
+        ("persistent_forward", "await_state(output_ptr", "await_state(output_ptr - tl.where(i > 1, 3 * S.H, 0)"),
         ("persistent_backward", "rows_at(d_gates_ptr, here", "rows_at(d_gates_ptr, tl.minimum(i, 1) * B + here"),
     ],
     ids=["forward", "backward"],
@@ -196,9 +202,30 @@ def test_directions_that_are_not_kept_apart(mutated, file, old, new, protocol):
     assert caught(mutated(file, old, new), protocol=protocol, both=True) is not None
 
 
+BEGINS = "await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S)"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "protocol"),
+    [
+        ("persistent_forward", BEGINS, BEGINS.replace("here.row)", "before.row)"), "data"),
+        ("persistent_forward", BEGINS, BEGINS.replace("flags + i", "flags + tl.maximum(i - 1, 0)"), "flags"),
+        ("persistent_forward", "exists & (i + 1 < T), flag", "exists, flag", "data"),
+        ("persistent_forward", "tl.minimum(i + 1, T - 1)", "i + 1", "flags"),
+        ("persistent_forward", "seen(h, dropped), exists, flag", "h, exists, flag", "data"),
+        ("persistent", "exchange.reserve(begins, config.protocol)", "begins.zero_()", "data"),
+    ],
+    ids=["another step", "another counter", "behind the last", "counters behind the last", "not dropped", "not filled"],
+)
+def test_what_the_products_see_exchanged_otherwise(mutated, file, old, new, protocol):
+    options = ("reset", "fresh", "dropped")
+    late = {"starve": 3} if protocol == "flags" else {"quantum": 20}  # a program of the second direction
+    assert caught(mutated(file, old, new), protocol=protocol, options=options, both=True, **late)
+
+
 def test_publishing_before_the_value_is_complete(mutated):
     publish = (
-        "publish(tile_at(output_ptr, here.row, own, SIDES, S), new, there(own, here.count, S), flags + i, PROTOCOL)"
+        "publish(tile_at(output_ptr, here.row, own, S.SIDES, S), new, there(own, here.count, S), flags + i, S.PROTOCOL)"
     )
     early = publish.replace("new", "h") + "\n        " + publish
     persistent = mutated("persistent_forward", publish, early)

@@ -58,3 +58,24 @@ def test_ends(on_cpu):
         got, sigmoid = values_of(x)
     torch.testing.assert_close(got, x.tanh(), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(sigmoid, x.sigmoid(), rtol=0, atol=0, equal_nan=True)
+
+
+@triton.jit
+def blended(h_ptr, z_ptr, n_ptr, new_ptr, VARIANT: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    new = gates.blend(tl.load(h_ptr + i), tl.load(z_ptr + i), tl.load(n_ptr + i), VARIANT)
+    tl.store(new_ptr + i, new)
+
+
+@pytest.mark.parametrize("variant", ["torch", "chung"])
+def test_a_small_state_is_kept_behind_a_large_candidate(on_cpu, variant):
+    """A gate that keeps all keeps all digits; the others, those that the sum of two products has."""
+    h, n = torch.logspace(-30, 0, BLOCK), torch.linspace(-0.99, 0.99, BLOCK)
+    keep = torch.rand(BLOCK)
+    keep[::2] = 1.0
+    new = torch.empty(BLOCK)
+    args = {"h_ptr": h, "z_ptr": 1 - keep if variant == "chung" else keep, "n_ptr": n, "new_ptr": new}
+    with on_cpu():
+        launch(blended, (1,), args, {"VARIANT": variant, "BLOCK": BLOCK}, num_warps=4, num_stages=1)
+    torch.testing.assert_close(new[::2], h[::2], rtol=0, atol=0)
+    torch.testing.assert_close(new[1::2], ((1 - keep) * n + keep * h)[1::2], rtol=1e-6, atol=1e-6)

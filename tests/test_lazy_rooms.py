@@ -22,7 +22,14 @@ assert not hasattr(trigru, "nothing") and not rooms & set(sys.modules)
 assert callable(trigru.convert.from_keras) and "trigru.onnx" not in sys.modules
 assert callable(trigru.onnx.translations)
 assert rooms <= set(sys.modules) and trigru.convert is sys.modules["trigru.convert"]
-assert not {"onnx", "onnxscript", "keras"} & set(sys.modules)
+assert not {"onnx", "onnxscript", "keras", "torchrl", "tensordict"} & set(sys.modules)
+sys.modules["torchrl"] = None  # as where it is not installed
+try:
+    import trigru.rl
+except ImportError as error:
+    assert "pip install torchrl" in str(error), error
+else:
+    raise AssertionError("trigru.rl was imported")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

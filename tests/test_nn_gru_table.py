@@ -1,13 +1,15 @@
-"""docs/nn-gru.md: every row's last cell names tests, and every named test exists."""
+"""docs/nn-gru.md: every row's last cell names tests; every test that it or docs/options.md names exists."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "nn-gru.md"
-NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
+NAMED = re.compile(r"`((?:fakecuda/)?test_\w+\.py)::(test_\w+)`")
 
 
 def rows():
@@ -24,8 +26,10 @@ def test_each_cell_for_trigru_names_a_test():
     assert [cells[0] for cells in found if not NAMED.search(cells[-1])] == []
 
 
-def test_each_named_test_exists():
-    named = set(NAMED.findall(PAGE.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("page", ["nn-gru.md", "options.md"])
+def test_each_named_test_exists(page):
+    named = set(NAMED.findall(PAGE.with_name(page).read_text(encoding="utf-8")))
+    assert len(named) > 20
     missing = [
         f"{file}::{name}"
         for file, name in sorted(named)

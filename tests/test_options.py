@@ -248,6 +248,26 @@ def test_weight_dropout_is_dropout_of_the_recurrent_weights():
     torch.testing.assert_close(output, plain(x)[0])
 
 
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("name", ["reset", "mask", "lengths", "decay", "attention", "clip and dropout"])
+def test_an_empty_batch(name, memory):
+    given = {
+        "reset": {"reset": torch.ones(4, 0, dtype=torch.bool), "reset_state": torch.ones(2, 0, 5, requires_grad=True)},
+        "mask": {"mask": torch.ones(4, 0, dtype=torch.bool)},
+        "lengths": {"lengths": torch.zeros(0, dtype=torch.int64)},
+        "decay": {"decay": torch.ones(4, 0, 1, requires_grad=True)},
+        "attention": {"attention": torch.ones(4, 0, requires_grad=True)},
+    }.get(name, {})
+    options = {} if given else {"clip": 0.5, "zoneout": 0.5, "recurrent_dropout": 0.5}
+    module = trigru.GRU(3, 5, bidirectional=True, memory=memory, **options)
+    x = torch.zeros(4, 0, 3, requires_grad=True)
+    output, h_n = module(x, **given)
+    assert (output.shape, h_n.shape) == ((4, 0, 10), (2, 0, 5))
+    leaves = [x, *module.parameters(), *(v for v in given.values() if v.requires_grad)]
+    grads = torch.autograd.grad(output.sum() + h_n.sum(), leaves)
+    assert all(grad.shape == leaf.shape and not grad.any() for grad, leaf in zip(grads, leaves, strict=True))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_clip_is_the_last_thing_in_a_step(variant):
     module, x, hx = layer_of(3, 5, clip=0.2, variant=variant), randn(6, 2, 3), 10 * randn(1, 2, 5)
@@ -365,6 +385,18 @@ def test_packed_input_takes_what_its_rows_are_given(as_data):
     assert isinstance(got, PackedSequence)
     torch.testing.assert_close(pad_packed_sequence(got, total_length=7)[0], want)
     torch.testing.assert_close(h_n, want_h)
+
+
+@pytest.mark.parametrize("options", [{"clip": 0.3}, {"zoneout": 0.4}, {"learn_initial_state": True}])
+def test_packed_sequences_end_where_they_end(options):
+    module, x = layer_of(3, 5, 2, bidirectional=True, **options).eval(), randn(7, 4, 3)
+    lengths = torch.tensor([4, 7, 1, 5])
+    got, h_n = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    got, _ = pad_packed_sequence(got)
+    for b, length in enumerate(lengths):
+        want, want_h = module(x[:length, b])
+        torch.testing.assert_close(got[:length, b], want)
+        torch.testing.assert_close(h_n[:, b], want_h)
 
 
 MISUSE = {
@@ -558,6 +590,24 @@ def test_one_graph_with_everything():
     parameters = list(module.parameters())
     grads = [torch.autograd.grad(f(x).square().sum(), parameters) for f in (compiled, call)]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("options", [{}, {"clip": 0.5}], ids=str)
+def test_a_graph_has_the_derivatives_of_what_steps_are_given(options):
+    """The operator's last arguments have their default values here, and do not come with it."""
+    torch.manual_seed(0)
+    module, x = trigru.GRU(3, 5, **options), torch.randn(6, 2, 3)
+    reset = torch.rand(6, 2) < 0.3
+    leaves = [torch.rand(*shape).requires_grad_() for shape in [(1, 2, 5), (6, 2, 5), (6, 2)]]
+
+    def call(state, decay, attention):
+        return module(x, reset=reset, reset_state=state, decay=decay, attention=attention)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    got, want = (torch.autograd.grad(f(*leaves).square().sum(), leaves) for f in (compiled, call))
+    torch.testing.assert_close(got, want)
+    assert all(d.any() for d in got)
 
 
 def test_checkpointing_draws_the_same_masks():

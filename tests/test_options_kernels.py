@@ -14,7 +14,7 @@ from trigru.operators import compute
 pytestmark = pytest.mark.interpretable
 
 # Programs that wait for each other do not run in the interpreter, but as code compiled for a GPU.
-SCHEDULES = ("stepwise",) if INTERPRETED else ("walking",)
+SCHEDULES = ("stepwise", "resident") if INTERPRETED else ("walking", "persistent")
 OPTIONS = {
     "reset": {},
     "lengths": {},
@@ -29,22 +29,21 @@ OPTIONS = {
 }
 
 
-def given_for(name, steps, batch, parts, hidden_size):
-    """The arguments of a call and, of them, those that take a gradient."""
+def given_for(name, steps, batch, parts, hidden_size, dtype):
+    """The arguments of a call."""
     every, given = name.startswith("all"), {}
     if every or name == "reset":
         given["reset"] = torch.rand(steps, batch) < 0.4
-        given["reset_state"] = torch.randn(steps, parts, batch, hidden_size).requires_grad_()
+        given["reset_state"] = torch.randn(steps, parts, batch, hidden_size, dtype=dtype)
     if every or name == "lengths":
         given["lengths"] = torch.tensor([steps, 0, 2])[:batch]
     if name == "mask":
         given["mask"] = torch.rand(steps, batch) < 0.7
     if every or name == "decay":
-        width = parts * hidden_size if every else 1
-        given["decay"] = torch.rand(steps, batch, width).requires_grad_()
+        given["decay"] = torch.rand(steps, batch, parts * hidden_size if every else 1, dtype=dtype)
     if every or name == "attention":
-        given["attention"] = torch.rand(steps, batch).requires_grad_()
-    return given, [x for x in given.values() if x.requires_grad]
+        given["attention"] = torch.rand(steps, batch, dtype=dtype)
+    return given
 
 
 def launched():
@@ -62,25 +61,32 @@ def launched():
 def test_against_the_reference(name, variant, schedule):
     torch.manual_seed(1)
     steps, batch, hidden_size, bidirectional = 3, 3, 9, name != "decay"
-    module = trigru.GRU(
-        4, hidden_size, bidirectional=bidirectional, variant=variant, schedule=schedule, **OPTIONS[name]
-    )
+    options, dtype, tolerance = OPTIONS[name], torch.float32, 2e-5
+    if schedule == "persistent":  # not in exact float32; and a rounded state may lie on the other side of a clip
+        options, dtype, tolerance = {**options, "clip": None}, torch.bfloat16, 4e-2
+    module = trigru.GRU(4, hidden_size, bidirectional=bidirectional, variant=variant, schedule=schedule, **options)
+    module.to(dtype)
     parts = len(module._all_weights)
-    given, leaves = given_for(name, steps, batch, parts, hidden_size)
-    x, hx = torch.randn(steps, batch, 4).requires_grad_(), torch.randn(parts, batch, hidden_size).requires_grad_()
+    given = given_for(name, steps, batch, parts, hidden_size, dtype)
+    leaves = [x.requires_grad_() for x in given.values() if x.is_floating_point()]
+    x = torch.randn(steps, batch, 4, dtype=dtype).requires_grad_()
+    hx = torch.randn(parts, batch, hidden_size, dtype=dtype).requires_grad_()
     records = module._records(x, hx, given=trigru.options.PerCall(**given))
     leaves = [x, hx, *module.parameters(), *leaves]
-    want = compute.by_reference(*records)
-    upstream = [torch.randn_like(out) for out in want]
+    layer, weights, call = records
+    wide = [None if v is None else v.double() if v.is_floating_point() else v for v in call.given]
+    exact = call._replace(input=call.input.double(), hx=call.hx.double(), given=trigru.layer.Given._make(wide))
+    want = compute.by_reference(layer, [w.double() for w in weights], exact)
+    upstream = [torch.randn_like(out).to(dtype) for out in want]
 
     def derivatives(results):
-        return torch.autograd.grad(
-            results, leaves, upstream, retain_graph=True, materialize_grads=True, allow_unused=True
-        )
+        grads = [grad.to(out.dtype) for grad, out in zip(upstream, results, strict=True)]
+        return torch.autograd.grad(results, leaves, grads, retain_graph=True, materialize_grads=True, allow_unused=True)
 
     with launched():
         found = operators.gru(*records)
         got = derivatives(found)
-    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
-    wanted = derivatives(want)
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-5)
+    for out, wanted in zip(found, want, strict=True):
+        assert (out - wanted).abs().max() <= tolerance
+    for got_one, wanted in zip(got, derivatives(want), strict=True):
+        assert (got_one - wanted).abs().max() <= 4 * tolerance * max(1.0, wanted.abs().max())

@@ -13,7 +13,9 @@ SIGNATURES = {
     "GRU": "input_size hidden_size num_layers bias batch_first dropout bidirectional device dtype "
     "* variant schedule memory zoneout recurrent_dropout weight_dropout clip num_heads groups norm learn_initial_state "
     "proj_size",
-    "GRUCell": "input_size hidden_size bias device dtype * variant",
+    "GRUCell": "input_size hidden_size bias device dtype * variant norm",
+    "GRUD": "input_size hidden_size bias batch_first device dtype * variant schedule memory mean zoneout "
+    "recurrent_dropout weight_dropout clip learn_initial_state",
     "gru": "input h0 w_ih w_hh b_ih b_hh * variant schedule reverse batch_sizes memory reset reset_state "
     "lengths mask decay attention zoneout recurrent_dropout weight_dropout clip num_heads groups training",
     "explain": "call input args kwargs",

@@ -34,10 +34,12 @@ from .started import only_for_help
 # The command prints its help without torch, whose import takes seconds.
 if TYPE_CHECKING or not only_for_help():
     from . import exporters as _exporters  # noqa: F401  registers
+    from .cell import GRUCell
     from .explain import explain
     from .functional import gru
+    from .grud import GRUD
     from .kernels.errors import KernelTimeout
-    from .modules import GRU, GRUCell
+    from .modules import GRU
     from .reference import VARIANTS
     from .swap import swap, unswap
     from .tapping import plot_gates, tap
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GRU",
+    "GRUD",
     "VARIANTS",
     "GRUCell",
     "KernelTimeout",

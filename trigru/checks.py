@@ -46,7 +46,7 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
         ValueError: input's dtype differs from that of the weights, as in nn.GRU.
         RuntimeError: anything else.
     """
-    input, hx, batch_sizes, given = call
+    input, hx, batch_sizes, given, gain = call
     dims = 3 if batch_sizes is None else 2
     shape, dtype, device = input.shape, input.dtype, input.device  # each makes an object
     if len(shape) != dims:
@@ -72,6 +72,8 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
             raise RuntimeError(f"{_name(layer, index)}: expected device {device} as input, got {weight.device}")
     if batch_sizes is not None:
         _check_sizes(batch_sizes)
+    if gain is not None and gain.shape != (layer.parts, 2, 3 * layer.hidden_size):
+        raise RuntimeError(f"gain: expected shape {(layer.parts, 2, 3 * layer.hidden_size)}, got {tuple(gain.shape)}")
     if given is not NOTHING and any(x is not None for x in given):
         _check_given(layer, call)
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .cell import GRUCell
 from .checks import layer_of
 from .functional import cell_way, gru, records_of
 from .layer import Call, Layer, Records
-from .modules import GRU, GRUCell
+from .modules import GRU
 from .operators import site_of
 from .options import NO_ARGUMENTS, PerCall
 from .planning.plan import plan
@@ -54,6 +55,7 @@ class Explanations(dict[str, "Explanation"]):
 
 CELL_REASONS = {
     "cell": "a single step on a CPU has nothing to hoist: torch operations run it, and autograd their derivatives",
+    "dreamer": "torch operations run it, a step at a time as its users do",
     "reference": "under autocast the reference runs a single step on a CPU, so that each of its products is cast",
     "torch": "on a CPU torch's own is faster for so short a sequence",
 }
@@ -125,7 +127,9 @@ def of_module(
 ) -> Records:
     """The records of a module's call."""
     given = PerCall(**arguments) if arguments else NO_ARGUMENTS
-    with torch.random.fork_rng(enabled=module.training):  # of a call's own masks
+    rows = input.data if isinstance(input, PackedSequence) else input
+    devices = [rows.device] if rows.device.type == "cuda" else []
+    with torch.random.fork_rng(devices, enabled=module.training):  # of a call's own masks
         if isinstance(input, PackedSequence):
             return module._records(input.data, hx, input.batch_sizes, input.sorted_indices, given)
         return module._records(input, hx, given=given)
@@ -156,6 +160,8 @@ def _of_model(model: nn.Module, *args: Any, **kwargs: Any) -> Explanations:
 
 
 def _explain_cell(cell: GRUCell, input: Tensor) -> Explanation:
+    if cell.variant == "dreamer":
+        return Explanation("cell", input.device, input.dtype, cell.variant, CELL_REASONS["dreamer"])
     if input.is_cpu:
         way = cell_way(cell.variant)
         return Explanation(way, input.device, input.dtype, cell.variant, CELL_REASONS[way])

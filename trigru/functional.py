@@ -126,7 +126,8 @@ def records_of(
     b_hh = others[0] if others else options.pop("b_hh", None)
     sizes = options.pop("batch_sizes", None)
     training = options.pop("training", True)
-    with torch.random.fork_rng(enabled=bool(of_steps)):
+    devices = [input.device] if input.device.type == "cuda" else []
+    with torch.random.fork_rng(devices, enabled=bool(of_steps)):
         return _prepared(
             input,
             h0,

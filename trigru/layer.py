@@ -100,6 +100,7 @@ class Call(NamedTuple):
     hx: Tensor  # (L * D, B, H)
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, as in PackedSequence; None: not packed
     given: Given = NOTHING  # not with batch_sizes
+    gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products: such a call runs by the reference
 
 
 class Records(NamedTuple):

@@ -55,3 +55,8 @@ class Leaf(nn.Module):
         return tracer.create_proxy(
             "call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), given
         )
+
+
+def shown_name(name: str) -> str:
+    """How a module is printed: so that it is not taken for torch's. Subclasses have names of their own."""
+    return f"trigru.{name}" if name.removeprefix("Parametrized") in ("GRU", "GRUCell") else name

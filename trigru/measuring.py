@@ -180,7 +180,7 @@ class Run:
         if self.way.forward.schedule == "torch":
             return compute.by_torch(self.layer, self.weights, self.call)
         if self.recording:
-            input, hx, batch_sizes, _ = self.call
+            input, hx, batch_sizes, *_ = self.call
             return _Trial.apply(self.layer, self.way, batch_sizes, input, hx, *self.weights)
         return _forward(self.layer, self.way, self.weights, self.call, self.layer.num_layers)[:2]
 

@@ -1,9 +1,9 @@
-"""`trigru.GRU` and `trigru.GRUCell`: parameters, shapes, results and errors as nn.GRU and nn.GRUCell."""
+"""`trigru.GRU`: parameters, shapes, results and errors as nn.GRU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -18,18 +18,17 @@ from . import operators
 from .autocast import cast
 from .blocks import Blocks
 from .checks import check, first_of, layer_of
-from .functional import gru_cell
 from .layer import Call, Memory, Records, ScheduleName, Variant
-from .leaf import Leaf
+from .leaf import Leaf, shown_name
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, prepare
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 from .schedules.cudnn import lay_flat
 
 
-def shown_name(name: str) -> str:
-    """How a module is printed: so that it is not taken for torch's. Subclasses have names of their own."""
-    return f"trigru.{name}" if name.removeprefix("Parametrized") in ("GRU", "GRUCell") else name
+def _gain_of(names: Sequence[str]) -> str:
+    """The name of the gain beside the weights of these names."""
+    return names[0].replace("weight_ih", "gain")
 
 
 class GRU(Leaf, nn.RNNBase):
@@ -70,6 +69,9 @@ class GRU(Leaf, nn.RNNBase):
             units see those of their own head alone. For every schedule the whole matrix is made of it.
         groups: so many groups of inputs, each seen by as many groups of units alone: W_ih is (3 * hidden_size, features
             / groups), and W_hh has at least as many heads (DeepFilterNet's and GTCRN's grouped layers).
+        norm: "layer" normalises the products with the input and with the state, each with a gain of 3 * hidden_size
+            (`gain_l0`, ...: (2, 3 * hidden_size)) and no shift, as haste has it; see `trigru.reference`. It runs by the
+            reference, a step at a time: no schedule has it.
         learn_initial_state: a parameter `h0` (directions * num_layers, hidden_size), zeros at first: the state where
             no hx is given, and where an episode begins without a reset_state.
         proj_size: refused, as by `nn.GRU`.
@@ -150,7 +152,7 @@ class GRU(Leaf, nn.RNNBase):
         clip: float | None = None,
         num_heads: int = 1,
         groups: int = 1,
-        norm: None = None,
+        norm: Literal["layer"] | None = None,
         learn_initial_state: bool = False,
         proj_size: int | None = None,
     ) -> None:
@@ -163,8 +165,8 @@ class GRU(Leaf, nn.RNNBase):
         check_memory(memory)
         options = Options(zoneout, recurrent_dropout, weight_dropout, clip)
         blocks = Blocks.of(num_heads, groups, input_size, hidden_size, 2 if bidirectional else 1)
-        if norm is not None:
-            raise ValueError(f"norm: expected None, got {norm!r}")
+        if norm not in (None, "layer"):
+            raise ValueError(f"norm: expected None or 'layer', got {norm!r}")
         if not isinstance(learn_initial_state, bool):
             raise TypeError(f"learn_initial_state: expected a bool, got {type(learn_initial_state).__name__}")
         super().__init__(
@@ -187,6 +189,10 @@ class GRU(Leaf, nn.RNNBase):
         if blocks is not None:
             self._blocks = blocks
             blocks.narrow(self)
+        if norm is not None:
+            for names in self._all_weights:
+                like = getattr(self, names[0])
+                self.register_parameter(_gain_of(names), nn.Parameter(like.new_ones(2, 3 * hidden_size)))
         if learn_initial_state:
             place = self._parameters["weight_ih_l0"]
             assert place is not None
@@ -194,10 +200,12 @@ class GRU(Leaf, nn.RNNBase):
         self.flatten_parameters()
 
     def reset_parameters(self) -> None:
-        """As in `nn.GRU`; the learned initial state becomes zeros again."""
+        """As in `nn.GRU`; the learned initial state becomes zeros again, and gains 1."""
         super().reset_parameters()
         if "h0" in self._parameters:
             nn.init.zeros_(self.h0)
+        for name in self._gains():
+            nn.init.ones_(getattr(self, name))
 
     def flatten_parameters(self) -> None:
         """With schedule="cudnn" as in `nn.GRU`: the parameters move into the one buffer that cuDNN reads, which spares
@@ -225,9 +233,15 @@ class GRU(Leaf, nn.RNNBase):
         found: dict[str, Any] = {}
         for options in (self._options, self._blocks):
             found |= {} if options is None else options.named()
+        if self._gains():
+            found["norm"] = "layer"
         if "h0" in self._parameters:
             found["learn_initial_state"] = True
         return found
+
+    def _gains(self) -> list[str]:
+        """Names of the gains of normalised products, of each layer and direction; none without a norm."""
+        return [_gain_of(names) for names in self._all_weights] if "gain_l0" in self._parameters else []
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
 
@@ -338,7 +352,8 @@ class GRU(Leaf, nn.RNNBase):
             hx = input.new_zeros(layer.parts, batch, self.hidden_size)
         call = Call(input, hx, batch_sizes)
         finish = None
-        if given is not NO_ARGUMENTS or self._options is not None:
+        gains = [self._weight(name) for name in self._gains()] if "gain_l0" in self._parameters else []
+        if given is not NO_ARGUMENTS or self._options is not None or gains:
             (layer, weights, call), finish = prepare(
                 Records(layer, weights, call),
                 given,
@@ -347,6 +362,7 @@ class GRU(Leaf, nn.RNNBase):
                 batched=batched,
                 sorted_indices=sorted_indices,
                 initial=initial,
+                gain=torch.stack(gains) if gains else None,
             )
         if torch._C._is_any_autocast_enabled():
             weights, call = cast(weights, call)
@@ -399,87 +415,3 @@ class GRU(Leaf, nn.RNNBase):
     def _weight(self, name: str) -> Tensor:
         parameters = self._parameters  # where attributes of this kind are found last, and most weights are
         return parameters[name] if name in parameters else getattr(self, name)  # type: ignore[return-value]
-
-
-class GRUCell(Leaf, nn.RNNCellBase):
-    """One step of a GRU: `nn.GRUCell` with a choice of equations.
-
-    Args:
-        input_size, hidden_size, bias, device, dtype: as `nn.GRUCell`.
-        variant: "torch", "cho" or "chung"; see `trigru.reference`.
-
-    Inputs: input, hx
-        - input: (batch, input_size) or (input_size,).
-        - hx: (batch, hidden_size) or (hidden_size,); zeros if None.
-
-    Outputs: state
-        - state: the next one, as hx.
-
-    Raises:
-        ValueError, RuntimeError: as `nn.GRUCell`; ValueError for an unknown variant.
-
-    Example:
-        >>> cell = trigru.GRUCell(8, 16)
-        >>> cell(torch.randn(2, 8)).shape
-        torch.Size([2, 16])
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        variant: Variant = "torch",
-    ) -> None:
-        check_variant(variant)
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-        self.variant: Variant = variant
-
-    def _get_name(self) -> str:
-        return shown_name(super()._get_name())
-
-    def extra_repr(self) -> str:
-        """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
-        text = super().extra_repr()
-        return text if self.variant == "torch" else f"{text}, variant={self.variant!r}"
-
-    if TYPE_CHECKING:
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """See the class."""
-        if isinstance(input, fx.Proxy):
-            return self._traced(input, hx)
-        for name, tensor in (("input", input), ("hidden", hx)):
-            if tensor is not None and tensor.dim() not in (1, 2):
-                raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
-        batched = input.dim() == 2
-        x = input if batched else input.unsqueeze(0)
-        if hx is None:
-            h = x.new_zeros(x.shape[0], self.hidden_size, layout=torch.strided)
-        else:
-            if hx.dim() != input.dim():
-                raise RuntimeError(f"hx: expected {input.dim()} dimensions as input, got {hx.dim()}")
-            h = hx if batched else hx.unsqueeze(0)
-            self._check_state(x, h)
-        if x.shape[1] != self.input_size:
-            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        weight = self.weight_ih
-        if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-            # A ValueError in nn.GRU, but not in nn.GRUCell.
-            raise RuntimeError(f"input: expected the weights' dtype {weight.dtype}, got {x.dtype}")
-        h = gru_cell(x, h, weight, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
-        return h if batched else h.squeeze(0)
-
-    def _check_state(self, x: Tensor, h: Tensor) -> None:
-        """Raise what nn.GRUCell raises where the state does not fit the input."""
-        if h.shape[0] != x.shape[0]:
-            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {h.shape[0]}")
-        if h.shape[1] != self.hidden_size:
-            raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h.shape[1]}, expected {self.hidden_size}")
-        if h.dtype != x.dtype and not torch._C._is_any_autocast_enabled():
-            raise RuntimeError(f"hx: expected dtype {x.dtype} as input, got {h.dtype}")

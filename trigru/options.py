@@ -103,6 +103,7 @@ def prepare(
     batched: bool = True,
     sorted_indices: Tensor | None = None,
     initial: Tensor | None = None,
+    gain: Tensor | None = None,
 ) -> tuple[Records, Finish | None]:
     """The records of the call that does what is asked for, and what its output still goes through.
 
@@ -110,6 +111,7 @@ def prepare(
         records: of the call without it; its input has a batch.
         batched: whether the user's own input had one.
         sorted_indices: of a packed call.
+        gain: as in Call.
         initial: (L * D, H), the state that an episode begins from where the call names none; None for zeros.
 
     Raises:
@@ -129,7 +131,7 @@ def prepare(
     width = layer.directions * layer.hidden_size
     decay = user.by_step("decay", arguments.decay, (1, width), call.input.dtype)
     amount = user.by_step("attention", arguments.attention, (), call.input.dtype)
-    lengths = None if arguments.lengths is None else user.lengths(arguments.lengths)
+    lengths = user.packed_lengths() if arguments.lengths is None else user.lengths(arguments.lengths)
     fresh = None
     if reset is not None:
         fresh = user.fresh(arguments.reset_state, initial)
@@ -138,7 +140,7 @@ def prepare(
     if lengths is not None:
         alive = torch.arange(user.steps, device=lengths.device).unsqueeze(1) < lengths
         used = alive if mask is None else mask & alive
-        finish = user.without_ends(alive)
+        finish = finish or user.without_ends(alive)
     input = call.input
     if used is not None:
         input = input.masked_fill(~user.as_input(used).unsqueeze(-1), 0)
@@ -158,7 +160,7 @@ def prepare(
     given = Given(reset, fresh, decay, amount, dropped, seed, lengths)
     clip = None if options.clip is None else float(options.clip)
     layer = replace(layer, clip=clip, zoneout=zoneout)
-    return Records(layer, weights, Call(input, call.hx, None, given)), finish
+    return Records(layer, weights, Call(input, call.hx, None, given, gain)), finish
 
 
 def _check_combination(layer: Layer, call: Call, arguments: PerCall) -> None:
@@ -260,6 +262,13 @@ class _User:
                 f"lengths: expected numbers from 0 to {self.steps}, the steps of input, got {low} to {high}"
             )
         return lengths.reshape(-1).to(torch.int64)
+
+    def packed_lengths(self) -> Tensor | None:
+        """(B,) of the sequences of a packed call."""
+        if self.sizes is None:
+            return None
+        sizes = self.sizes.to(self.input.device)
+        return (sizes.unsqueeze(1) > torch.arange(self.batch, device=sizes.device)).sum(0)
 
     def as_input(self, x: Tensor) -> Tensor:
         """(T, B, ...) with its first dimensions in the input's order."""

@@ -10,6 +10,10 @@ differentiable by autograd to any order. Gates are stacked in the order r, z, n,
     "cho"    n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)    h' = (1 - z) * n + z * h    (Cho et al. 2014)
     "chung"  n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)    h' = (1 - z) * h + z * n    (Chung et al. 2014)
 
+With a gain, two rows of 3H, products are normalised (`layer_norm`, Ba et al. 2016, as haste has it): W_i x of all three
+gates together, times the first row; W_h h likewise times the second, but in "cho" and "chung" the candidate's product
+by itself, for it comes later. Biases are added behind.
+
 What a step may do beside the equations, for which see `Options`:
 
     h_begin = decay * (reset_state where an episode begins, else h)        the blend's h
@@ -45,11 +49,14 @@ def gates(
     b_hh: Tensor | None = None,
     *,
     variant: str,
+    gain: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gates of one step: reset r, update z and candidate n, each (batch, hidden_size), from what the products see.
 
     Arguments and errors are those of `gru_cell`."""
     check_variant(variant)
+    if gain is not None:
+        return _normalised_gates(x, h, w_ih, w_hh, b_ih, b_hh, gain, variant)
     w_ir, w_iz, w_in = w_ih.chunk(3)
     w_hr, w_hz, w_hn = w_hh.chunk(3)
     no_bias = x.new_zeros(3 * h.shape[-1])
@@ -65,6 +72,37 @@ def gates(
     return r, z, n
 
 
+def _normalised_gates(
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    gain: Tensor,
+    variant: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`gates` with a gain."""
+    size = h.shape[-1]
+    no_bias = x.new_zeros(3 * size)
+    b_hh = no_bias if b_hh is None else b_hh
+    of_input, of_state = gain
+    gr, gz, gn = (layer_norm(x @ w_ih.T, of_input) + (no_bias if b_ih is None else b_ih)).chunk(3, -1)
+    if variant == "torch":
+        hr, hz, hn = (layer_norm(h @ w_hh.T, of_state) + b_hh).chunk(3, -1)
+        r, z = torch.sigmoid(gr + hr), torch.sigmoid(gz + hz)
+        return r, z, torch.tanh(gn + r * hn)
+    hr, hz = (layer_norm(h @ w_hh[: 2 * size].T, of_state[: 2 * size]) + b_hh[: 2 * size]).chunk(2, -1)
+    r, z = torch.sigmoid(gr + hr), torch.sigmoid(gz + hz)
+    hn = layer_norm((r * h) @ w_hh[2 * size :].T, of_state[2 * size :]) + b_hh[2 * size :]
+    return r, z, torch.tanh(gn + hn)
+
+
+def layer_norm(x: Tensor, gain: Tensor, eps: float = 1e-5) -> Tensor:
+    """x less its mean over the last dimension, by the root of its variance and eps, times the gain; no shift."""
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], gain, eps=eps)
+
+
 def gru_cell(
     x: Tensor,
     h: Tensor,
@@ -75,6 +113,7 @@ def gru_cell(
     *,
     variant: str,
     dropped: Tensor | None = None,
+    gain: Tensor | None = None,
 ) -> Tensor:
     """One step of a GRU.
 
@@ -86,6 +125,7 @@ def gru_cell(
         b_ih, b_hh: biases, (3 * hidden_size,), or None for no bias.
         variant: "torch", "cho" or "chung"; see the module's docstring for the equations.
         dropped: what the products see of h, (batch, hidden_size), as a factor; None for all.
+        gain: of normalised products, (2, 3 * hidden_size); None for products as they are.
 
     Returns:
         The state after the step, (batch, hidden_size).
@@ -94,7 +134,7 @@ def gru_cell(
         ValueError: unknown variant.
     """
     seen = h if dropped is None else dropped * h
-    _, z, n = gates(x, seen, w_ih, w_hh, b_ih, b_hh, variant=variant)
+    _, z, n = gates(x, seen, w_ih, w_hh, b_ih, b_hh, variant=variant, gain=gain)
     if variant == "chung":
         return (1 - z) * h + z * n
     return (1 - z) * n + z * h
@@ -110,6 +150,7 @@ class Options(NamedTuple):
     amount: (seq_len, batch, hidden_size or 1), how much of a step is done; none where it is 0.
     dropped: (batch, hidden_size), a factor on the state in the recurrent products.
     clip: the largest size of a state that a step ends with.
+    gain: (2, 3 * hidden_size), of normalised products.
     """
 
     reset: Tensor | None = None
@@ -118,6 +159,7 @@ class Options(NamedTuple):
     amount: Tensor | None = None
     dropped: Tensor | None = None
     clip: float | None = None
+    gain: Tensor | None = None
 
     def begin(self, h: Tensor, t: int, reset: Tensor | None) -> Tensor:
         """The state that step t begins from, (batch, hidden_size); `reset`: (batch,), whose state is another one."""
@@ -177,7 +219,8 @@ def gru(
     h, outputs, resets = h0, [h0] * input.shape[0], options.resets(reverse, input.shape[0])
     for t in reversed(steps) if reverse else steps:
         h = options.begin(h, t, resets[t])
-        new = gru_cell(input[t], h, w_ih, w_hh, b_ih, b_hh, variant=variant, dropped=options.dropped)
+        own = {"dropped": options.dropped, "gain": options.gain}
+        new = gru_cell(input[t], h, w_ih, w_hh, b_ih, b_hh, variant=variant, **own)
         outputs[t] = h = options.end(h, new, t)
     return torch.stack(outputs), h
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import guests
+from .cell import GRUCell
 from .layer import Memory, ScheduleName, Variant
-from .modules import GRU, GRUCell
+from .modules import GRU
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
@@ -41,9 +42,9 @@ def swap(
     (`torch.nn.utils.parametrize`) are swapped. Swap before wrapping by `fully_shard`, which makes subclasses.
 
     Each swapped module is logged at level INFO, by name and number, in the logger "trigru.swap"; `print(model)` shows
-    them. A UserWarning says that nothing was swapped, and names parents that go by class and so want nn.GRU itself:
-    TorchRL's GRUModule. Opacus' validator finds a trigru.GRU, and its
-    fixer replaces it, as they do an nn.GRU.
+    them. A UserWarning says that nothing was swapped. TorchRL's GRUModule takes what was swapped in it as it does its
+    own GRU; `trigru.rl.GRUModule` spares it the padding. Opacus' validator finds a trigru.GRU, and its fixer replaces
+    it, as they do an nn.GRU.
 
     Args:
         model: any module; itself an nn.GRU or nn.GRUCell too.
@@ -94,9 +95,7 @@ def swap(
             module.schedule = schedule
             module.memory = memory
         _LOG.info("swapped: %s is now %s, %d of %d", was, ours, number, len(chosen))
-    if chosen:
-        guests.warn_of_parents(model)
-    else:
+    if not chosen:
         _warn_of_nothing(model, left)
     return model
 

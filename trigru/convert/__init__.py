@@ -10,10 +10,14 @@ name. Nothing here needs the other library, but `from_onnx_model`, which reads m
 """
 
 from .equinox import from_equinox, to_equinox
+from .flashrnn import from_flashrnn, to_flashrnn
 from .flax import from_flax_linen, from_flax_nnx, to_flax_linen, to_flax_nnx
+from .grouped import from_deepfilternet, from_gtcrn, grouped_order
+from .grud import from_grud, to_grud
 from .haste import from_haste, to_haste
 from .keras import from_keras, from_keras_layer, to_keras
 from .lecture import from_concatenated, to_concatenated
+from .lfads import from_lfads, to_lfads
 from .modules import from_cell, join_directions, split_directions, split_layers, stack_layers, to_cell, to_variant
 from .onnx import from_onnx, from_onnx_model, to_onnx
 from .reverse import ReverseGRU
@@ -23,15 +27,21 @@ __all__ = [
     "ReverseGRU",
     "from_cell",
     "from_concatenated",
+    "from_deepfilternet",
     "from_equinox",
+    "from_flashrnn",
     "from_flax_linen",
     "from_flax_nnx",
+    "from_grud",
+    "from_gtcrn",
     "from_haste",
     "from_keras",
     "from_keras_layer",
+    "from_lfads",
     "from_onnx",
     "from_onnx_model",
     "from_torchrl",
+    "grouped_order",
     "join_directions",
     "split_directions",
     "split_layers",
@@ -39,10 +49,13 @@ __all__ = [
     "to_cell",
     "to_concatenated",
     "to_equinox",
+    "to_flashrnn",
     "to_flax_linen",
     "to_flax_nnx",
+    "to_grud",
     "to_haste",
     "to_keras",
+    "to_lfads",
     "to_onnx",
     "to_torchrl",
     "to_variant",

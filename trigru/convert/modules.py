@@ -7,7 +7,8 @@ from typing import Any, overload
 
 from torch import nn
 
-from ..modules import GRU, GRUCell
+from ..cell import GRUCell
+from ..modules import GRU
 from ..reference import check_variant
 from .reverse import ReverseGRU
 from .weights import Module, Weights, build, build_cell, layers_of, one_direction, recast, variant_of
@@ -197,6 +198,8 @@ def _options(module: GRU | nn.GRU) -> dict[str, Any]:
     }
     if isinstance(module, GRU):
         options |= {"schedule": module.schedule, "memory": module.memory}
+        further = module.further()
+        options |= {name: further[name] for name in ("recurrent_dropout", "weight_dropout") if name in further}
     return options
 
 

@@ -20,8 +20,8 @@ def from_torchrl(module: nn.Module) -> GRU:
 
     Layers, directions, biases, dropout and batch_first as there. Left behind: recurrent_backend, recurrent_recompute,
     recurrent_matmul_precision (torch's own flags say it here), use_scan and python_based, which are ways to the same
-    numbers; in_keys, out_keys and recurrent mode, which are GRUModule's own; and its resets at is_init, in place of
-    which each trajectory is a sequence of its own.
+    numbers; in_keys, out_keys and recurrent mode, which are GRUModule's own; and its resets at is_init, which here are
+    `reset` and `reset_state` of a call: `trigru.rl.GRUModule` has all of these.
 
     Raises:
         TypeError: the module is none of these, or a subclass with code of its own.
@@ -60,8 +60,8 @@ def _expect_plain_holder(module: nn.Module) -> None:
 def to_torchrl(module: Module) -> dict[str, Tensor]:
     """The state_dict of a GRUModule with as many layers and directions, for its `load_state_dict`.
 
-    A GRUModule can also hold the `trigru.GRU` itself: `GRUModule(gru=module, ...)`, for batch_first modules and where
-    no episode ends within a sequence; TorchRL passes its own GRU more arguments there.
+    A GRUModule can also hold the `trigru.GRU` itself, batch-first: `GRUModule(gru=module, ...)`, of TorchRL, which pads
+    episodes that end within a sequence, or of `trigru.rl`, which does not.
 
     Raises:
         ValueError: a variant other than "torch"; a `ReverseGRU`.

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..modules import GRU, GRUCell
+from ..blocks import Blocks, whole
+from ..cell import GRUCell
+from ..modules import GRU
 from .reverse import ReverseGRU
 
 # A torch tensor, or what np.asarray reads: arrays of numpy and JAX, variables of Keras and Flax.
@@ -25,15 +27,15 @@ Module: TypeAlias = GRU | GRUCell | nn.GRU | nn.GRUCell
 class Weights:
     """A layer in one direction, as `trigru.gru` takes it; biases both there or both None."""
 
-    w_ih: Tensor  # (3 * hidden_size, input_size)
-    w_hh: Tensor  # (3 * hidden_size, hidden_size)
+    w_ih: Tensor  # (3 * hidden_size, input_size), or of one of some groups / groups
+    w_hh: Tensor  # (3 * hidden_size, hidden_size), or of one of some heads / num_heads
     b_ih: Tensor | None  # (3 * hidden_size,)
     b_hh: Tensor | None
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """input_size, hidden_size."""
-        return self.w_ih.shape[1], self.w_hh.shape[1]
+        """input_size (of one group), hidden_size."""
+        return self.w_ih.shape[1], self.w_hh.shape[0] // 3
 
     @property
     def biases(self) -> tuple[Tensor, Tensor]:
@@ -218,9 +220,11 @@ def build(
 
     options: further arguments of `trigru.GRU`."""
     first = layers[0][0]
+    input_size, hidden_size = first.sizes
     # On "meta" first: no random numbers are drawn for values that are overwritten.
     module = (ReverseGRU if reverse else GRU)(
-        *first.sizes,
+        input_size * options.get("groups", 1),
+        hidden_size,
         num_layers=len(layers),
         bias=first.b_ih is not None,
         batch_first=batch_first,
@@ -254,12 +258,15 @@ def _fill(module: nn.Module, names: Sequence[str], weights: Weights) -> None:
             getattr(module, name).copy_(value)
 
 
-def layers_of(module: Module) -> list[list[Weights]]:
-    """The weights of each layer and direction, detached.
+def layers_of(module: Module, *, kept: Sequence[str] = ()) -> list[list[Weights]]:
+    """The weights of each layer and direction, detached; of heads and groups the whole matrices.
+
+    kept: options of steps that are known where this is called.
 
     Raises:
         TypeError: the module is no GRU, or has a forward of its own.
-        ValueError: a weight has not the shape of its layer, or not the dtype and device of the first.
+        ValueError: a weight has not the shape of its layer, or not the dtype and device of the first; in evaluation
+            steps do more than the equations, or begin from a learned state.
     """
     # By what they hold: TorchRL has classes of its own.
     if isinstance(module, nn.RNNCellBase) and len(module.weight_hh) == 3 * module.hidden_size:
@@ -268,11 +275,15 @@ def layers_of(module: Module) -> list[list[Weights]]:
     if not (isinstance(module, nn.RNNBase) and module.mode == "GRU"):
         raise TypeError(f"module: expected a GRU or GRUCell of trigru or torch.nn, got {type(module).__name__}")
     _expect_known_forward(module)
+    further = module.further() if isinstance(module, GRU) else {}
+    for name in ("zoneout", "clip", "learn_initial_state"):
+        if name in further and name not in kept:
+            raise ValueError(f"{name}: expected none, as weights do not hold it, got {further[name]}")
     directions = 2 if module.bidirectional else 1
     flat: list[Weights] = []
     for index, names in enumerate(module._all_weights):
         width = module.input_size if index < directions else directions * module.hidden_size
-        flat.append(_weights(module, names, width, flat[0].w_ih if flat else None))
+        flat.append(_weights(module, names, width, flat[0].w_ih if flat else None, getattr(module, "_blocks", None)))
     return [flat[i : i + directions] for i in range(0, len(flat), directions)]
 
 
@@ -287,16 +298,18 @@ def _expect_known_forward(module: Module) -> None:
         )
 
 
-def _weights(module: Module, names: Sequence[str], width: int, like: Tensor | None = None) -> Weights:
-    gates = 3 * module.hidden_size
-    shapes = [(gates, width), (gates, module.hidden_size), (gates,), (gates,)]
+def _weights(
+    module: Module, names: Sequence[str], width: int, like: Tensor | None = None, blocks: Blocks | None = None
+) -> Weights:
+    gates, groups, heads = 3 * module.hidden_size, blocks.groups if blocks else 1, blocks.num_heads if blocks else 1
+    shapes = [(gates, width // groups), (gates, module.hidden_size // heads), (gates,), (gates,)]
     found: list[Tensor] = []
     for name, shape in zip(names, shapes, strict=False):  # without biases, the names end before the shapes
         found.append(tensor(name, getattr(module, name), shape, like))
         like = found[0] if like is None else like
     w_ih, w_hh, *biases = found
     b_ih, b_hh = biases or (None, None)
-    return Weights(w_ih, w_hh, b_ih, b_hh)
+    return Weights(whole(w_ih, groups), whole(w_hh, heads), b_ih, b_hh)
 
 
 def variant_of(module: Module) -> str:

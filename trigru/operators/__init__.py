@@ -177,6 +177,9 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     The caller has checked that everything fits: `trigru.checks`."""
     if is_transformed() or (not torch.compiler.is_compiling() and has_tangent(tensors_of(weights, call))):
         return compute.by_reference(layer, weights, call, _drawn(layer, call))
+    if call.gain is not None:
+        plan(layer, site_of(layer, weights, call))  # refuses a schedule by name
+        return compute.by_reference(layer, weights, call, _drawn(layer, call))
     if layer.dropout and is_batched():
         return _layer_by_layer(layer, weights, call)
     site = site_of(layer, weights, call)

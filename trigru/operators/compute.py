@@ -21,10 +21,12 @@ from .schema import Backward, Recorded
 
 def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = False) -> Site:
     """Where and how the layer is called."""
-    input, hx, batch_sizes, given = call
+    input, hx, batch_sizes, given, gain = call
     seq_len = input.shape[1 if layer.batch_first else 0] if batch_sizes is None else batch_sizes.shape[0]
     site = Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
-    return site if given is NOTHING and layer.clip is None else site._replace(given=names(layer, call))
+    if given is NOTHING and layer.clip is None and gain is None:
+        return site
+    return site._replace(given=names(layer, call))
 
 
 def forward(recorded: Recorded, by: Plan | None = None) -> stack.Result:

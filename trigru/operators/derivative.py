@@ -12,13 +12,14 @@ from ..layer import Call, Given
 from ..schedules.per_step import is_given, of_parts
 from ..schedules.stack import Result, masks_of, shares_output, time_major
 from . import batching, compute, plain
-from .schema import Backward, Recorded, flat_backward, recorded, recorded_backward
+from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward
 
 _GIVEN = len(Given._fields)
 _DIFFERENTIABLE = slice(1, 4)
 """fresh, decay and amount among the fields of Given."""
-_AFTER_GIVEN = _GIVEN + 2
-"""Arguments of either operator from Given's first on; clip and zoneout are the last."""
+_BEFORE_GIVEN = {"gru": 4 + NUM_OPTIONS, "gru_backward": 9 + NUM_OPTIONS}
+"""Arguments of an operator before Given's first. Counted from the front: the last ones are not there where they have
+their default values."""
 
 
 class Shape(torch.autograd.Function):
@@ -91,15 +92,28 @@ def setup_forward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def backward_of_forward(ctx, grad_output, grad_h_n, _grads_of_reserve=None):  # type: ignore[no-untyped-def]
     """For autograd on the operator `gru`."""
-    need_input, need_hx, need_weights, *others = ctx.needs_input_grad
-    at = len(others) - _AFTER_GIVEN
-    of_given = others[at:][_DIFFERENTIABLE]
+    asked_of = ctx.needs_input_grad
+    need_input, need_hx, need_weights, *_ = asked_of
+    of_given = _needs_of_given("gru", asked_of)
     needs = [need_input, need_hx, *need_weights, *(of_given if any(of_given) else ())]
     d_input, d_hx, *found = differentiate(ctx, grad_output, grad_h_n, needs)
     d_weights, d_given = found[: len(need_weights)], found[len(need_weights) :]
-    rest: list[Tensor | None] = [None] * len(others)
-    rest[at + _DIFFERENTIABLE.start : at + _DIFFERENTIABLE.stop] = d_given or [None] * 3
-    return (d_input, d_hx, d_weights, *rest)
+    return (d_input, d_hx, d_weights, *_with_given("gru", asked_of, d_given)[3:])
+
+
+def _needs_of_given(name: str, asked_of: Sequence[bool]) -> list[bool]:
+    """Whether fresh, decay and amount take a gradient."""
+    found = list(asked_of[_BEFORE_GIVEN[name] :][_DIFFERENTIABLE])
+    return found + [False] * (3 - len(found))
+
+
+def _with_given(name: str, asked_of: Sequence[bool], d_given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """A gradient for each argument that came: those by fresh, decay and amount at their places."""
+    grads: list[Tensor | None] = [None] * len(asked_of)
+    for place, d in enumerate(d_given, _BEFORE_GIVEN[name] + _DIFFERENTIABLE.start):
+        if d is not None:
+            grads[place] = d
+    return grads
 
 
 def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -157,8 +171,7 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
     grads = (grad_d_input, grad_d_hx, *grads_d_weights)
     pairs = [(d, grads[i]) for d, (_, i) in zip(first, asked, strict=True) if grads[i] is not None and d.requires_grad]
     asked_of = ctx.needs_input_grad
-    at = len(asked_of) - _AFTER_GIVEN
-    needed = [*asked_of[:4], *asked_of[4], *asked_of[at : at + _GIVEN][_DIFFERENTIABLE]]
+    needed = [*asked_of[:4], *asked_of[4], *_needs_of_given("gru_backward", asked_of)]
     if first_kept:
         needed[2] = False  # `input` is that of an upper layer
     results: list[Tensor | None] = [None] * len(primals)
@@ -173,7 +186,5 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
         )
         for i, result in zip(wanted, second, strict=True):
             results[i] = result
-    rest: list[Tensor | None] = [None] * len(asked_of[7:])
-    place = at - 7 + _DIFFERENTIABLE.start
-    rest[place : place + 3] = results[4 + count :]
+    rest = _with_given("gru_backward", asked_of, results[4 + count :])[7:]
     return (*results[:4], results[4 : 4 + count], None, [None] * len(asked_of[6]), *rest)

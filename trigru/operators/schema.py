@@ -28,7 +28,7 @@ _GIVEN = (
     "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0"
 )
 _TENSORS = "Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes"
-_NUM_OPTIONS, _NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
+NUM_OPTIONS, _NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
 SCHEMAS = {
     "gru": f"({_TENSORS}, {_OPTIONS}, {_GIVEN}) -> (Tensor output, Tensor h_n, Tensor[] reserve)",
     "gru_backward": f"(Tensor? grad_output, Tensor? grad_h_n, {_TENSORS}, Tensor[] reserve, {_OPTIONS}, "
@@ -148,7 +148,7 @@ def flat_backward(backward: Backward) -> tuple:
 def recorded_backward(*arguments) -> Backward:  # type: ignore[no-untyped-def]
     """The inverse of `flat_backward`; what is given for each step may be left out."""
     grad_output, grad_h_n, input, hx, weights, batch_sizes, reserve, *options = arguments
-    at = _NUM_OPTIONS
+    at = NUM_OPTIONS
     options, has_input, needs, given = options[:at], *options[at : at + 2], options[at + 2 :]
     forward = recorded(input, hx, weights, batch_sizes, *options, *given)
     return Backward(forward, grad_output, grad_h_n, reserve, has_input, needs)

@@ -66,7 +66,7 @@ class _Batch:
 
     def own(self, call: Recorded) -> Recorded:
         """The call for the own sequences."""
-        input, hx, batch_sizes, _ = call.call
+        input, hx, batch_sizes, *_ = call.call
         mine = call.call._replace(
             input=self.sequences(input, self.dim), hx=self.sequences(hx, 1), batch_sizes=_held(batch_sizes)
         )

@@ -42,7 +42,7 @@ MEMORY = ("keep", "recompute")
 DIRECTIONS = ("forward", "backward")
 KERNELS = ("stepwise", "walking", "resident", "persistent")
 """Those of Triton kernels."""
-PER_STEP = ("stepwise", "walking")
+PER_STEP = KERNELS
 """Those whose steps do what `trigru.kernels.recurrence.PerStep` says beside the equations."""
 WAITING = ("walking", "persistent")
 """Whose programs wait for each other."""
@@ -245,7 +245,11 @@ def _not_now(schedule: str, layer: Layer, site: Site) -> str | None:
 
 def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     """`plan`, whatever was measured."""
-    if torch_serves(layer, site):
+    if "norm" in site.given:
+        if layer.schedule not in ("auto", "eager"):
+            raise RuntimeError(f"schedule {layer.schedule!r} cannot run here: {_NORMALISED}")
+        choice = Choice("reference", _NORMALISED)
+    elif torch_serves(layer, site):
         choice = _BY_TORCH
     elif layer.schedule == "cudnn":
         choice = _by_cudnn(cudnn.why_not(layer, site), site.plain)
@@ -368,6 +372,7 @@ def named(schedule: str, config: AnyConfig | None = None) -> Choice:
     return Choice(schedule, _BY_NAME.reason, config)
 
 
+_NORMALISED = "with norm='layer' torch operations run the equations a step at a time, under autograd"
 _BY_NAME = Choice("eager", "asked for by name")
 _CUDNN = Choice("cudnn", _BY_NAME.reason)
 _CUDNN_TWICE = Choice("cudnn", f"{_BY_NAME.reason}; backward runs forward again", CudnnConfig(keeps=False))

@@ -22,7 +22,7 @@ def _cast(per_step: PerStep, dtype: torch.dtype) -> PerStep:
     """With the floating tensors in the dtype of the arithmetic, a value a row as (N, 1)."""
     _, fresh, decay, amount, dropped, *_ = per_step
     fresh, dropped = (None if x is None else x.to(dtype) for x in (fresh, dropped))
-    decay, amount = (None if x is None else x.to(dtype).reshape(x.shape[0], -1) for x in (decay, amount))
+    decay, amount = (None if x is None else x.to(dtype).view(x.shape[0], *x.shape[1:] or (1,)) for x in (decay, amount))
     return per_step._replace(fresh=fresh, decay=decay, amount=amount, dropped=dropped)
 
 

@@ -19,7 +19,7 @@ from .zoneout import renewed, skipped
 
 def is_given(layer: Layer, call: Call) -> bool:
     """Whether a step does anything beside the equations."""
-    return layer.clip is not None or any(x is not None for x in call.given)
+    return layer.clip is not None or call.gain is not None or any(x is not None for x in call.given)
 
 
 def names(layer: Layer, call: Call) -> tuple[str, ...]:
@@ -27,7 +27,8 @@ def names(layer: Layer, call: Call) -> tuple[str, ...]:
     given = call.given
     found = [name for name in ("reset", "fresh", "decay", "amount", "dropped") if getattr(given, name) is not None]
     found += [said for said, x in (("zoneout", given.seed), ("lengths", given.lengths)) if x is not None]
-    return (*found, *(("clip",) if layer.clip is not None else ()))
+    others = {"clip": layer.clip, "norm": call.gain}
+    return (*found, *(name for name, x in others.items() if x is not None))
 
 
 def names_of(per_step: PerStep | None) -> tuple[str, ...]:
@@ -113,7 +114,8 @@ def as_options(layer: Layer, call: Call) -> list[Options]:
         fresh = call.given.fresh
         if fresh is not None:
             fresh = fresh[part] if fresh.dim() == 3 else fresh[:, part]
-        options.append(Options(reset, fresh, by_step[0], by_step[1], dropped, clip))
+        gain = None if call.gain is None else call.gain[part]
+        options.append(Options(reset, fresh, by_step[0], by_step[1], dropped, clip, gain))
     return options
 
 
@@ -143,7 +145,7 @@ def selected(per_step: PerStep, before: Tensor) -> Tensor:
     if fresh is None:
         return before.masked_fill(reset, 0)
     if fresh.shape[0] != before.shape[0]:
-        fresh = fresh.repeat(before.shape[0] // fresh.shape[0], 1)
+        fresh = fresh.expand(before.shape[0] // fresh.shape[0], *fresh.shape).reshape(before.shape)
     return torch.where(reset, fresh, before)
 
 

@@ -1,0 +1,57 @@
+"""What a call gives each step, on the fake device: CUDA tensors through Triton's own launch, kernels executed from PTX,
+without a wait for the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fakecuda
+import trigru
+
+
+def given_for(steps, batch, features):
+    return {
+        "reset": torch.rand(steps, batch) < 0.3,
+        "reset_state": torch.randn(2, features // 2),
+        "lengths": torch.tensor([steps, 0, 2]),
+        "decay": torch.rand(steps, batch, features).bfloat16(),
+        "attention": torch.rand(steps, batch).bfloat16(),
+    }
+
+
+@pytest.mark.parametrize("schedule", ["stepwise", "walking", "resident", "persistent", "auto"])
+@pytest.mark.parametrize("variant", ["torch", "chung"])
+def test_as_on_the_cpu(schedule, variant):
+    torch.manual_seed(2)
+    steps, batch, size = 3, 3, 16
+    module = trigru.GRU(4, size, bidirectional=True, variant=variant, schedule=schedule, zoneout=0.3).bfloat16()
+    module.eval()
+    x, given = torch.randn(steps, batch, 4).bfloat16(), given_for(steps, batch, 2 * size)
+    given["reset_state"] = given["reset_state"].bfloat16()
+    exact = trigru.GRU(4, size, bidirectional=True, variant=variant, zoneout=0.3).double().eval()
+    exact.load_state_dict(module.state_dict())
+    results = []
+    for one, place, dtype in ((module, "cuda", torch.bfloat16), (exact, "cpu", torch.float64)):
+        one.to(place)
+        own = {k: v.to(place, dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
+        leaf = x.to(place, dtype).requires_grad_()
+        before = len(fakecuda.launches)
+        output, h_n = one(leaf, **own)
+        grads = torch.autograd.grad(output.square().sum() + h_n.sum(), [leaf, *one.parameters()])
+        assert (len(fakecuda.launches) > before) == (place == "cuda")
+        results.append([out.detach().cpu().double() for out in (output, h_n, *grads)])
+    for got, want in zip(*results, strict=True):
+        assert (got - want).abs().max() <= 0.05 * max(1.0, want.abs().max())
+
+
+def test_training_draws_its_masks_on_the_device():
+    module = trigru.GRU(4, 16, zoneout=0.5, recurrent_dropout=0.5, schedule="resident").bfloat16().cuda()
+    x = torch.randn(4, 3, 4, device="cuda", dtype=torch.bfloat16)
+    torch.manual_seed(1)
+    first, _ = module(x)
+    torch.manual_seed(1)
+    again, _ = module(x)
+    assert torch.equal(first, again)
+    assert not torch.equal(module(x)[0], first)
+    assert trigru.explain(module, x).schedule == "resident"

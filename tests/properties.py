@@ -1,0 +1,534 @@
+"""What holds for every call: random ones (hypothesis), and the properties that `check` asks of each. Used by
+test_properties.py for seconds and by soak.py for as long as one likes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from accuracy import Rounding
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import trigru
+from trigru import reference
+from trigru.layer import Weights
+
+FACTOR = 16  # over the largest error of so few plain runs
+ULPS = 8  # of a result's norm: always allowed, before the factor
+NUDGED = 3
+LAYOUTS = ("contiguous", "transposed", "sliced", "expanded")
+RESULTS_CHANGED = ("output changed in place", "h_n changed in place")
+LEAVES_CHANGED = {f"{name} changed in place": name for name in ("input", "hx", "w_ih", "w_hh", "b_hh")}
+ORDERS = ("once", "two calls, two backwards", "no_grad between", "backward twice", *RESULTS_CHANGED, *LEAVES_CHANGED)
+ROWS = {
+    "module": ("padded", "padded", "packed", "packed, unsorted", "unbatched"),
+    "function": ("padded", "packed"),
+    "cell": ("padded", "unbatched"),
+}
+OPTIONS = ("reset", "mask", "decay", "attention", "clip")
+BY_STEP = {"reset_state": "reset", "decay": "decay", "attention": "attention"}  # tensors: the option they come with
+CLIP = 0.6
+# Powers of ten between which all products stay within the dtype.
+LARGEST = {torch.float16: 3, torch.bfloat16: 30, torch.float32: 30, torch.float64: 30}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call, its data as a seed."""
+
+    kind: str  # "module", "function", "cell"
+    seq_len: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    reverse: bool  # of the function
+    biases: tuple[bool, bool]
+    batch_first: bool
+    rows: str  # "padded", "packed", "packed, unsorted", "unbatched"
+    has_hx: bool
+    layout: str  # of input, hx and weights in memory
+    dtype: torch.dtype
+    variant: str
+    options: tuple[str, ...]  # of OPTIONS, what steps do beside the equations
+    memory: str
+    schedule: str
+    through: str  # "output", "h_n", "both"
+    scales: tuple[int, int, int, int, int]  # powers of ten: input, hx, weights, biases, upstream gradients
+    special: tuple[str, float] | None  # an element of this argument is NaN or infinite
+    order: str
+    seed: int
+
+    @property
+    def packed(self) -> bool:
+        return self.rows.startswith("packed")
+
+    @property
+    def parts(self) -> int:
+        return self.num_layers * (1 + self.bidirectional)
+
+
+@st.composite
+def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
+    """Any case; with `kernels`, those of Triton's schedules that run in its interpreter, which are small."""
+    kind = draw(st.sampled_from(("module", "module", "module", "function", "cell")))
+    schedule = "auto"
+    if kernels and kind != "cell":
+        schedule = draw(st.sampled_from(("stepwise", "resident")))
+    elif kind != "cell":
+        schedule = draw(st.sampled_from(("auto", "eager")))
+    longest = {"cell": 1}.get(kind, 3 if kernels else draw(st.sampled_from((2, 5, 5, 20))))
+    widest = 17 if kernels else draw(st.sampled_from((3, 20, 50)))
+    # The interpreter cuts bfloat16 off where a GPU rounds.
+    dtypes = (
+        (torch.float32, torch.float16) if kernels else (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    )
+    dtype = draw(st.sampled_from(dtypes))
+    most = LARGEST[dtype]
+    power = st.one_of(st.just(0), st.just(0), st.integers(-30 if most == 30 else -6, most))
+    names = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh", "upstream")
+    special = st.tuples(st.sampled_from(names), st.sampled_from((math.nan, math.inf, -math.inf)))
+    stacked = kind == "module"
+    if kind != "function":
+        bias = draw(st.booleans())
+        biases = (bias, bias)
+    else:
+        biases = (draw(st.booleans()), draw(st.booleans()))
+    rows = (
+        ("padded", "unbatched") if kind == "cell" else ("padded", "padded", "packed", "packed, unsorted", "unbatched")
+    )
+    if kind == "function":
+        rows = ("padded", "packed")
+    chosen = draw(st.sampled_from(rows))
+    options: list[str] = []
+    if stacked and chosen == "padded" and draw(st.booleans()):
+        options = draw(st.lists(st.sampled_from(OPTIONS), unique=True))
+    if dtype.itemsize == 2 and "clip" in options:
+        options.remove("clip")  # a state that rounds to the bound has another derivative
+    one_layer = "decay" in options or "attention" in options
+    few = 1 if chosen.startswith("packed") else 0
+    return Case(
+        kind=kind,
+        seq_len=draw(st.integers(1, longest)),
+        batch=1 if chosen == "unbatched" else draw(st.integers(few, 5 if kernels else 9)),
+        input_size=draw(st.integers(1, widest)),
+        hidden_size=draw(st.integers(1, widest)),
+        num_layers=draw(st.integers(1, 2 if kernels else 3)) if stacked and not one_layer else 1,
+        bidirectional=stacked and draw(st.booleans()),
+        reverse=kind == "function" and draw(st.booleans()),
+        biases=biases,
+        batch_first=stacked and draw(st.booleans()),
+        rows=chosen,
+        has_hx=draw(st.booleans()) or kind == "cell",
+        layout=draw(st.sampled_from(LAYOUTS)),
+        dtype=dtype,
+        variant=draw(st.sampled_from(trigru.VARIANTS)),
+        options=tuple(options),
+        memory="keep" if kind == "cell" else draw(st.sampled_from(("keep", "recompute"))),
+        schedule=schedule,
+        through=draw(st.sampled_from(("both", "output", "h_n"))),
+        scales=tuple(draw(power) for _ in range(5)),
+        special=draw(st.one_of(st.none(), st.none(), special)),
+        order=draw(st.sampled_from(ORDERS)),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+@dataclass
+class Data:
+    """A case's tensors, in float64 but of values that its dtype has."""
+
+    leaves: list[Tensor]  # input, hx unless it has none, the weights that there are, in nn.GRU's order, and BY_STEP
+    upstream: list[Tensor]  # derivatives by output and h_n
+    lengths: Tensor | None
+    reset: Tensor | None  # as the input is laid out, as all that steps are given
+    mask: Tensor | None
+
+
+def data_of(case: Case) -> Data:
+    generator = torch.Generator().manual_seed(case.seed)
+
+    def random(name: str, power: int, *shape: int, over: int = 1) -> Tensor:
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) * 10.0**power / over**0.5
+        x = x.to(case.dtype).double()
+        if case.special is not None and case.special[0] == name and x.numel():
+            index = int(torch.randint(x.numel(), (1,), generator=generator))
+            x.view(-1)[index] = case.special[1]
+        return x
+
+    of_input, of_hx, of_weights, of_biases, of_upstream = case.scales
+    directions, gates = 1 + case.bidirectional, 3 * case.hidden_size
+    sizes = (case.batch, case.seq_len) if case.batch_first else (case.seq_len, case.batch)
+    leaves = [random("input", of_input, *sizes, case.input_size)]
+    if case.has_hx:
+        leaves.append(random("hx", of_hx, case.parts, case.batch, case.hidden_size))
+    for part in range(case.parts):
+        width = case.input_size if part < directions else directions * case.hidden_size
+        leaves.append(random("w_ih", of_weights, gates, width, over=width))
+        leaves.append(random("w_hh", of_weights, gates, case.hidden_size, over=case.hidden_size))
+        for name, there in zip(("b_ih", "b_hh"), case.biases, strict=True):
+            if there:
+                leaves.append(random(name, of_biases, gates))
+    flags = [torch.rand(sizes, generator=generator) < share for share in (0.3, 0.7)]
+    reset, mask = (x if name in case.options else None for name, x in zip(("reset", "mask"), flags, strict=True))
+    if reset is not None:
+        leaves.append(random("reset_state", of_hx, case.parts, case.batch, case.hidden_size))
+    if "decay" in case.options:
+        decay = torch.rand((*sizes, directions * case.hidden_size), generator=generator, dtype=torch.float64)
+        leaves.append(decay.to(case.dtype).double())
+    if "attention" in case.options:
+        amount = torch.rand(sizes, generator=generator, dtype=torch.float64) * 2 - 0.5
+        leaves.append(amount.clamp(0, 1).to(case.dtype).double())
+    lengths = None
+    if case.packed:
+        lengths = torch.randint(1, case.seq_len + 1, (case.batch,), generator=generator)
+        lengths[int(torch.randint(case.batch, (1,), generator=generator))] = case.seq_len
+        if case.rows == "packed":
+            lengths = lengths.sort(descending=True).values
+    rows = (int(lengths.sum()),) if lengths is not None else sizes
+    upstream = [
+        random("upstream", of_upstream, *rows, directions * case.hidden_size),
+        random("upstream", of_upstream, case.parts, case.batch, case.hidden_size),
+    ]
+    return Data(leaves, upstream, lengths, reset, mask)
+
+
+def _laid(x: Tensor, layout: str) -> Tensor:
+    """The same values, otherwise in memory."""
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), math.nan)
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+    return x.clone()
+
+
+def fresh(case: Case, data: Data, dtype: torch.dtype) -> list[Tensor]:
+    """Leaves in a dtype."""
+    layout = "contiguous" if case.layout == "expanded" else case.layout
+    return [_laid(x.to(dtype), layout).requires_grad_() for x in data.leaves]
+
+
+def expanded(case: Case, data: Data) -> Data:
+    """With layout "expanded", every sequence has the first one's input and state."""
+    if case.layout != "expanded" or case.batch == 0:
+        return data
+    first = [x.clone() for x in data.leaves]
+    dim = 0 if case.batch_first else 1
+    first[0] = first[0].narrow(dim, 0, 1).expand_as(first[0]).clone()
+    if case.has_hx:
+        first[1] = first[1][:, :1].expand_as(first[1]).clone()
+    return replace(data, leaves=first)
+
+
+def _given(case: Case, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    x, hx, weights = leaves[0], None, list(leaves[1:])
+    if case.has_hx:
+        hx, *weights = weights
+    if case.layout == "expanded" and case.batch:  # views: gradients by the leaves are the same sums
+        dim = 0 if case.batch_first else 1
+        x = x.narrow(dim, 0, 1).expand_as(x)
+        hx = None if hx is None else hx[:, :1].expand_as(hx)
+    return x, hx, weights
+
+
+def _by_step(case: Case, weights: list[Tensor]) -> dict[str, Tensor]:
+    """What steps are given, taken off the end of the leaves that it stands at."""
+    names = [name for name, option in BY_STEP.items() if option in case.options]
+    return {name: weights.pop() for name in reversed(names)}
+
+
+Outputs = tuple[Tensor, Tensor]
+
+
+def by_reference(case: Case, data: Data, leaves: Sequence[Tensor]) -> Outputs:
+    """(output, h_n) of the reference; rows alone where packed."""
+    x, hx, flat = _given(case, leaves)
+    hx = x.new_zeros(case.parts, case.batch, case.hidden_size) if hx is None else hx
+    by_step = _by_step(case, flat)
+    there = [True, True, *case.biases]
+    weights = []
+    for _ in range(case.parts):
+        weights.append(Weights(*(flat.pop(0) if one else None for one in there)))
+    x = x.transpose(0, 1) if case.batch_first else x
+    if case.options:
+        x, own = _reference_options(case, data, x, by_step)
+    sizes = order = None
+    if case.packed:
+        packed = pack_padded_sequence(x, data.lengths, enforce_sorted=False)
+        x, sizes, order, back = packed
+        hx = hx[:, order]
+    options = {"bidirectional": case.bidirectional, "reverse": case.reverse, "variant": case.variant}
+    output, h_n = reference.stack(x, hx, weights, batch_sizes=sizes, options=own if case.options else (), **options)
+    if case.packed:
+        return output, h_n[:, back]
+    return output.transpose(0, 1) if case.batch_first else output, h_n
+
+
+def _reference_options(
+    case: Case, data: Data, x: Tensor, by_step: dict[str, Tensor]
+) -> tuple[Tensor, list[reference.Options]]:
+    """The input as far as it is used, and the options of each layer and direction, time-major."""
+
+    def time_major(given: Tensor | None) -> Tensor | None:
+        return given.transpose(0, 1) if case.batch_first and given is not None else given
+
+    reset, mask = time_major(data.reset), time_major(data.mask)
+    decay, amount = time_major(by_step.get("decay")), time_major(by_step.get("attention"))
+    if mask is not None:
+        x = x.masked_fill(~mask.unsqueeze(-1), 0)
+        amount = mask.to(x.dtype) if amount is None else amount * mask
+    options = []
+    for part in range(case.parts):
+        fresh = by_step["reset_state"][part] if reset is not None else None
+        direction = part % (1 + case.bidirectional)
+        own = None if decay is None else decay[..., direction * case.hidden_size :][..., : case.hidden_size]
+        whole = None if amount is None else amount.unsqueeze(-1)
+        options.append(reference.Options(reset, fresh, own, whole, None, CLIP if "clip" in case.options else None))
+    return x, options
+
+
+def by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Module] | None = None) -> Outputs:
+    """(output, h_n) of what is tested, or with `cls` of torch's module; shapes as `by_reference` gives them.
+
+    Raises:
+        AssertionError: shapes or dtypes are not as they must be.
+    """
+    x, hx, weights = _given(case, leaves)
+    if case.kind == "module":
+        return _by_module(case, data, x, hx, weights, cls or trigru.GRU)
+    if case.kind == "cell":
+        options = {} if cls else {"variant": case.variant}
+        cell = (cls or trigru.GRUCell)(case.input_size, case.hidden_size, case.biases[0], dtype=x.dtype, **options)
+        _set(cell, weights)
+        alone = case.rows == "unbatched"
+        state = (cell(x[0, 0], hx[0, 0])[None] if alone else cell(x[0], hx[0]))[None]
+        return state, state
+    b_ih, b_hh = (weights[2 + sum(case.biases[:i])] if case.biases[i] else None for i in range(2))
+    options = {"variant": case.variant, "schedule": case.schedule, "reverse": case.reverse, "memory": case.memory}
+    sizes = None
+    if case.packed:
+        x, sizes, *_ = pack_padded_sequence(x, data.lengths)
+    output, h_n = trigru.gru(x, None if hx is None else hx[0], *weights[:2], b_ih, b_hh, batch_sizes=sizes, **options)
+    return output, h_n[None]
+
+
+def _set(module: nn.Module, weights: list[Tensor]) -> None:
+    """Leaves in the place of a module's parameters."""
+    names = [name for name, parameter in module._parameters.items() if parameter is not None]
+    for name, weight in zip(names, weights, strict=True):
+        module._parameters[name] = weight
+
+
+def _by_module(
+    case: Case, data: Data, x: Tensor, hx: Tensor | None, weights: list[Tensor], cls: type[nn.Module]
+) -> Outputs:
+    options = {"bias": case.biases[0], "batch_first": case.batch_first, "bidirectional": case.bidirectional}
+    given = {}
+    if case.options:
+        given = _by_step(case, weights) | {"reset": data.reset, "mask": data.mask}
+        options |= {"clip": CLIP if "clip" in case.options else None}
+    if cls is trigru.GRU:
+        options |= {"variant": case.variant, "schedule": case.schedule, "memory": case.memory}
+    module = cls(case.input_size, case.hidden_size, case.num_layers, dtype=x.dtype, **options)
+    _set(module, weights)
+    if hasattr(module, "_flat_weights"):
+        module._flat_weights = list(weights)
+    if case.packed:
+        packed = pack_padded_sequence(x, data.lengths, case.batch_first, enforce_sorted=case.rows == "packed")
+        output, h_n = module(packed, hx)
+        assert isinstance(output, PackedSequence)
+        assert output.batch_sizes is packed.batch_sizes
+        assert output.sorted_indices is packed.sorted_indices
+        return output.data, h_n
+    if case.rows == "unbatched":
+        dim = 0 if case.batch_first else 1
+        output, h_n = module(x.squeeze(dim), None if hx is None else hx.squeeze(1))
+        assert (output.dim(), h_n.dim()) == (2, 2)
+        return output.unsqueeze(dim), h_n.unsqueeze(1)
+    return module(x, hx, **given)
+
+
+def gradients(case: Case, data: Data, outputs: Outputs, leaves: Sequence[Tensor], **options) -> list[Tensor]:
+    used = range({"h_n": 1}.get(case.through, 0), {"output": 1}.get(case.through, 2))
+    upstream = [data.upstream[i].to(outputs[i].dtype) for i in used]
+    found = torch.autograd.grad([outputs[i] for i in used], leaves, upstream, allow_unused=True, **options)
+    return [torch.zeros_like(leaf) if x is None else x for x, leaf in zip(found, leaves, strict=True)]
+
+
+def names_of(case: Case) -> list[str]:
+    biases = [name for name, there in zip(("b_ih", "b_hh"), case.biases, strict=True) if there]
+    weights = [f"{name}[{part}]" for part in range(case.parts) for name in ("w_ih", "w_hh", *biases)]
+    by_step = [name for name, option in BY_STEP.items() if option in case.options]
+    return ["output", "h_n", *(f"d_{name}" for name in ("input", *(["hx"] * case.has_hx), *weights, *by_step))]
+
+
+Run = Callable[[Case, Data, Sequence[Tensor]], Outputs]
+
+
+def _run(run: Run, case: Case, data: Data, dtype: torch.dtype) -> list[Tensor]:
+    leaves = fresh(case, data, dtype)
+    outputs = run(case, data, leaves)
+    return [x.detach() for x in (*outputs, *gradients(case, data, outputs, leaves))]
+
+
+class Expected:
+    """What a case must give, and how near plain operations in its dtype come."""
+
+    def __init__(self, case: Case, data: Data) -> None:
+        self.case, self.data = case, data
+        self.exact = _run(by_reference, case, data, torch.float64)
+        self.plain = [_run(by_reference, case, data, case.dtype)]
+        if case.variant == "torch" and case.kind != "function" and not case.options:
+            theirs = nn.GRUCell if case.kind == "cell" else nn.GRU
+            self.plain.append(_run(partial(by_call, cls=theirs), case, data, case.dtype))
+        self.reachable = self._largest(self.plain)
+
+    def _largest(self, runs: list[list[Tensor]]) -> list[float]:
+        errors = [[self._error(a, b) for a, b in zip(run, self.exact, strict=True)] for run in runs]
+        return [max(each) for each in zip(*errors, strict=True)]
+
+    def nudge(self) -> None:
+        """Take for reachable too what plain operations give for arguments and gates that differ in their last digits:
+        where a result hangs on these, the plain run may have been lucky."""
+        runs = []
+        for seed in range(NUDGED):
+            torch.manual_seed(seed)
+            leaves = [self._nudged(x) for x in self.data.leaves]
+            near = expanded(self.case, replace(self.data, leaves=leaves))
+            # In 16 bits a gate that is less by one unit would excuse everything.
+            with Rounding(ulps=float(self.case.dtype in (torch.float32, torch.float64))):
+                runs.append(_run(by_reference, self.case, near, self.case.dtype))
+            with Rounding(ulps=1):  # of a saturated gate even float64 has no digits left
+                runs.append(_run(by_reference, self.case, self.data, torch.float64))
+        self.reachable = [max(each) for each in zip(self.reachable, self._largest(runs), strict=True)]
+
+    def _nudged(self, x: Tensor) -> Tensor:
+        """Other values than x, by a unit or two: biases that cancel no longer do."""
+        away = 2 * torch.finfo(self.case.dtype).eps * (2 * torch.rand_like(x) - 1)
+        return (x * (1 + away)).to(self.case.dtype).double()
+
+    @staticmethod
+    def _error(got: Tensor, want: Tensor) -> float:
+        """||got - want|| of the elements that are finite in both, or in the other's dtype."""
+        difference = got.double() - want
+        return difference[difference.isfinite()].norm().item()
+
+    def wrong(self, got: Sequence[Tensor]) -> list[str]:
+        """What is not as it must be, in words."""
+        if not self._wrong(got):
+            return []
+        self.nudge()
+        return self._wrong(got)
+
+    def _wrong(self, got: Sequence[Tensor]) -> list[str]:
+        info = torch.finfo(self.case.dtype)
+        said = []
+        columns = zip(names_of(self.case), got, self.exact, self.reachable, *self.plain, strict=True)
+        for name, x, exact, reachable, *plain in columns:
+            if x.shape != exact.shape or x.dtype != self.case.dtype:
+                said.append(f"{name}: {tuple(x.shape)} {x.dtype}, expected {tuple(exact.shape)} {self.case.dtype}")
+                continue
+            finite = exact.isfinite()
+            for each in plain:
+                finite &= each.isfinite()
+            if not x[finite].isfinite().all():
+                said.append(f"{name}: not finite where the reference is")
+                continue
+            lost = ~exact.isfinite()
+            for each in plain:
+                lost &= ~each.isfinite()
+            # The reference takes what is not done for 0 times it.
+            if x[lost].isfinite().any() and not self.case.options:
+                said.append(f"{name}: finite where the reference is not")
+            found = (x.double() - exact)[finite].norm().item()
+            size = exact[finite].norm().item()
+            least = info.smallest_normal * info.eps * (1 + finite.sum().item()) ** 0.5
+            allowed = FACTOR * max(reachable, ULPS * info.eps * size / FACTOR + least)
+            if not found <= allowed:
+                said.append(f"{name}: off by {found:.3g} of {size:.3g}, allowed {allowed:.3g}")
+        return said
+
+
+def same(got: Sequence[Tensor], want: Sequence[Tensor]) -> bool:
+    """Bit for bit, a NaN like any other."""
+    pairs = zip(got, want, strict=True)
+    return all(torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+
+
+def check(case: Case) -> None:
+    """Ask every property of a case.
+
+    Raises:
+        AssertionError: one does not hold.
+    """
+    data = expanded(case, data_of(case))
+    expected = Expected(case, data)
+    leaves = fresh(case, data, case.dtype)
+    outputs = by_call(case, data, leaves)
+    first = [x.detach().clone() for x in outputs]
+    if case.order == "no_grad between":
+        with torch.no_grad():
+            alone = by_call(case, data, leaves)
+    grads = gradients(case, data, outputs, leaves, retain_graph=True)
+    wrong = expected.wrong([*first, *grads])
+    assert not wrong, "; ".join(wrong)
+
+    if case.order == "no_grad between":
+        wrong = expected.wrong([*alone, *grads])
+        assert not wrong, f"without gradients: {'; '.join(wrong)}"
+    elif case.order == "backward twice":
+        assert same(gradients(case, data, outputs, leaves), grads), "a second backward gives other bits"
+    elif case.order == "two calls, two backwards":
+        again = by_call(case, data, leaves)
+        assert same(again, first), "a second call gives other bits"
+        assert same(gradients(case, data, outputs, leaves), grads), "a backward after another call gives other bits"
+        assert same(gradients(case, data, again, leaves), grads), "the second call's backward gives other bits"
+    elif case.order in RESULTS_CHANGED:
+        _result_changed(case, data, outputs, leaves)
+    elif case.order in LEAVES_CHANGED:
+        _leaf_changed(case, data, outputs, leaves, grads)
+
+
+def _raises_or(found: Callable[[], list[Tensor]], want: list[Tensor], what: str) -> None:
+    try:
+        got = found()
+    except RuntimeError as error:
+        assert "inplace operation" in str(error), error  # noqa: PT017
+        return
+    assert same(got, want), f"{what}: backward gives other gradients, and no error"
+
+
+def _result_changed(case: Case, data: Data, outputs: Outputs, leaves: list[Tensor]) -> None:
+    """In place, as autograd lets results of nn.GRU be changed."""
+    which = RESULTS_CHANGED.index(case.order)
+    doubled = [2 * x if i == which else x for i, x in enumerate(outputs)]
+    if outputs[0] is outputs[1]:  # a cell's
+        doubled = [2 * x for x in outputs]
+    want = gradients(case, data, (doubled[0], doubled[1]), leaves, retain_graph=True)
+    outputs[which].mul_(2)
+    _raises_or(lambda: gradients(case, data, outputs, leaves), want, case.order)
+
+
+def _leaf_changed(case: Case, data: Data, outputs: Outputs, leaves: list[Tensor], grads: list[Tensor]) -> None:
+    """In place: an earlier call's backward is refused, or right; a later call sees the new values."""
+    kinds = [name.removeprefix("d_").partition("[")[0] for name in names_of(case)[2:]]
+    changed = LEAVES_CHANGED[case.order]
+    if changed not in kinds:
+        return
+    which = kinds.index(changed)
+    with torch.no_grad():
+        leaves[which].mul_(0.5)
+    _raises_or(lambda: gradients(case, data, outputs, leaves), grads, case.order)
+    values = [x.detach().double() for x in leaves]
+    data = expanded(case, replace(data, leaves=values))
+    outputs = by_call(case, data, leaves)
+    wrong = Expected(case, data).wrong([*outputs, *gradients(case, data, outputs, leaves)])
+    assert not wrong, f"after {case.order}: {'; '.join(wrong)}"

@@ -1,0 +1,95 @@
+"""Random calls for as long as one likes: what test_properties.py asks of a few, asked of many.
+
+    python tests/soak.py --minutes 10 --seed 1
+
+Batch by batch, each with the next seed. A batch that finds a case which breaks a property shrinks it, prints it and its
+seed, with which `--seed S --batches 1` finds it again. Exit code 1 where there was one; the last line has the counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels on the CPU, which "auto" does not take
+
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from properties import Case, cases, check
+
+SIZES = {False: 200, True: 10}  # of a batch: of torch operations, of kernels
+KERNELS_EVERY = 5  # batches
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_mib() -> float:
+    """Memory of this process."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20
+
+
+class Soak:
+    """Batches, and what they came to."""
+
+    def __init__(self, minutes: float) -> None:
+        self.end = time.monotonic() + 60 * minutes
+        self.cases = {False: 0, True: 0}
+        self.failures = 0
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def batch(self, number: int, kernels: bool) -> None:
+        """One, and its failure."""
+
+        @seed(number)
+        @settings(
+            max_examples=SIZES[kernels],
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate, Phase.shrink),
+        )
+        @given(cases(kernels=kernels))
+        def any_call(case: Case) -> None:
+            if not self.over:
+                check(case)
+                self.cases[kernels] += 1
+
+        try:
+            any_call()
+        except Exception as error:
+            self.failures += 1
+            notes = "\n".join(getattr(error, "__notes__", []))
+            print(f"seed {number}: {type(error).__name__}: {error}\n{notes}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first batch")
+    parser.add_argument("--batches", type=int, default=sys.maxsize, help="at most so many")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton|numpy")  # numpy's, of infinite numbers
+    began, soak, sizes = time.monotonic(), Soak(given.minutes), []
+    number = given.seed
+    while not soak.over and number < given.seed + given.batches:
+        soak.batch(number, kernels=number % KERNELS_EVERY == KERNELS_EVERY - 1)
+        number += 1
+        sizes.append(resident_mib())
+    early = sizes[len(sizes) // 4]  # by then all code is there
+    counts = f"{soak.cases[False]} cases of torch operations, {soak.cases[True]} of kernels, {soak.failures} failures"
+    memory = f"resident memory {early:.0f} MiB after a quarter, {sizes[-1]:.0f} MiB at the end"
+    print(f"{counts} in {time.monotonic() - began:.0f} s; {memory}")
+    return int(soak.failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""`trigru.GRUCell`: one step, with parameters, shapes, results and errors as nn.GRUCell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.functional import layer_norm, linear
+
+from .functional import gru_cell
+from .layer import Variant
+from .leaf import Leaf, shown_name
+from .reference import check_variant
+
+_DREAMER_EPS, _DREAMER_BIAS = 1e-3, -1.0
+
+
+class GRUCell(Leaf, nn.RNNCellBase):
+    """One step of a GRU: `nn.GRUCell` with a choice of equations.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as `nn.GRUCell`.
+        variant: "torch", "cho" or "chung"; see `trigru.reference`. Or "dreamer", the cell of Dreamer's world models
+            (Hafner et al. 2021), which goes step by step because its users sample between steps:
+
+                r, n, u = W_i x + W_h h + b, with norm="layer" normalised together, with a gain and a shift of 3H each
+                r = sigmoid(r)    n = tanh(r * n)    u = sigmoid(u - 1)    h' = u * n + (1 - u) * h
+        norm: "layer" for variant "dreamer", with `norm_weight` and `norm_bias` (3 * hidden_size,) and an eps of 1e-3 as
+            there; None for none.
+
+    Inputs: input, hx
+        - input: (batch, input_size) or (input_size,).
+        - hx: (batch, hidden_size) or (hidden_size,); zeros if None.
+
+    Outputs: state
+        - state: the next one, as hx.
+
+    Raises:
+        ValueError, RuntimeError: as `nn.GRUCell`; ValueError for an unknown variant, and a norm that it has not.
+
+    Example:
+        >>> cell = trigru.GRUCell(8, 16)
+        >>> cell(torch.randn(2, 8)).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        variant: Variant | Literal["dreamer"] = "torch",
+        norm: Literal["layer"] | None = None,
+    ) -> None:
+        if variant != "dreamer":
+            check_variant(variant)
+        if norm not in ((None, "layer") if variant == "dreamer" else (None,)):
+            raise ValueError(f"norm: expected None, or 'layer' for variant 'dreamer', got {norm!r}")
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+        self.variant = variant
+        if norm is not None:
+            self.norm_weight = nn.Parameter(self.weight_ih.new_ones(3 * hidden_size))
+            self.norm_bias = nn.Parameter(self.weight_ih.new_zeros(3 * hidden_size))
+
+    def reset_parameters(self) -> None:
+        """As in `nn.GRUCell`; a norm's gain becomes 1 again, its shift 0."""
+        super().reset_parameters()
+        if "norm_weight" in self._parameters:
+            nn.init.ones_(self.norm_weight)
+            nn.init.zeros_(self.norm_bias)
+
+    def _get_name(self) -> str:
+        return shown_name(super()._get_name())
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
+        text = super().extra_repr()
+        if self.variant != "torch":
+            text += f", variant={self.variant!r}"
+        return f"{text}, norm='layer'" if "norm_weight" in self._parameters else text
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """See the class."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input, hx)
+        for name, tensor in (("input", input), ("hidden", hx)):
+            if tensor is not None and tensor.dim() not in (1, 2):
+                raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
+        batched = input.dim() == 2
+        x = input if batched else input.unsqueeze(0)
+        if hx is None:
+            h = x.new_zeros(x.shape[0], self.hidden_size, layout=torch.strided)
+        else:
+            if hx.dim() != input.dim():
+                raise RuntimeError(f"hx: expected {input.dim()} dimensions as input, got {hx.dim()}")
+            h = hx if batched else hx.unsqueeze(0)
+            self._check_state(x, h)
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+        weight = self.weight_ih
+        if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+            # A ValueError in nn.GRU, but not in nn.GRUCell.
+            raise RuntimeError(f"input: expected the weights' dtype {weight.dtype}, got {x.dtype}")
+        if self.variant == "dreamer":
+            h = self._dreamer(x, h)
+        else:
+            h = gru_cell(x, h, weight, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
+        return h if batched else h.squeeze(0)
+
+    def _dreamer(self, x: Tensor, h: Tensor) -> Tensor:
+        """The equations of variant "dreamer"."""
+        parts = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
+        if "norm_weight" in self._parameters:
+            parts = layer_norm(parts, parts.shape[-1:], self.norm_weight, self.norm_bias, _DREAMER_EPS)
+        r, n, u = parts.chunk(3, -1)
+        n, u = torch.tanh(torch.sigmoid(r) * n), torch.sigmoid(u + _DREAMER_BIAS)
+        return h + u * (n - h)
+
+    def _check_state(self, x: Tensor, h: Tensor) -> None:
+        """Raise what nn.GRUCell raises where the state does not fit the input."""
+        if h.shape[0] != x.shape[0]:
+            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {h.shape[0]}")
+        if h.shape[1] != self.hidden_size:
+            raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h.shape[1]}, expected {self.hidden_size}")
+        if h.dtype != x.dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(f"hx: expected dtype {x.dtype} as input, got {h.dtype}")
