@@ -138,7 +138,8 @@ class Place(NamedTuple):
 
     j: Any  # its hidden units, along one axis
     b: Any  # where the rows of its sequences lie within a step, along the other
-    alive: Any  # of the sequences, those to be loaded
+    rows: Any  # the same, by themselves
+    alive: Any  # of these, those to be loaded
     there: Any  # of the elements, those to be loaded
     H: Any
 
@@ -182,7 +183,9 @@ def _of_rows(pointer, row, place, BY_UNIT, OTHER: tl.constexpr):
     if pointer is None or BY_UNIT is not None:
         return _of_units(pointer, row, place, OTHER)
     else:
-        return tl.load(pointer + tl.cast(row, tl.int64) + place.b, mask=place.alive, other=OTHER)
+        # By themselves, for along the other axis threads would load the same value again and again.
+        x = tl.load(pointer + tl.cast(row, tl.int64) + place.rows, mask=place.alive, other=OTHER)
+        return x[None, :] if place.b.shape[0] == 1 else x[:, None]
 
 
 @triton.jit
@@ -217,11 +220,10 @@ def load_dropped(beside, place):
 
 @triton.jit
 def begun(before, beginning):
-    """The state that a step begins from, and that its blend sees, in float32."""
+    """The state that a step begins from, and that its blend sees."""
     reset = None if absent(beginning.reset) else beginning.reset != 0
-    fresh = None if absent(beginning.fresh) else beginning.fresh.to(before.dtype)
-    begin = begin_of_step(before, reset, fresh, None).to(tl.float32)  # selected before it is wider
-    return begin_of_step(begin, None, None, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
+    fresh = None if absent(beginning.fresh) else beginning.fresh.to(tl.float32)
+    return begin_of_step(before, reset, fresh, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
 
 
 @triton.jit
@@ -292,7 +294,7 @@ def begin_back(d_begin, beginning):
 @triton.jit
 def place_of(step, b, j, H):
     """A tile of those that are alive at a step."""
-    return Place(j[:, None], b[None, :], (b < step.count)[None, :], there(j, b, H, step.count), H)
+    return Place(j[:, None], b[None, :], b, b < step.count, there(j, b, H, step.count), H)
 
 
 @triton.jit
