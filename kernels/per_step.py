@@ -125,12 +125,25 @@ def absent(loaded):
     return isinstance(loaded, (tuple, tl.tuple)) and len(loaded) == 0
 
 
+@triton.constexpr_function
+def in_flags(amount):
+    """Whether amounts are all or nothing, in bytes."""
+    return not absent(amount) and amount.dtype == tl.uint8
+
+
+@triton.constexpr_function
+def in_parts(amount):
+    """Whether they are numbers."""
+    return not absent(amount) and amount.dtype != tl.uint8
+
+
 class Place(NamedTuple):
     """A tile of hidden units and sequences."""
 
     j: Any  # its hidden units, along one axis
     b: Any  # where the rows of its sequences lie within a step, along the other
-    alive: Any  # of the sequences, those to be loaded
+    rows: Any  # the same, by themselves
+    alive: Any  # of these, those to be loaded
     there: Any  # of the elements, those to be loaded
     H: Any
 
@@ -174,7 +187,9 @@ def _of_rows(pointer, row, place, BY_UNIT, OTHER: tl.constexpr):
     if pointer is None or BY_UNIT is not None:
         return _of_units(pointer, row, place, OTHER)
     else:
-        return tl.load(pointer + tl.cast(row, tl.int64) + place.b, mask=place.alive, other=OTHER)
+        # By themselves, for along the other axis threads would load the same value again and again.
+        x = tl.load(pointer + tl.cast(row, tl.int64) + place.rows, mask=place.alive, other=OTHER)
+        return x[None, :] if place.b.shape[0] == 1 else x[:, None]
 
 
 @triton.jit
@@ -224,49 +239,44 @@ def seen(begin, dropped):
 @triton.jit
 def ended(begin, new, amount, clip):
     """The state that a step ends with; `new`: the equations'."""
-    if absent(amount):
-        return end_of_step(begin, new, None, clip)
-    elif amount.dtype == tl.uint8:
+    if in_flags(amount):
         return tl.where(amount != 0, end_of_step(begin, new, None, clip), begin)
     else:
-        return end_of_step(begin, new, amount.to(tl.float32), clip)
+        return end_of_step(begin, new, amount.to(tl.float32) if in_parts(amount) else None, clip)
 
 
 @triton.jit
 def unless(x, nothing):
     """x, or 0 where nothing of it counts: there it may be NaN."""
-    return x if absent(nothing) else tl.where(nothing, 0.0, x)
+    return x if absent(nothing) else tl.where(nothing, tl.zeros_like(x), x)
 
 
 @triton.jit
 def carries_on(amount):
     """Where a unit carries on the state that its step began from, so that its update gate and its candidate lead
     nowhere."""
-    if absent(amount):
-        return ()
-    elif amount.dtype == tl.uint8:
+    if in_flags(amount):
         return amount == 0
     else:
-        return amount.to(tl.float32) == 0.0
+        return amount.to(tl.float32) == 0.0 if in_parts(amount) else ()
 
 
 @triton.jit
 def end_back(dh, begin, z, n, amount, clip, VARIANT: tl.constexpr):
     """`blend_grad` from dh, the derivative by the state that a step ends with; its `direct` with what passes by the
     equations. z and n are 0 where it `carries_on`."""
-    if absent(amount) and clip is None:
-        return blend_grad(dh, begin, z, n, VARIANT)
-    elif absent(amount):
-        d_new, _ = end_grad(dh, begin, blend(begin, z, n, VARIANT), None, clip)
-        return blend_grad(d_new, begin, z, n, VARIANT)
-    elif amount.dtype == tl.uint8:
-        d_new, _ = end_grad(dh, begin, blend(begin, z, n, VARIANT), None, clip)
-        dn, dz, direct = blend_grad(unless(d_new, amount == 0), begin, z, n, VARIANT)
-        return dn, dz, tl.where(amount != 0, direct, dh)
-    else:
-        d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), amount.to(tl.float32), clip)
-        dn, dz, direct = blend_grad(d_new, begin, z, n, VARIANT)
-        return dn, dz, direct + past
+    d_new, past = dh, None
+    if in_parts(amount) or clip is not None:
+        wide = amount.to(tl.float32) if in_parts(amount) else None
+        d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), wide, clip)
+    if in_flags(amount):
+        d_new = tl.where(amount != 0, d_new, 0.0)
+    dn, dz, direct = blend_grad(d_new, begin, z, n, VARIANT)
+    if in_flags(amount):
+        direct = tl.where(amount != 0, direct, dh)
+    if in_parts(amount):
+        direct += past
+    return dn, dz, direct
 
 
 @triton.jit
@@ -288,7 +298,7 @@ def begin_back(d_begin, beginning):
 @triton.jit
 def place_of(step, b, j, H):
     """A tile of those that are alive at a step."""
-    return Place(j[:, None], b[None, :], (b < step.count)[None, :], there(j, b, H, step.count), H)
+    return Place(j[:, None], b[None, :], b, b < step.count, there(j, b, H, step.count), H)
 
 
 @triton.jit
@@ -332,6 +342,18 @@ def pass_on(beside, end, here, direction, batch, rows, b, j, H):
         to = at(beside.begins, row_of(beside, step.row), b, j, H)
         write(to, as_seen(beside, begin, step, b, j, H), there(j, b, H, step.count))
     return begin
+
+
+@triton.jit
+def read_counting(beside, pointers, live, amount):
+    """`read` of tiles.py, but 0 where a state is carried on: where all of a sequence is, nothing is read."""
+    if absent(amount):
+        x = tl.load(pointers, mask=live, other=0.0)
+    elif beside.AMOUNT_BY_UNIT is None:
+        x = tl.load(pointers, mask=live & (amount != 0), other=0.0)
+    else:
+        x = unless(tl.load(pointers, mask=live, other=0.0), carries_on(amount))
+    return x.to(tl.float32)
 
 
 @triton.jit

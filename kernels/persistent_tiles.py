@@ -87,8 +87,8 @@ def readable(own, count, S: tl.constexpr):
 @triton.jit
 def own_place(own, B, S: tl.constexpr):
     """The own tile for the loads of per_step.py, which are of padded sequences."""
-    rows = tl.full((S.BLOCK_B, 1), True, tl.int1)
-    return Place(own.j[None, :], own.row[:, None], rows, readable(own, B, S), S.H)
+    alive = tl.full((S.BLOCK_B,), True, tl.int1)
+    return Place(own.j[None, :], own.row[:, None], own.row, alive, readable(own, B, S), S.H)
 
 
 @triton.jit

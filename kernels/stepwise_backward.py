@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .gates import reset_after_grad, reset_before_grad
 from .loop import Step
-from .per_step import Beside, amount_of, as_seen, before_grad, begin_from, carries_on, end_back, reset_gate, unless
+from .per_step import Beside, amount_of, as_seen, before_grad, begin_from, end_back, read_counting, reset_gate
 from .products import multiply
 from .stepwise_forward import PER_STEP, own_side, own_tile, step_of
 from .tiles import at, either, load_state, load_weight_transposed, read, there, write
@@ -20,6 +20,7 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
               j, b, here, before, after, extent, H, width, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
               BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of a step, as `bptt_step`; `before` and `width` as in `torch_tile` of stepwise_forward.py."""
+    amount = amount_of(beside, here, b, j, H)  # early, for what is kept waits for it
     dh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     for first in range(0, extent, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
@@ -41,14 +42,14 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
     h = begin_from(beside, h, here, b, j, H)
     reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
-    amount = amount_of(beside, here, b, j, H)
-    z, n = unless(read(reserve + H, live), carries_on(amount)), unless(read(reserve + 2 * H, live), carries_on(amount))
+    z, n = read_counting(beside, reserve + H, live, amount), read_counting(beside, reserve + 2 * H, live, amount)
     dn, dz, direct = end_back(dh, h, z, n, amount, beside.clip, VARIANT)
     d_gates = at(d_gates_ptr, here.row, b, j, 3 * H)
     write(d_gates + H, dz, live)
     write(d_gates + 2 * H, dn, live)
     if VARIANT == "torch":
-        r, an = unless(read(reserve, live), carries_on(amount)), unless(read(reserve + 3 * H, live), carries_on(amount))
+        r = read_counting(beside, reserve, live, amount)
+        an = read_counting(beside, reserve + 3 * H, live, amount)
         dr, d_an = reset_after_grad(dn, an, r)
         write(d_gates, dr, live)
         write(at(d_an_ptr, here.row, b, j, H), d_an, live)

@@ -120,6 +120,7 @@ def per_step_recurrence(
     *,
     by_unit: bool = False,
     fresh_once: bool = False,
+    flags: bool = False,
     variant: str = "torch",
     dtype: torch.dtype = torch.float32,
     reverse: bool = False,
@@ -127,7 +128,8 @@ def per_step_recurrence(
 ) -> Case:
     """A random padded layer with some of the options.
 
-    by_unit: decay and amount are (N, H), not (N,). fresh_once: one fresh state for all steps, (B, H)."""
+    by_unit: decay and amount are (N, H), not (N,). fresh_once: one fresh state for all steps, (B, H). flags: amount is
+    bool."""
     rows, wide = seq_len * batch, 3 * hidden_size
 
     def drawn(reverse: bool) -> Case:
@@ -139,7 +141,7 @@ def per_step_recurrence(
             torch.randn(rows, hidden_size),
             torch.randn(batch, hidden_size),
         ]
-        per_step = _options(rows, batch, hidden_size, options, by_unit, fresh_once, dtype)
+        per_step = _options(rows, batch, hidden_size, options, by_unit, fresh_once, flags, dtype)
         rounded = (None if x is None else x.to(dtype) for x in given)
         return Case(*rounded, Steps.padded(seq_len, batch), variant, reverse, {}, per_step=per_step)
 
@@ -160,6 +162,7 @@ def _options(
     options: Sequence[str],
     by_unit: bool,
     fresh_once: bool,
+    flags: bool,
     dtype: torch.dtype,
 ) -> PerStep:
     """All of them but `clip`, each random, with the values among them that are told apart."""
@@ -170,7 +173,7 @@ def _options(
         "reset": torch.rand(rows) < 0.4,
         "fresh": torch.randn(batch if fresh_once else rows, hidden_size).to(dtype),
         "decay": torch.rand(each).to(dtype),
-        "amount": amount.to(dtype),
+        "amount": amount > 0.5 if flags else amount.to(dtype),
         "dropped": ((torch.rand(batch, hidden_size) < 0.7) / 0.7).to(dtype),
     }
     per_step = PerStep(**{name: x for name, x in found.items() if name in options}, wants_d_begin=True)

@@ -71,6 +71,7 @@ def test_each_option_and_all(options, variant):
         options,
         by_unit=turn % 2 == 0,
         fresh_once=turn % 4 == 1,
+        flags=turn % 3 == 1,
         variant=variant,
         dtype=torch.float32 if "clip" in options else dtype,  # rounded further, some come to lie beyond the clip
         reverse=turn % 4 > 1,

@@ -50,6 +50,7 @@ def test_each_option_and_all(on_cpu, options, variant, dtype):
         options,
         by_unit=turn % 2 == 0,
         fresh_once=turn % 4 == 1,
+        flags=turn % 3 == 1,
         variant=variant,
         dtype=dtype,
         reverse=turn % 4 > 1,

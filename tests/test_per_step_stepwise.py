@@ -31,7 +31,7 @@ WAYS = [
     {"reverse": True},
     {"by_unit": True},
     {"by_unit": True, "both": True},
-    {"fresh_once": True},
+    {"fresh_once": True, "flags": True},
     {"both": True, "fresh_once": True},
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float32, torch.float16, torch.float32, torch.bfloat16, torch.float32]
@@ -105,11 +105,14 @@ def test_nan_does_not_pass_a_reset(variant):
 
 
 @pytest.mark.parametrize(
-    ("variant", "by_unit"), [("torch", False), ("cho", True), ("chung", False)][:: 1 if INTERPRETED else 3]
+    ("variant", "by_unit", "flags"),
+    [("torch", False, False), ("cho", True, False), ("chung", False, True), ("torch", True, True)][
+        :: 1 if INTERPRETED else 2
+    ],
 )
-def test_where_a_state_is_carried_on_nothing_else_counts(variant, by_unit):
+def test_where_a_state_is_carried_on_nothing_else_counts(variant, by_unit, flags):
     """A whole sequence's, bit for bit, NaN or not; clip does not change it either."""
-    case = per_step_recurrence(3, 4, 8, ("amount", "clip"), by_unit=by_unit, variant=variant)
+    case = per_step_recurrence(3, 4, 8, ("amount", "clip"), by_unit=by_unit, flags=flags, variant=variant)
     case.h0[3] *= 9
     amount, gates_in = by_step(case, case.per_step.amount), by_step(case, case.gates_in)
     amount[1:, 1] = amount[:2, 3] = 0
@@ -132,7 +135,7 @@ def test_where_a_state_is_carried_on_nothing_else_counts(variant, by_unit):
     [
         ("torch", {"both": True, "by_unit": True}, "ieee", 90, 2),
         ("cho", {"reverse": True, "fresh_once": True}, "bf16", 80, None),
-        ("chung", {"by_unit": True}, "tf32", 90, 1),
+        ("chung", {"by_unit": True, "flags": True}, "tf32", 90, 1),
         pytest.param("cho", {"both": True}, "ieee", 75, 3, marks=pytest.mark.slow),
         pytest.param("torch", {"reverse": True}, "bf16", 90, None, marks=pytest.mark.slow),
     ],
