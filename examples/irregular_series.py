@@ -9,11 +9,11 @@ the same update is timed with the loop that people write, a step at a time.
 """
 
 import argparse
-import time
 
 import torch
 import torch.nn.functional as F
 from aeon.datasets import load_basic_motions
+from timing import compare
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -86,18 +86,6 @@ class StepByStep(nn.Module):
         return self.model.linear(h)
 
 
-def seconds(models: list[nn.Module], series: Series) -> list[tuple[float, list[Tensor]]]:
-    """Of each model the shortest of some forwards and backwards, taken in turns, and the gradients."""
-    taken: list[list[float]] = [[] for _ in models]
-    grads: list[list[Tensor]] = [[] for _ in models]
-    for number in list(range(len(models))) * 15:
-        start = time.perf_counter()
-        loss = F.cross_entropy(models[number](series), series["activity"])
-        grads[number] = list(torch.autograd.grad(loss, list(models[number].parameters())))
-        taken[number].append(time.perf_counter() - start)
-    return [(min(times), found) for times, found in zip(taken, grads, strict=True)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=40)
@@ -127,11 +115,11 @@ def main() -> None:
 
     batch = {name: x[: args.batch] for name, x in train.items()}
     print(f"an update on {len(batch['activity'])} recordings of up to {batch['values'].shape[1]} steps:")
-    (ours, want), (theirs, grads) = seconds([model, StepByStep(model)], batch)
-    for got, wanted in zip(grads, want, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
-    print(f"  trigru.GRUD: {ours * 1e3:.1f} ms")
-    print(f"  a step at a time: {theirs * 1e3:.1f} ms, the same gradients: speed-up {theirs / ours:.1f}")
+    compare(
+        ["trigru.GRUD", "a step at a time"],
+        [model, StepByStep(model)],
+        lambda model: F.cross_entropy(model(batch), batch["activity"]),
+    )
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ state times (1 - done), and a call of nn.GRU for every stretch between two steps
 import argparse
 import copy
 import itertools
-import time
 
 import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import compare
 from torch import Tensor, nn
 
 import trigru
@@ -131,20 +131,6 @@ def loss_of(policy: nn.Module, rollout: dict[str, Tensor], advantage: Tensor) ->
     return (error * 0.5 - gain - 0.01 * chosen.entropy())[used].mean()
 
 
-def seconds(
-    policies: list[nn.Module], rollout: dict[str, Tensor], advantage: Tensor
-) -> list[tuple[float, list[Tensor]]]:
-    """Of each policy the shortest of some forwards and backwards, taken in turns, and the gradients."""
-    taken: list[list[float]] = [[] for _ in policies]
-    grads: list[list[Tensor]] = [[] for _ in policies]
-    for number in list(range(len(policies))) * 15:
-        start = time.perf_counter()
-        loss = loss_of(policies[number], rollout, advantage)
-        grads[number] = list(torch.autograd.grad(loss, list(policies[number].parameters())))
-        taken[number].append(time.perf_counter() - start)
-    return [(min(times), found) for times, found in zip(taken, grads, strict=True)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=30)
@@ -175,13 +161,11 @@ def main() -> None:
     print(
         f"an update on the first rollout, {STEPS} steps of {ENVS} environments, {share:.1%} of them an episode's first:"
     )
-    others = {"nn.GRU step by step": StepByStep(policy), "nn.GRU by stretches": BySegments(policy)}
-    (ours, want), *found = seconds([policy, *others.values()], rollout, advantage)
-    print(f"  trigru.GRU with reset: {ours * 1e3:.1f} ms")
-    for name, (theirs, grads) in zip(others, found, strict=True):
-        for got, wanted in zip(grads, want, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
-        print(f"  {name}: {theirs * 1e3:.1f} ms, the same gradients: speed-up {theirs / ours:.1f}")
+    compare(
+        ["trigru.GRU with reset", "nn.GRU step by step", "nn.GRU by stretches"],
+        [policy, StepByStep(policy), BySegments(policy)],
+        lambda policy: loss_of(policy, rollout, advantage),
+    )
 
 
 if __name__ == "__main__":

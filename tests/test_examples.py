@@ -119,29 +119,23 @@ def test_onnx_export(tmp_path):
     assert float(re.search(r"difference of a logit (\S+),", printed)[1]) < 1e-4
 
 
-def speedups(printed: str) -> list[float]:
-    """Each was printed after its gradients had been found to be the same."""
-    return [float(found) for found in re.findall(r"the same gradients: speed-up (\d+\.\d)$", printed, re.MULTILINE)]
-
-
 @pytest.mark.slow
-@needs("gymnasium")
-def test_a_recurrent_policy_learns_to_remember_velocities():
-    printed = run(EXAMPLES / "recurrent_policy.py", "--rollouts", 15)
-    steps = [int(found) for found in re.findall(r"^rollout \d+: (\d+) steps an episode", printed, re.MULTILINE)]
-    assert len(steps) == 3
-    assert steps[-1] > 100, "a policy that does not remember stays near 50"
-    assert len(speedups(printed)) == 2
-
-
-@pytest.mark.slow
-@needs("aeon")
-def test_an_irregular_series_is_classified():
-    printed = run(EXAMPLES / "irregular_series.py", "--epochs", 20)
-    accuracy = [float(found) for found in re.findall(r"test accuracy (\d+\.\d)%$", printed, re.MULTILINE)]
-    assert len(accuracy) == 2
-    assert accuracy[-1] > 60, "a quarter is what guessing gives"
-    assert len(speedups(printed)) == 1
+@pytest.mark.parametrize(
+    ("script", "options", "learned", "least", "timed"),
+    [
+        # steps an episode; a policy that does not remember stays near 50
+        pytest.param("recurrent_policy.py", ("--rollouts", 15), r"(\d+) steps an", 100, 2, marks=needs("gymnasium")),
+        # guessing gives a quarter
+        pytest.param("irregular_series.py", ("--epochs", 20), r"accuracy (\d+)\.\d%", 60, 1, marks=needs("aeon")),
+    ],
+    ids=["recurrent policy", "irregular series"],
+)
+def test_what_is_compared_with_loops_learns_and_finds_the_same_gradients(script, options, learned, least, timed):
+    printed = run(EXAMPLES / script, *options)
+    found = [int(number) for number in re.findall(learned, printed)]
+    assert len(found) > 1
+    assert found[-1] > least
+    assert len(re.findall(r"the same gradients: speed-up \d+\.\d$", printed, re.MULTILINE)) == timed
 
 
 def test_the_readme_lists_every_example():

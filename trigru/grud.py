@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,21 +129,6 @@ class GRUD(nn.Module):
     def extra_repr(self) -> str:
         """The sizes; `gru` shows the rest."""
         return f"{self.input_size}, {self.hidden_size}"
-
-    if TYPE_CHECKING:  # nn.Module's takes and gives anything
-
-        def __call__(
-            self,
-            input: Tensor,
-            mask: Tensor,
-            gaps: Tensor,
-            hx: Tensor | None = None,
-            *,
-            last: Tensor | None = None,
-            reset: Tensor | None = None,
-            reset_state: Tensor | None = None,
-            lengths: Tensor | None = None,
-        ) -> tuple[Tensor, Tensor]: ...
 
     def forward(
         self,
