@@ -229,7 +229,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         (
             'f"setp.lt.u32 p, t, {timeout};"',
             '"setp.lt.u32 p, t, 0;"',
-            named("test_persistent", "one_program_starved_as_long_as_the_others_can_go_on[torch-data]"),
+            named("test_exchange_mutations", "the_beginning_of_a_wait_not_noted"),
         ),
         ('f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",', "", _EXPIRES),
         ('"@p mov.b32 again, 1;", f"@p {load}"', 'f"@p {load}"', _DATA),
