@@ -70,7 +70,7 @@ def step_after(before, offsets_ptr, i, T, B, direction, PACKED: tl.constexpr):
 def row_after(here, i, T, B, direction):
     """In a padded sequence, first row of the step that forward takes after `here`, its number i; behind the last that
     of the last itself, for loads that nothing uses."""
-    return here.row + tl.where(i + 1 < T, direction, 0).to(tl.int64) * B
+    return here.row + tl.where(i + 1 < T, direction.to(tl.int64) * B, 0)
 
 
 @triton.jit

@@ -25,12 +25,17 @@ def arguments(operands: Operands) -> dict[str, Any]:
     """What every kernel that begins or ends a step takes of it, by name. All None where there is nothing."""
     per = operands.per_step or PerStep()
     return {
-        "reset_ptr": None if per.reset is None else per.reset.view(torch.uint8),
+        "reset_ptr": _as_bytes(per.reset),
         "fresh_ptr": None if per.reset is None else per.fresh,
         "decay_ptr": per.decay,
-        "amount_ptr": per.amount,
+        "amount_ptr": _as_bytes(per.amount),
         "dropped_ptr": per.dropped,
     }
+
+
+def _as_bytes(x: Tensor | None) -> Tensor | None:
+    """Flags as kernels load them: Triton would convert them at once."""
+    return x.view(torch.uint8) if x is not None and x.dtype == torch.bool else x
 
 
 def forward_arguments(operands: Operands) -> dict[str, Any]:
@@ -219,7 +224,12 @@ def seen(begin, dropped):
 @triton.jit
 def ended(begin, new, amount, clip):
     """The state that a step ends with; `new`: the equations'."""
-    return end_of_step(begin, new, None if absent(amount) else amount.to(tl.float32), clip)
+    if absent(amount):
+        return end_of_step(begin, new, None, clip)
+    elif amount.dtype == tl.uint8:
+        return tl.where(amount != 0, end_of_step(begin, new, None, clip), begin)
+    else:
+        return end_of_step(begin, new, amount.to(tl.float32), clip)
 
 
 @triton.jit
@@ -232,7 +242,12 @@ def unless(x, nothing):
 def carries_on(amount):
     """Where a unit carries on the state that its step began from, so that its update gate and its candidate lead
     nowhere."""
-    return () if absent(amount) else amount.to(tl.float32) == 0.0
+    if absent(amount):
+        return ()
+    elif amount.dtype == tl.uint8:
+        return amount == 0
+    else:
+        return amount.to(tl.float32) == 0.0
 
 
 @triton.jit
@@ -241,11 +256,17 @@ def end_back(dh, begin, z, n, amount, clip, VARIANT: tl.constexpr):
     equations. z and n are 0 where it `carries_on`."""
     if absent(amount) and clip is None:
         return blend_grad(dh, begin, z, n, VARIANT)
+    elif absent(amount):
+        d_new, _ = end_grad(dh, begin, blend(begin, z, n, VARIANT), None, clip)
+        return blend_grad(d_new, begin, z, n, VARIANT)
+    elif amount.dtype == tl.uint8:
+        d_new, _ = end_grad(dh, begin, blend(begin, z, n, VARIANT), None, clip)
+        dn, dz, direct = blend_grad(unless(d_new, amount == 0), begin, z, n, VARIANT)
+        return dn, dz, tl.where(amount != 0, direct, dh)
     else:
-        wide = None if absent(amount) else amount.to(tl.float32)
-        d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), wide, clip)
+        d_new, past = end_grad(dh, begin, blend(begin, z, n, VARIANT), amount.to(tl.float32), clip)
         dn, dz, direct = blend_grad(d_new, begin, z, n, VARIANT)
-        return dn, dz, direct if absent(amount) else direct + past
+        return dn, dz, direct + past
 
 
 @triton.jit

@@ -52,7 +52,7 @@ class PerStep(NamedTuple):
     reset: Tensor | None = None  # (N,) bool. It selects: what was before reaches neither values nor derivatives
     fresh: Tensor | None = None  # (N, H), or (B, H) for all steps; None: zeros
     decay: Tensor | None = None  # (N,) or (N, H)
-    amount: Tensor | None = None  # (N,) or (N, H)
+    amount: Tensor | None = None  # (N,) or (N, H); bool: 0 or 1, at less work
     dropped: Tensor | None = None  # (B, H)
     clip: float | None = None
     begins: Tensor | None = None  # (N, H) dropped * begin: written by forward; there iff `carries`

@@ -80,7 +80,6 @@ def bptt_kernel(
     dtype: tl.constexpr = d_gates_ptr.dtype.element_ty
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
     place = place_of(Step(0, B), b, j, H)
-    dropped = load_dropped(beside, place)
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     for i in range(T):
         carried = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
@@ -90,7 +89,7 @@ def bptt_kernel(
         r, z, n = read_gates(reserve, live, H)
         h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width).to(tl.float32)
         beginning = load_beginning(beside, row, place)
-        h = begun(h, beginning)
+        h, dropped = begun(h, beginning), load_dropped(beside, place)  # kept from step to step, it spilled
         d = dh + read(at(grad_output_ptr, row, b, j, width), live)
         amount = load_amount(beside, row, place)
         idle = carries_on(amount)

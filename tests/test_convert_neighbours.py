@@ -340,12 +340,28 @@ def test_what_does_not_fit_is_refused(case):
         call()
 
 
-@pytest.mark.parametrize("option", [{"clip": 1.0}, {"zoneout": 0.5}, {"learn_initial_state": True}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"clip": 1.0}, {"zoneout": 0.5}, {"norm": "layer"}, {"learn_initial_state": True}], ids=str
+)
 @pytest.mark.parametrize("call", [convert.to_keras, convert.to_cell, convert.split_layers], ids=lambda f: f.__name__)
 def test_what_weights_do_not_hold_is_refused(call, option):
     ((name, value),) = option.items()
     with pytest.raises(ValueError, match=f"{name}: expected none, as weights do not hold it, got {value}"):
         call(trigru.GRU(3, 4, **option))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        convert.to_keras,
+        convert.to_concatenated,
+        convert.from_cell,
+        lambda cell: convert.to_variant(cell, "chung"),
+    ],
+)
+def test_a_cell_with_equations_that_no_layer_has_is_refused(call):
+    with pytest.raises(ValueError, match="variant: expected one of 'torch', 'cho', 'chung', got 'dreamer'"):
+        call(trigru.GRUCell(3, 4, variant="dreamer"))
 
 
 @pytest.mark.parametrize("blocks", [{"num_heads": 4}, {"groups": 2}, {"groups": 2, "num_heads": 4}], ids=str)

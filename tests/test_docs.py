@@ -103,6 +103,22 @@ def test_pages_about_planning_run(page, monkeypatch):
         exec(compile(block, page, "exec"), names)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the exporters of torch and ONNX
+def test_recipes_run(tmp_path, monkeypatch):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    text, names = read("docs/recipes.md"), {}
+    blocks = list(FENCED.finditer(text))
+    assert len(blocks) > 5
+    for block in blocks:
+        language, code = block.groups()
+        assert language == "python"
+        line = text.count("\n", 0, block.start()) + 1
+        exec(compile("\n" * line + code, "docs/recipes.md", "exec"), names)
+
+
 def public_names_on_pages() -> set[str]:
     return set(re.findall(r"^      heading: (\S+)$", "".join(read(p) for p in ROOT.glob("docs/api*.md")), re.MULTILINE))
 

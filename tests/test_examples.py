@@ -119,6 +119,31 @@ def test_onnx_export(tmp_path):
     assert float(re.search(r"difference of a logit (\S+),", printed)[1]) < 1e-4
 
 
+def speedups(printed: str) -> list[float]:
+    """Each was printed after its gradients had been found to be the same."""
+    return [float(found) for found in re.findall(r"the same gradients: speed-up (\d+\.\d)$", printed, re.MULTILINE)]
+
+
+@pytest.mark.slow
+@needs("gymnasium")
+def test_a_recurrent_policy_learns_to_remember_velocities():
+    printed = run(EXAMPLES / "recurrent_policy.py", "--rollouts", 15)
+    steps = [int(found) for found in re.findall(r"^rollout \d+: (\d+) steps an episode", printed, re.MULTILINE)]
+    assert len(steps) == 3
+    assert steps[-1] > 100, "a policy that does not remember stays near 50"
+    assert len(speedups(printed)) == 2
+
+
+@pytest.mark.slow
+@needs("aeon")
+def test_an_irregular_series_is_classified():
+    printed = run(EXAMPLES / "irregular_series.py", "--epochs", 20)
+    accuracy = [float(found) for found in re.findall(r"test accuracy (\d+\.\d)%$", printed, re.MULTILINE)]
+    assert len(accuracy) == 2
+    assert accuracy[-1] > 60, "a quarter is what guessing gives"
+    assert len(speedups(printed)) == 1
+
+
 def test_the_readme_lists_every_example():
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     scripts = {path.name for path in EXAMPLES.glob("*.py")}

@@ -48,9 +48,8 @@ EVENTS = {
 }
 
 
-def events(ptx: str) -> tuple[str, int]:
-    """What happens in the time loop, and how many looks and publishes lie outside it. Lines of an inline assembly count
-    once; matrix products in a row, too."""
+def time_loop(ptx: str) -> tuple[list[str], int, int]:
+    """A kernel's lines, and the first and the last of its time loop."""
     lines = [line.strip() for line in ptx[ptx.index(".entry") :].splitlines()]
     labels = {label[1]: i for i, line in enumerate(lines) if (label := re.match(r"(\$\w+):", line))}
     loops = []
@@ -58,7 +57,13 @@ def events(ptx: str) -> tuple[str, int]:
         jump = re.match(r"(?:@!?%p\d+\s+)?bra(?:\.uni)?\s+(\S+);", line)
         if jump and jump[1] in labels and labels[jump[1]] < i:
             loops.append((i - labels[jump[1]], labels[jump[1]], i))
-    _, first, last = max(loops)
+    return lines, *max(loops)[1:]
+
+
+def events(ptx: str) -> tuple[str, int]:
+    """What happens in the time loop, and how many looks and publishes lie outside it. Lines of an inline assembly count
+    once; matrix products in a row, too."""
+    lines, first, last = time_loop(ptx)
     inside, outside, seen = "", 0, ""
     for i, line in enumerate(lines):
         if line.startswith("// begin inline asm"):

@@ -12,8 +12,8 @@ from per_step import OPTIONS, per_step_recurrence
 from recurrences import recurrence
 
 import trigru
-from trigru.kernels import persistent, resident
-from trigru.kernels.config import persistent_config, resident_config
+from trigru.kernels import persistent, resident, stepwise
+from trigru.kernels.config import StepwiseConfig, persistent_config, resident_config
 from trigru.kernels.launch import using
 from trigru.kernels.offline import Recorder, specialise_launch, target_of
 from trigru.kernels.recurrence import PerStep
@@ -99,6 +99,19 @@ def test_an_amount_of_zero_carries_the_state_bit_for_bit(variant, by_unit):
     output = got["output"].view(4, 3, 16)
     carried = (amount == 0).expand_as(output)
     assert torch.equal(output[carried], torch.cat([case.h0[None], output[:-1]])[carried])
+
+
+@interpreted
+@pytest.mark.parametrize("schedule", [resident, stepwise], ids=["resident", "stepwise"])
+@pytest.mark.parametrize(("variant", "by_unit"), [("torch", False), ("cho", True), ("chung", False)])
+def test_flags_are_amounts_of_zero_and_one(schedule, variant, by_unit):
+    config = resident_config(torch.float32, 3, 16) if schedule is resident else StepwiseConfig(16, 16, 16)
+    case = per_step_recurrence(4, 3, 16, OPTIONS, variant=variant, by_unit=by_unit)
+    results = []
+    for amount in ((case.per_step.amount > 0.5).to(torch.float32), case.per_step.amount > 0.5):
+        given = replace(case, per_step=case.per_step._replace(amount=amount))
+        results.append(given.run(schedule, config, precision="ieee"))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 @pytest.mark.skipif(INTERPRETED, reason="about compiled code")

@@ -240,6 +240,8 @@ def test_what_does_not_fit_is_refused():
             rl.GRUModule(*sizes, **options)
     with pytest.raises(ValueError, match="gru: expected alone"):
         rl.GRUModule(3, 5, gru=trigru.GRU(3, 5, batch_first=True), **KEYS)
+    with pytest.raises(ValueError, match="norm: expected None"):
+        rl.GRUModule(3, 5, norm="layer", **KEYS)
     with pytest.raises(ValueError, match="batch_first"):
         rl.GRUModule(gru=trigru.GRU(3, 5), **KEYS)
     ours = rl.GRUModule(3, 5, **KEYS)

@@ -99,6 +99,8 @@ class GRUModule(_GRUModule):  # type: ignore[misc]  # of a library without types
             )
         elif options or input_size is not None or hidden_size is not None:
             raise ValueError("gru: expected alone, got other arguments of a trigru.GRU beside it")
+        if "norm" in gru.further():
+            raise ValueError("norm: expected None, as trigru.gru has none, got 'layer'")
         super().__init__(
             gru=gru,
             in_key=in_key,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..blocks import Blocks, whole
 from ..cell import GRUCell
 from ..modules import GRU
+from ..reference import check_variant
 from .reverse import ReverseGRU
 
 # A torch tensor, or what np.asarray reads: arrays of numpy and JAX, variables of Keras and Flax.
@@ -265,9 +266,10 @@ def layers_of(module: Module, *, kept: Sequence[str] = ()) -> list[list[Weights]
 
     Raises:
         TypeError: the module is no GRU, or has a forward of its own.
-        ValueError: a weight has not the shape of its layer, or not the dtype and device of the first; in evaluation
-            steps do more than the equations, or begin from a learned state.
+        ValueError: a weight has not the shape of its layer, or not the dtype and device of the first; a cell has
+            equations that no layer has; in evaluation steps do more than the equations, or begin from a learned state.
     """
+    check_variant(variant_of(module))
     # By what they hold: TorchRL has classes of its own.
     if isinstance(module, nn.RNNCellBase) and len(module.weight_hh) == 3 * module.hidden_size:
         _expect_known_forward(module)
@@ -276,7 +278,7 @@ def layers_of(module: Module, *, kept: Sequence[str] = ()) -> list[list[Weights]
         raise TypeError(f"module: expected a GRU or GRUCell of trigru or torch.nn, got {type(module).__name__}")
     _expect_known_forward(module)
     further = module.further() if isinstance(module, GRU) else {}
-    for name in ("zoneout", "clip", "learn_initial_state"):
+    for name in ("zoneout", "clip", "norm", "learn_initial_state"):
         if name in further and name not in kept:
             raise ValueError(f"{name}: expected none, as weights do not hold it, got {further[name]}")
     directions = 2 if module.bidirectional else 1

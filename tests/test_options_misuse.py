@@ -1,0 +1,103 @@
+"""What a call gives each step and does not fit, and what a layer cannot be made with."""
+
+import re
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import trigru
+
+MISUSE = {
+    "reset of floats": (
+        {"reset": torch.zeros(5, 2)},
+        RuntimeError,
+        "reset: expected dtype torch.bool, got torch.float32",
+    ),
+    "reset of another shape": (
+        {"reset": torch.zeros(2, 5, dtype=torch.bool)},
+        RuntimeError,
+        "reset: expected shape (5, 2), got (2, 5)",
+    ),
+    "reset that is no tensor": ({"reset": [True]}, TypeError, "reset: expected a torch.Tensor, got list"),
+    "reset_state alone": (
+        {"reset_state": torch.zeros(1, 2, 4)},
+        ValueError,
+        "reset_state: expected None without reset",
+    ),
+    "reset_state of another shape": (
+        {"reset": torch.zeros(5, 2, dtype=torch.bool), "reset_state": torch.zeros(3, 4)},
+        RuntimeError,
+        "reset_state: expected shape (1, 4) or (1, 2, 4) or (5, 1, 2, 4), got (3, 4)",
+    ),
+    "lengths of floats": ({"lengths": torch.ones(2)}, RuntimeError, "lengths: expected an integer dtype"),
+    "lengths for another batch": (
+        {"lengths": torch.ones(3, dtype=torch.int64)},
+        RuntimeError,
+        "lengths: expected shape (2,), got (3,)",
+    ),
+    "lengths beyond the input": (
+        {"lengths": torch.tensor([6, 2])},
+        ValueError,
+        "lengths: expected numbers from 0 to 5, the steps of input, got 2 to 6",
+    ),
+    "lengths below 0": ({"lengths": torch.tensor([-1, 2])}, ValueError, "lengths: expected numbers from 0 to 5"),
+    "mask of integers": (
+        {"mask": torch.ones(5, 2, dtype=torch.int64)},
+        RuntimeError,
+        "mask: expected dtype torch.bool",
+    ),
+    "decay of another width": (
+        {"decay": torch.ones(5, 2, 3)},
+        RuntimeError,
+        "decay: expected shape (5, 2, 1) or (5, 2, 4), got (5, 2, 3)",
+    ),
+    "decay of another dtype": (
+        {"decay": torch.ones(5, 2, 1).double()},
+        RuntimeError,
+        "decay: expected dtype torch.float32",
+    ),
+    "attention with units": ({"attention": torch.ones(5, 2, 4)}, RuntimeError, "attention: expected shape (5, 2), got"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSE)
+def test_what_does_not_fit_is_refused(case):
+    given, error, said = MISUSE[case]
+    with pytest.raises(error, match=re.escape(said)):
+        trigru.GRU(3, 4)(torch.zeros(5, 2, 3), **given)
+
+
+@pytest.mark.parametrize("name", ["decay", "attention"])
+def test_what_several_layers_do_not_take(name):
+    with pytest.raises(ValueError, match=f"{name}: expected None with several layers"):
+        trigru.GRU(3, 4, 2)(torch.zeros(5, 2, 3), **{name: torch.ones(5, 2)})
+
+
+@pytest.mark.parametrize("name", ["lengths", "mask"])
+def test_what_packed_input_does_not_take(name):
+    packed = pack_padded_sequence(torch.zeros(5, 2, 3), [5, 3])
+    with pytest.raises(ValueError, match=f"{name}: expected None with packed input"):
+        trigru.GRU(3, 4)(packed, **{name: torch.ones(2, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"zoneout": 1.5}, ValueError),
+        ({"zoneout": "0.5"}, TypeError),
+        ({"recurrent_dropout": -0.1}, ValueError),
+        ({"weight_dropout": float("nan")}, ValueError),
+        ({"clip": 0.0}, ValueError),
+        ({"clip": -1}, ValueError),
+        ({"num_heads": 3}, ValueError),
+        ({"num_heads": 0}, ValueError),
+        ({"num_heads": 2.0}, TypeError),
+        ({"groups": 2}, ValueError),
+        ({"norm": "batch"}, ValueError),
+        ({"learn_initial_state": 1}, TypeError),
+    ],
+)
+def test_what_a_layer_cannot_be_made_with(given, error):
+    with pytest.raises(error, match=next(iter(given))):
+        trigru.GRU(3, 4, **given)
