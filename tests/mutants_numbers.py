@@ -12,7 +12,7 @@ _REPORTED = named("test_watch", "an_expired_launch_is_reported_once_by_name")
 _OPTIONS = named("test_per_step_resident", "each_option_and_all")
 _CARRIED = named("test_per_step_stepwise", "where_a_state_is_carried_on_nothing_else_counts")
 _RESET = named("test_options", "a_reset_is_another_run")
-_PAIRS = named("test_options", "pairs_against_the_reference")
+_PAIRS = named("test_options_together", "pairs_against_the_reference")
 _STACK = named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-resident]")
 _SIDES = named("test_persistent", "both_directions_at_once[torch-40-True-90-dtype0-data]")
 
