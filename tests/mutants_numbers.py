@@ -245,11 +245,6 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "side = own.group % 2 * 0",
             _SIDES,
         ),
-        (
-            "row = b if S.PACKED else tl.minimum(b, B - 1)",
-            "row = b",
-            named("test_persistent", "every_kind_of_layer[torch-64-padded-False-80-dtype0-data]"),
-        ),
     ],
     "kernels/watch.py": [
         ("word.number.value = 0  # reported", "word.number.value = number  # reported", _REPORTED),
