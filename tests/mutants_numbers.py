@@ -12,7 +12,7 @@ _REPORTED = named("test_watch", "an_expired_launch_is_reported_once_by_name")
 _OPTIONS = named("test_per_step_resident", "each_option_and_all")
 _CARRIED = named("test_per_step_stepwise", "where_a_state_is_carried_on_nothing_else_counts")
 _RESET = named("test_options", "a_reset_is_another_run")
-_PAIRS = named("test_options", "pairs_against_the_reference")
+_PAIRS = named("test_options_together", "pairs_against_the_reference")
 _STACK = named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-resident]")
 _SIDES = named("test_persistent", "both_directions_at_once[torch-40-True-90-dtype0-data]")
 
@@ -229,7 +229,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         (
             'f"setp.lt.u32 p, t, {timeout};"',
             '"setp.lt.u32 p, t, 0;"',
-            named("test_persistent", "one_program_starved_as_long_as_the_others_can_go_on[torch-data]"),
+            named("test_exchange_mutations", "the_beginning_of_a_wait_not_noted"),
         ),
         ('f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",', "", _EXPIRES),
         ('"@p mov.b32 again, 1;", f"@p {load}"', 'f"@p {load}"', _DATA),
@@ -244,11 +244,6 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "side = own.group % 2",
             "side = own.group % 2 * 0",
             _SIDES,
-        ),
-        (
-            "row = b if S.PACKED else tl.minimum(b, B - 1)",
-            "row = b",
-            named("test_persistent", "every_kind_of_layer[torch-64-padded-False-80-dtype0-data]"),
         ),
     ],
     "kernels/watch.py": [

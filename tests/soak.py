@@ -53,6 +53,7 @@ class Soak:
         @settings(
             max_examples=SIZES[kernels],
             database=None,
+            report_multiple_bugs=False,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             phases=(Phase.generate, Phase.shrink),

@@ -286,6 +286,11 @@ def test_vmap_over_input_and_state_is_one_call_an_operator(options):
     assert same(vmap(lambda x: module(x)[0])(unbatched), looped(lambda x: module(x)[0], unbatched))
 
 
+def test_vmap_where_the_batch_comes_first():
+    module, xs = trigru.GRU(3, 4, batch_first=True, dtype=torch.float64), data(5, 2, 6, 3)
+    assert same(vmap(lambda x: module(x)[0])(xs), looped(lambda x: module(x)[0], xs))
+
+
 def test_vmap_over_weights_runs_an_ensemble():
     modules = [trigru.GRU(3, 4, dtype=torch.float64) for _ in range(3)]
     stacked = torch.func.stack_module_state(modules)[0]
