@@ -3,9 +3,12 @@ looked at once, and no more work a step than a written budget allows."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import generated_code
+from per_step import per_step_recurrence
 from recurrences import recurrence
 
 from trigru.bench.suites.work_persistent import LENGTHS, Twice, difference, floor
@@ -78,3 +81,30 @@ def test_looks_at_what_comes_late_are_few_bytes():
     assert max(errors.values()) <= 1.5e-2, errors
     _, backward = launcher.launches
     assert backward["global_load_bytes"] <= SLACK * 5811 * 1024  # 7573 where a look in vain is repeated as a whole
+
+
+def instructions_of_a_step(variant: str, options: tuple[str, ...]) -> int:
+    """Forward and backward together, of persistent kernels whose steps have options, amounts as flags."""
+    from ptx import ptx_launcher
+
+    runs = []
+    for seq_len in LENGTHS:
+        torch.manual_seed(0)
+        case = per_step_recurrence(seq_len, BATCH, 512, options, variant=variant, dtype=torch.bfloat16)
+        given = case.per_step._replace(wants_d_begin=False)
+        if given.amount is not None:
+            given = given._replace(amount=given.amount > 0.5)
+        twice = Twice(ptx_launcher, 90)
+        with using(twice):
+            replace(case, per_step=given).run(persistent, persistent_config(torch.bfloat16, BATCH, 512))
+        runs.append(twice.second.launches)
+    return sum(difference(less, more)["instructions"] for less, more in zip(*runs, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["torch", "cho"])
+def test_resets_and_lengths_take_few_instructions(variant):
+    """A mask of lengths is an amount in flags."""
+    off = instructions_of_a_step(variant, ())
+    for options in (("reset",), ("amount",)):
+        assert instructions_of_a_step(variant, options) <= 1.05 * off, options
