@@ -70,10 +70,9 @@ def scaled(function, index, factor):
             run = args[2]  # which says where the results are
             (run.output, run.h_n)[index].mul_(factor)
         elif hasattr(results, "weights"):
-            d_input, d_h0, d_weights = results
-            flat = [d_input, d_h0, *d_weights]
+            flat = [results.input, results.h0, *results.weights]
             flat[index] = flat[index] * factor
-            return type(results)(*flat[:2], tuple(flat[2:]))
+            return results._replace(input=flat[0], h0=flat[1], weights=tuple(flat[2:]))
         else:
             results[index].mul_(factor)
         return results

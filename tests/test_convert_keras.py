@@ -260,3 +260,16 @@ def test_what_is_no_gru_of_keras_itself_is_refused(make):
 def test_a_layer_that_is_not_built_is_refused():
     with pytest.raises(ValueError, match=r"^layer: expected one that is built"):
         trigru.convert.from_keras_layer(keras.layers.GRU(7))
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_a_mask_is_keras_own(reset_after):
+    """Its first step masked too."""
+    theirs = keras.layers.GRU(7, reset_after=reset_after, return_sequences=True, return_state=True)
+    x, mask = torch.randn(3, 6, 5), torch.rand(3, 6) < 0.6
+    mask[0, 0] = False
+    want, want_h = (keras.ops.convert_to_numpy(out) for out in theirs(x.numpy(), mask=mask.numpy()))
+    module = trigru.convert.from_keras(theirs.get_weights(), reset_after=reset_after)
+    output, h_n = module(x, mask=mask)
+    torch.testing.assert_close(output.detach(), torch.from_numpy(want), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(h_n[0].detach(), torch.from_numpy(want_h), rtol=1e-5, atol=1e-6)

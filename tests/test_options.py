@@ -142,19 +142,6 @@ def test_a_sequence_of_no_steps_keeps_its_state():
     torch.testing.assert_close(h_n[:, 2:], other[1])
 
 
-def test_mask_as_keras_has_it():
-    keras = pytest.importorskip("keras")
-    theirs = keras.layers.GRU(5, reset_after=True, return_sequences=True, return_state=True)
-    x, mask = torch.randn(3, 6, 4), torch.rand(3, 6) < 0.6
-    mask[0, 0] = False
-    want, want_h = theirs(x.numpy(), mask=mask.numpy())
-    module = trigru.convert.from_keras(theirs)
-    module.batch_first = True
-    output, h_n = module(x, mask=mask)
-    torch.testing.assert_close(output, torch.tensor(keras.ops.convert_to_numpy(want)), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(h_n[0], torch.tensor(keras.ops.convert_to_numpy(want_h)), rtol=1e-5, atol=1e-6)
-
-
 def test_decay_and_attention_in_a_loop_over_a_cell():
     module, cell = layer_of(3, 5), nn.GRUCell(3, 5, dtype=torch.float64)
     cell.load_state_dict({name.removesuffix("_l0"): w for name, w in module.state_dict().items()})

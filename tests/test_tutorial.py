@@ -88,7 +88,8 @@ def test_tutorial_runs_and_draws_its_figures(session):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tutorial_derives_what_the_kernels_compute(variant, session, monkeypatch):
     """The tutorial's functions of the same names and arguments give the values of kernels/gates.py, run as Python."""
-    functions = {name: f for name, f in vars(gates).items() if hasattr(f, "fn")}
+    beside = {"begin_of_step", "begin_grad", "end_of_step", "end_grad", "_partly"}  # the equations: docs/options.md
+    functions = {name: f for name, f in vars(gates).items() if hasattr(f, "fn") and name not in beside}
     assert len(functions) > 5
     for name, function in functions.items():
         monkeypatch.setattr(gates, name, function.fn)
