@@ -202,6 +202,7 @@ def test_directions_that_are_not_kept_apart(mutated, file, old, new, protocol):
     assert caught(mutated(file, old, new), protocol=protocol, both=True) is not None
 
 
+SLOW = pytest.mark.slow
 BEGINS = "await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S)"
 
 
@@ -210,10 +211,10 @@ BEGINS = "await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S)
     [
         ("persistent_forward", BEGINS, BEGINS.replace("here.row)", "before.row)"), "data"),
         ("persistent_forward", BEGINS, BEGINS.replace("flags + i", "flags + tl.maximum(i - 1, 0)"), "flags"),
-        ("persistent_forward", "exists & (i + 1 < T), flag", "exists, flag", "data"),
-        ("persistent_forward", "tl.minimum(i + 1, T - 1)", "i + 1", "flags"),
-        ("persistent_forward", "seen(h, dropped), exists, flag", "h, exists, flag", "data"),
-        ("persistent", "exchange.reserve(begins, config.protocol)", "begins.zero_()", "data"),
+        pytest.param("persistent_forward", "exists & (i + 1 < T), flag", "exists, flag", "data", marks=SLOW),
+        pytest.param("persistent_forward", "tl.minimum(i + 1, T - 1)", "i + 1", "flags", marks=SLOW),
+        pytest.param("persistent_forward", "seen(h, dropped), exists, flag", "h, exists, flag", "data", marks=SLOW),
+        pytest.param("persistent", "exchange.reserve(begins, config.protocol)", "begins.zero_()", "data", marks=SLOW),
     ],
     ids=["another step", "another counter", "behind the last", "counters behind the last", "not dropped", "not filled"],
 )

@@ -153,6 +153,7 @@ def test_what_is_past_the_end_reaches_nothing():
     torch.testing.assert_close(list(grads), wanted)
 
 
+@pytest.mark.slow
 def test_one_graph():
     layer = trigru.GRUD(INPUT, HIDDEN, clip=0.5, learn_initial_state=True)
     values, mask, times = (x if x.dtype == torch.bool else x.float() for x in series())

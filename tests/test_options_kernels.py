@@ -55,9 +55,16 @@ def launched():
     return using(ptx_launcher(arch=90))
 
 
+# Each option with either variant, by turns; the compiled code of both.
+CASES = [
+    pytest.param(name, variant, marks=[] if name == "all" or (INTERPRETED and (i + j) % 2) else pytest.mark.slow)
+    for i, name in enumerate(OPTIONS)
+    for j, variant in enumerate(["torch", "cho"])
+]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("variant", ["torch", "cho"])
-@pytest.mark.parametrize("name", list(OPTIONS) if INTERPRETED else ["lengths", "all"])
+@pytest.mark.parametrize(("name", "variant"), CASES)
 def test_against_the_reference(name, variant, schedule):
     torch.manual_seed(1)
     steps, batch, hidden_size, bidirectional = 3, 3, 9, name != "decay"

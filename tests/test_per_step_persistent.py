@@ -111,7 +111,7 @@ def test_nothing_passes_a_reset_and_nothing_else_counts_where_the_state_is_carri
     assert torch.equal(output[1, 2], output[0, 2])
 
 
-@pytest.mark.parametrize("variant", trigru.VARIANTS[:2])
+@pytest.mark.parametrize("variant", ["torch", pytest.param("cho", marks=pytest.mark.slow)])
 def test_flags_are_amounts_of_zero_and_one(variant):
     case = per_step_recurrence(3, 3, 48, ("reset", "amount"), variant=variant, dtype=torch.bfloat16)
     done = case.per_step.amount > 0.5

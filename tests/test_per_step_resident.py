@@ -37,9 +37,16 @@ def assert_as_the_loop(case):
     assert max(errors.values()) <= TOLERANCE[case.h0.dtype], errors
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("variant", trigru.VARIANTS)
-@pytest.mark.parametrize("options", SETS, ids="+".join)
+# Every option with every variant, in one dtype or the other; compiled and with all options in both.
+CASES = [
+    pytest.param(options, variant, dtype, marks=[] if options == OPTIONS or (i + j + k) % 2 else pytest.mark.slow)
+    for i, options in enumerate(SETS)
+    for j, variant in enumerate(trigru.VARIANTS)
+    for k, dtype in enumerate([torch.float32, torch.bfloat16])
+]
+
+
+@pytest.mark.parametrize(("options", "variant", "dtype"), CASES, ids=str)
 def test_each_option_and_all(on_cpu, options, variant, dtype):
     """Sizes, directions of time and the operands' shapes take turns."""
     turn = SETS.index(options) + trigru.VARIANTS.index(variant) + (dtype == torch.bfloat16)

@@ -12,7 +12,7 @@ QUICK = {"deadline": None, "derandomize": True, "suppress_health_check": list(He
 
 
 @pytest.mark.skipif(INTERPRETED, reason="torch operations need no interpreter")
-@settings(max_examples=25, **QUICK)
+@settings(max_examples=15, **QUICK)
 @given(property_cases.cases())
 def test_any_call(case):
     properties.check(case)
