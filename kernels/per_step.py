@@ -75,28 +75,14 @@ def first_state(operands: Operands, reverse: bool) -> Tensor:
     state = h0.clone() if h0.dtype == torch.float32 else h0.float()
     if per is None or per.begins is None:
         return state
-    if operands.sides == 1:
-        _begin_first(state, per, steps.num_rows, reverse)
-    else:
-        for side in range(2):
-            own: dict[str, Any] = {name: x[side] for name, x in per._asdict().items() if isinstance(x, Tensor)}
-            _begin_first(state[side], per._replace(**own), steps.num_rows, side == 1)
+    batch, num_rows = h0.shape[-2], steps.num_rows
+    for side in range(operands.sides):
+        own, begin, back = (per, state, reverse) if operands.sides == 1 else (per.side(side), state[side], side == 1)
+        first = own.rows(slice(num_rows - batch, None) if back else slice(batch), num_rows)
+        begin.copy_(first.begun(begin))
+        assert first.begins is not None
+        first.begins.copy_(first.seen(begin))
     return state
-
-
-def _begin_first(state: Tensor, per: PerStep, num_rows: int, reverse: bool) -> None:
-    """In place, of one direction: from h0 to what its first step begins from."""
-    assert per.begins is not None
-    batch = len(state)
-    rows = slice(num_rows - batch, num_rows) if reverse else slice(batch)
-    if per.reset is not None:
-        fresh = torch.zeros_like(state)
-        if per.fresh is not None:
-            fresh = (per.fresh[rows] if len(per.fresh) == num_rows else per.fresh).float()
-        state.copy_(torch.where(per.reset[rows, None], fresh, state))
-    if per.decay is not None:
-        state *= per.decay[rows].view(batch, -1)
-    per.begins[rows] = (state if per.dropped is None else state * per.dropped).to(per.begins.dtype)
 
 
 class Beside(NamedTuple):

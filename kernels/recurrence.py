@@ -63,6 +63,47 @@ class PerStep(NamedTuple):
         """Whether what the products see is not simply the state before."""
         return not (self.reset is None and self.decay is None and self.dropped is None)
 
+    def side(self, number: int) -> PerStep:
+        """One direction's own, where both lie one behind the other."""
+        return PerStep._make(x[number] if isinstance(x, Tensor) else x for x in self)
+
+    def rows(self, here: slice, num_rows: int) -> PerStep:
+        """Of one direction's num_rows rows, some whole steps."""
+        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "dropped"}
+        own: dict[str, Any] = {name: x[here] for name, x in tensors.items() if x.shape[0] == num_rows}
+        return self._replace(**own)
+
+    def selected(self, before: Tensor) -> Tensor:
+        """One direction's (N, H): the state before each step, the fresh one where it is reset."""
+        if self.reset is None:
+            return before
+        reset, fresh = self.reset.unsqueeze(1), self.fresh
+        if fresh is None:
+            return before.masked_fill(reset, 0)
+        if fresh.shape[0] != before.shape[0]:
+            fresh = fresh.expand(before.shape[0] // fresh.shape[0], *fresh.shape).reshape(before.shape)
+        return torch.where(reset, fresh, before)
+
+    def begun(self, before: Tensor) -> Tensor:
+        """The `begin` of each step, from the state before it."""
+        begin = self.selected(before)
+        return begin if self.decay is None else begin * by_row(self.decay)
+
+    def seen(self, begin: Tensor) -> Tensor:
+        """What the products see of it."""
+        dropped = self.dropped
+        return begin if dropped is None else (begin.view(-1, *dropped.shape) * dropped).view_as(begin)
+
+    def begun_grad(self, d_begin: Tensor) -> Tensor:
+        """The derivative by the state before each step."""
+        d_before = d_begin if self.decay is None else d_begin * by_row(self.decay)
+        return d_before if self.reset is None else d_before.masked_fill(self.reset.unsqueeze(1), 0)
+
+
+def by_row(x: Tensor) -> Tensor:
+    """(N,) or (N, H) beside (N, H)."""
+    return x if x.dim() == 2 else x.unsqueeze(1)
+
 
 class Operands(NamedTuple):
     """What a run reads, and where forward's results go. backward needs no more than h0, the w_hh and steps."""

@@ -41,7 +41,7 @@ def cast(weights: Sequence[Tensor], call: Call) -> tuple[Sequence[Tensor], Call]
         return weights, call
     given = call.given
     if given is not NOTHING:
-        given = Given._make(None if x is None else x.to(dtype) if x.is_floating_point() else x for x in given)
+        given = Given.of(None if x is None else x.to(dtype) if x.is_floating_point() else x for x in given)
     gain = None if call.gain is None else call.gain.to(dtype)
     call = Call(call.input.to(dtype), call.hx.to(dtype), call.batch_sizes, given, gain)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm, linear
 
 from .functional import gru_cell
 from .layer import Variant
-from .leaf import Leaf, shown_name
+from .leaf import Leaf
 from .reference import check_variant
 
 _DREAMER_EPS, _DREAMER_BIAS = 1e-3, -1.0
@@ -72,9 +72,6 @@ class GRUCell(Leaf, nn.RNNCellBase):
         if "norm_weight" in self._parameters:
             nn.init.ones_(self.norm_weight)
             nn.init.zeros_(self.norm_bias)
-
-    def _get_name(self) -> str:
-        return shown_name(super()._get_name())
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRUCell`'s first."""

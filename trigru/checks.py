@@ -74,8 +74,33 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
         _check_sizes(batch_sizes)
     if gain is not None and gain.shape != (layer.parts, 2, 3 * layer.hidden_size):
         raise RuntimeError(f"gain: expected shape {(layer.parts, 2, 3 * layer.hidden_size)}, got {tuple(gain.shape)}")
-    if given is not NOTHING and any(x is not None for x in given):
+    if given is not NOTHING:
         _check_given(layer, call)
+
+
+def expect(
+    name: str,
+    x: object,
+    shapes: Sequence[tuple[int, ...]],
+    dtypes: Sequence[torch.dtype] | None,
+    like: Tensor,
+) -> None:
+    """Raise where an argument is no tensor of one of these shapes and dtypes (None: of any) on the device of the input
+    `like`.
+
+    Raises:
+        TypeError: no tensor.
+        RuntimeError: anything else.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    if tuple(x.shape) not in shapes:
+        expected = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
+    if dtypes is not None and x.dtype not in dtypes:
+        raise RuntimeError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {x.dtype}")
+    if x.device != like.device:
+        raise RuntimeError(f"{name}: expected device {like.device} as input, got {x.device}")
 
 
 def _check_given(layer: Layer, call: Call) -> None:
@@ -94,18 +119,11 @@ def _check_given(layer: Layer, call: Call) -> None:
         "seed": ((),),
         "lengths": ((batch,),),
     }
-    dtypes = {"reset": torch.bool, "seed": torch.int64, "lengths": torch.int64}
-    for name, x in call.given._asdict().items():
-        if x is None:
-            continue
-        if tuple(x.shape) not in shapes[name]:
-            expected = " or ".join(map(str, shapes[name]))
-            raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
-        dtype = dtypes.get(name, call.input.dtype)
-        if x.dtype != dtype and not (name == "amount" and x.dtype == torch.bool):
-            raise RuntimeError(f"{name}: expected dtype {dtype}, got {x.dtype}")
-        if x.device != call.input.device:
-            raise RuntimeError(f"{name}: expected device {call.input.device} as input, got {x.device}")
+    flags, number = [torch.bool], [torch.int64]
+    dtypes = {"reset": flags, "seed": number, "lengths": number, "amount": [call.input.dtype, *flags]}
+    for name in call.given.present:
+        x = getattr(call.given, name)
+        expect(name, x, shapes[name], dtypes.get(name, [call.input.dtype]), call.input)
 
 
 def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:

@@ -16,7 +16,7 @@ from .functional import cell_way, gru, records_of
 from .layer import Call, Layer, Records
 from .modules import GRU
 from .operators import site_of
-from .options import NO_ARGUMENTS, PerCall
+from .options import per_call
 from .planning.plan import plan
 from .planning.stages import Plan
 
@@ -126,7 +126,7 @@ def of_module(
     module: GRU, input: Tensor | PackedSequence, hx: Tensor | None = None, **arguments: Unpack[Arguments]
 ) -> Records:
     """The records of a module's call."""
-    given = PerCall(**arguments) if arguments else NO_ARGUMENTS
+    given = per_call(**arguments)
     rows = input.data if isinstance(input, PackedSequence) else input
     devices = [rows.device] if rows.device.type == "cuda" else []
     with torch.random.fork_rng(devices, enabled=module.training):  # of a call's own masks

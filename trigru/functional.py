@@ -14,7 +14,7 @@ from .autocast import cast
 from .blocks import Blocks, whole
 from .checks import check, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
-from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, prepare
+from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 
@@ -99,8 +99,7 @@ the tensors are torch.float64
     options: dict[str, Any] = {"variant": variant, "schedule": schedule, "reverse": reverse, "memory": memory}
     if num_heads != 1 or groups != 1:
         options |= {"num_heads": num_heads, "groups": groups}
-    given = (reset, reset_state, lengths, mask, decay, attention)
-    arguments = NO_ARGUMENTS if all(x is None for x in given) else PerCall._make(given)
+    arguments = per_call(reset, reset_state, lengths, mask, decay, attention)
     of_steps = NO_OPTIONS
     if zoneout or recurrent_dropout or weight_dropout or clip is not None:
         of_steps = Options(zoneout, recurrent_dropout, weight_dropout, clip)
@@ -111,36 +110,14 @@ the tensors are torch.float64
     return output if finish is None else finish(output), h_n.squeeze(0)
 
 
-def records_of(
-    input: Tensor,
-    h0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    *others: Any,
-    **options: Any,
-) -> Records:
-    """The records of a call of `gru`, checked, and cast, where autocast is on."""
-    of_call = {name: options.pop(name, None) for name in PerCall._fields}
+def records_of(input: Tensor, *tensors: Any, **options: Any) -> Records:
+    """The records of a call of `gru` with these arguments, checked, and cast, where autocast is on."""
+    arguments = per_call(*(options.pop(name, None) for name in PerCall._fields))
     of_steps = {name: options.pop(name) for name in vars(NO_OPTIONS) if name in options}
-    b_hh = others[0] if others else options.pop("b_hh", None)
-    sizes = options.pop("batch_sizes", None)
-    training = options.pop("training", True)
     devices = [input.device] if input.device.type == "cuda" else []
-    with torch.random.fork_rng(devices, enabled=bool(of_steps)):
-        return _prepared(
-            input,
-            h0,
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
-            sizes,
-            PerCall(**of_call),
-            Options(**of_steps),
-            training=training,
-            **options,
-        )[0]
+    with torch.random.fork_rng(devices, enabled=bool(of_steps)):  # of a call's own masks
+        options |= {"arguments": arguments, "of_steps": Options(**of_steps) if of_steps else NO_OPTIONS}
+        return _prepared(input, *tensors, **options)[0]
 
 
 def _prepared(
@@ -175,7 +152,7 @@ def _prepared(
         batch = input.shape[1] if batch_sizes is None else first_of(batch_sizes)
         h0 = input.new_zeros(batch, layer.hidden_size)
     call, finish = Call(input, h0.unsqueeze(0), batch_sizes), None
-    if any(x is not None for x in arguments) or of_steps != NO_OPTIONS:
+    if arguments is not NO_ARGUMENTS or of_steps is not NO_OPTIONS:
         state = arguments.reset_state
         if isinstance(state, Tensor):
             by_row = state.dim() == 3 or (batch_sizes is not None and state.shape[0] == input.shape[0] > h0.shape[0])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import expect
 from .layer import Memory, ScheduleName, Variant
 from .modules import GRU
 
@@ -145,11 +146,11 @@ class GRUD(nn.Module):
         """See the class."""
         observed = self._observed(input, mask)
         one = (*input.shape[:-1], 1)
-        _expect("gaps", gaps, [tuple(input.shape), one], [input.dtype], input)
+        expect("gaps", gaps, [tuple(input.shape), one], [input.dtype], input)
         time = self._time(input)
         start: Tensor | None = None
         if reset is not None:
-            _expect("reset", reset, [one[:-1]], [torch.bool], input)
+            expect("reset", reset, [one[:-1]], [torch.bool], input)
             start = _latest(reset, time, none=-1).unsqueeze(-1)
         if isinstance(lengths, Tensor) and lengths.dim() == input.dim() - 2:  # else `gru` says what is wrong
             ended = _steps(input, time)[..., 0] >= (lengths.unsqueeze(time) if lengths.dim() else lengths)
@@ -216,14 +217,14 @@ class GRUD(nn.Module):
         dtype = self.weight_gamma_h.dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype})")
-        _expect("mask", mask, [tuple(input.shape)], [torch.bool, input.dtype], input)
+        expect("mask", mask, [tuple(input.shape)], [torch.bool, input.dtype], input)
         return mask != 0
 
     def _as_last(self, input: Tensor, last: Tensor) -> Tensor:
         """`last`, with a dimension for the steps."""
         time = self._time(input)
         shape = input.shape[:time] + input.shape[time + 1 :]
-        _expect("last", last, [tuple(shape)], [input.dtype], input)
+        expect("last", last, [tuple(shape)], [input.dtype], input)
         return last.unsqueeze(time)
 
     def _before(self, values: Tensor, observed: Tensor, start: Tensor | None, last: Tensor | None) -> Tensor:
@@ -253,14 +254,3 @@ def _steps(x: Tensor, time: int) -> Tensor:
 def _latest(flags: Tensor, time: int, none: int = 0) -> Tensor:
     """For each step the number of the last one up to it with a flag; `none` where there is none."""
     return torch.where(flags, _steps(flags, time), none).cummax(time).values
-
-
-def _expect(name: str, x: object, shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], like: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
-    if tuple(x.shape) not in shapes:
-        raise RuntimeError(f"{name}: expected shape {' or '.join(map(str, shapes))}, got {tuple(x.shape)}")
-    if x.dtype not in dtypes:
-        raise RuntimeError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {x.dtype}")
-    if x.device != like.device:
-        raise RuntimeError(f"{name}: expected device {like.device} as input, got {x.device}")

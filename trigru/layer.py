@@ -9,10 +9,11 @@ L num_layers, D directions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Variant = Literal["torch", "cho", "chung"]
@@ -84,6 +85,17 @@ class Given(NamedTuple):
     seed: Tensor | None = None  # (), int64: of zoneout's masks
     lengths: Tensor | None = None  # (B,) int64: steps past it change nothing of a state, and none begins an episode
 
+    @classmethod
+    def of(cls, fields: Iterable[Tensor | None]) -> Given:
+        """Of all fields; NOTHING where none is there, which a call is asked for by identity."""
+        given = cls._make(fields)
+        return given if given.present else NOTHING
+
+    @property
+    def present(self) -> list[str]:
+        """The names of what is there."""
+        return [name for name, x in zip(self._fields, self, strict=True) if x is not None]
+
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """Those that may take a gradient: fresh, decay, amount."""
@@ -91,6 +103,11 @@ class Given(NamedTuple):
 
 
 NOTHING = Given()
+
+
+def alive(seq_len: int, lengths: Tensor) -> Tensor:
+    """(T, B) bool: the steps before each sequence's end."""
+    return torch.arange(seq_len, device=lengths.device).unsqueeze(1) < lengths
 
 
 class Call(NamedTuple):

@@ -44,6 +44,9 @@ class Leaf(nn.Module):
             f"torch.nn.{name}, or use torch.jit.trace, torch.export or torch.compile"
         )
 
+    def _get_name(self) -> str:
+        return shown_name(super()._get_name())
+
     def _traced(self, input: fx.Proxy, hx: Any, arguments: dict[str, Any] | None = None) -> Any:
         """A call that torch.fx traces: of this module as it is, like one of torch.nn."""
         tracer: Any = input.tracer

@@ -19,8 +19,8 @@ from .autocast import cast
 from .blocks import Blocks
 from .checks import check, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
-from .leaf import Leaf, shown_name
-from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, prepare
+from .leaf import Leaf
+from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 from .schedules.cudnn import lay_flat
@@ -213,9 +213,6 @@ class GRU(Leaf, nn.RNNBase):
         if self.schedule == "cudnn":
             lay_flat(self)
 
-    def _get_name(self) -> str:
-        return shown_name(super()._get_name())
-
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRU`'s first."""
         text = super().extra_repr()
@@ -275,12 +272,9 @@ class GRU(Leaf, nn.RNNBase):
         attention: Rows | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """See the class."""
-        arguments = (reset, reset_state, lengths, mask, decay, attention)
+        given = per_call(reset, reset_state, lengths, mask, decay, attention)
         if isinstance(input, fx.Proxy):
-            return self._traced(input, hx, dict(zip(PerCall._fields, arguments, strict=True)))
-        given = NO_ARGUMENTS
-        if not (reset is reset_state is lengths is mask is decay is attention is None):
-            given = PerCall._make(arguments)
+            return self._traced(input, hx, given._asdict())
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             records, finish = self._prepared(data, hx, batch_sizes, sorted_indices, given)

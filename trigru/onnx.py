@@ -193,7 +193,7 @@ def decompose(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """
     layer, weights, call, first_kept = recorded(*arguments)
     _expect_padded(call.batch_sizes is not None)
-    _expect_lengths_alone([name for name, x in call.given._asdict().items() if x is not None])
+    _expect_lengths_alone(call.given.present)
     output, h_n = stack(Aten, layer, weights, call.input, call.hx, call.given.lengths)
     return output, h_n, empty_reserve(layer, call, first_kept)
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .layer import Call, Given, Layer, Records
+from .checks import expect
+from .layer import Call, Given, Layer, Records, alive
 
 Rows = Tensor | PackedSequence
 """What is given for each step, packed where the input is."""
@@ -45,6 +46,20 @@ class Arguments(TypedDict, total=False):
 
 
 NO_ARGUMENTS = PerCall()
+
+
+def per_call(
+    reset: Rows | None = None,
+    reset_state: Rows | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    decay: Rows | None = None,
+    attention: Rows | None = None,
+) -> PerCall:
+    """The arguments of a call; NO_ARGUMENTS where there are none, which a call is asked for by identity."""
+    if reset is reset_state is lengths is mask is decay is attention is None:
+        return NO_ARGUMENTS
+    return PerCall(reset, reset_state, lengths, mask, decay, attention)
 
 
 @dataclass(frozen=True)
@@ -138,9 +153,9 @@ def prepare(
     # What is not used may be anything, and must reach nothing: not even as 0 * NaN in a weight's derivative.
     used = mask
     if lengths is not None:
-        alive = torch.arange(user.steps, device=lengths.device).unsqueeze(1) < lengths
-        used = alive if mask is None else mask & alive
-        finish = finish or user.without_ends(alive)
+        before_end = alive(user.steps, lengths)
+        used = before_end if mask is None else mask & before_end
+        finish = finish or user.without_ends(before_end)
     input = call.input
     if used is not None:
         input = input.masked_fill(~user.as_input(used).unsqueeze(-1), 0)
@@ -157,7 +172,7 @@ def prepare(
         seed = torch.randint(1 << 62, (), dtype=torch.int64, device=input.device)
     if training and options.weight_dropout:
         weights = drop_weights(layer, weights, options.weight_dropout)
-    given = Given(reset, fresh, decay, amount, dropped, seed, lengths)
+    given = Given.of((reset, fresh, decay, amount, dropped, seed, lengths))
     clip = None if options.clip is None else float(options.clip)
     layer = replace(layer, clip=clip, zoneout=zoneout)
     return Records(layer, weights, Call(input, call.hx, None, given, gain)), finish
@@ -209,15 +224,9 @@ class _User:
         return x.data
 
     def _check(self, name: str, x: object, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
-        if tuple(x.shape) not in shapes:
-            expected = " or ".join(str(tuple(shape)) for shape in shapes)
-            raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
-        if x.dtype != dtype and not (torch._C._is_any_autocast_enabled() and dtype.is_floating_point):
-            raise RuntimeError(f"{name}: expected dtype {dtype}, got {x.dtype}")
-        if x.device != self.input.device:
-            raise RuntimeError(f"{name}: expected device {self.input.device} as input, got {x.device}")
+        """`expect`; autocast casts any floating dtype."""
+        cast = torch._C._is_any_autocast_enabled() and dtype.is_floating_point
+        expect(name, x, shapes, None if cast else [dtype], self.input)
 
     def fresh(self, state: Rows | None, initial: Tensor | None) -> Tensor | None:
         """The state that episodes begin from: (L * D, B, H), or (T, L * D, B, H) by steps."""
@@ -247,15 +256,9 @@ class _User:
 
     def lengths(self, lengths: Tensor) -> Tensor:
         """(B,) int64."""
-        if not isinstance(lengths, Tensor):
-            raise TypeError(f"lengths: expected a torch.Tensor, got {type(lengths).__name__}")
-        shape = (self.batch,) if self.batched else ()
-        if tuple(lengths.shape) != shape:
-            raise RuntimeError(f"lengths: expected shape {shape}, got {tuple(lengths.shape)}")
+        expect("lengths", lengths, [(self.batch,) if self.batched else ()], None, self.input)
         if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
-        if lengths.device != self.input.device:
-            raise RuntimeError(f"lengths: expected device {self.input.device} as input, got {lengths.device}")
         if _can_look_at(lengths) and not bool(((lengths >= 0) & (lengths <= self.steps)).all()):
             low, high = int(lengths.min()), int(lengths.max())
             raise ValueError(

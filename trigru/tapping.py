@@ -16,8 +16,9 @@ from .modules import GRU
 from .operators import compute
 from .operators.schema import Recorded
 from .schedules import stack
-from .schedules.per_step import begun, of_part, seen
-from .schedules.projections import states_before
+from .schedules.part import Run
+from .schedules.per_step import before_their_ends, is_given, of_part
+from .schedules.recompute import seen_before
 
 
 class Gates(NamedTuple):
@@ -97,15 +98,14 @@ def _gates(name: str, module: GRU, records: Records, state: Tensor, batched: boo
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_rng_state(state)  # the masks of the dropout between layers
         result = compute.forward(Recorded(layer, weights, call, 0))
+    call = before_their_ends(layer, call)
     steps, found = stack.steps_of(layer, call), []
     for index, (x, states) in enumerate(stack.kept_rows(layer, call, result)):
         for direction in range(layer.directions):
             part = index * layer.directions + direction
             own, reverse = states.chunk(layer.directions, 1)[direction], layer.runs_backwards(direction)
-            before = states_before(own, call.hx[part], steps, reverse)
-            if not steps.packed:
-                given = of_part(layer, call, part)
-                before = seen(given, begun(given, before))
+            given = of_part(layer, call, part) if is_given(layer, call) else None
+            before = seen_before(Run(x, call.hx[part], steps, own, None, per_step=given), reverse)
             parts = layer.weights_of(weights, part)
             r, z, n = reference.gates(x, before, *parts, variant=layer.variant)
             rows = (stack.shaped(values, steps) for values in (r, z, n, own.contiguous()))

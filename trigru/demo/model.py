@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import reference
 from ..modules import GRU
+from ..tapping import tap
 
 
 class Classifier(nn.Module):
@@ -27,14 +27,7 @@ class Classifier(nn.Module):
 @torch.no_grad()
 def gates_over_time(model: Classifier, sequence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Reset gates, update gates and states of the forward direction on one sequence, each (length, hidden_size)."""
-    gru = model.gru
-    weights = [getattr(gru, name).cpu() for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")]
-    h = torch.zeros(1, gru.hidden_size)
-    resets, updates, states = [], [], []
-    for x in sequence.cpu().unsqueeze(1):
-        r, z, _ = reference.gates(x, h, *weights, variant=gru.variant)
-        h = reference.gru_cell(x, h, *weights, variant=gru.variant)
-        resets.append(r)
-        updates.append(z)
-        states.append(h)
-    return torch.cat(resets), torch.cat(updates), torch.cat(states)
+    with tap(model.gru) as gates:
+        model.gru(sequence.unsqueeze(1))
+    r, z, h = (values.squeeze(1).cpu() for values in (gates[0].r, gates[0].z, gates[0].h))
+    return r, z, h

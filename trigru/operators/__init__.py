@@ -154,7 +154,7 @@ def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
     """The lowest layer that takes part in a gradient. cuDNN goes back through all of them."""
     if layer.schedule == "cudnn" or call.input.requires_grad or call.hx.requires_grad:
         return 0
-    if any(x is not None and x.requires_grad for x in call.given.differentiable):
+    if call.given is not NOTHING and any(x is not None and x.requires_grad for x in call.given.differentiable):
         return 0
     for index, weight in enumerate(weights):
         if weight.requires_grad:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layer import Call
+from ..layer import NOTHING, Call
 from ..schedules.stack import shares_output
 from .plain import is_legacy_batched
 from .schema import Backward, Recorded, flat, flat_backward, recorded, recorded_backward
@@ -53,8 +53,7 @@ def forward(info, in_dims, *args):  # type: ignore[no-untyped-def]
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
         first_kept = 0
     count, (dim_input, dim_hx, dims_of_weights, dim_sizes) = info.batch_size, in_dims[:4]
-    per_step = any(x is not None for x in call.given)
-    by_sample = per_step or call.batch_sizes is not None or dim_sizes is not None
+    by_sample = call.given is not NOTHING or call.batch_sizes is not None or dim_sizes is not None
     if by_sample or any(dim is not None for dim in dims_of_weights):
         args = flat(Recorded(layer, weights, call, first_kept))
         dims = (*in_dims, *(None for _ in args[len(in_dims) :]))

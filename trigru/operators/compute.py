@@ -9,24 +9,22 @@ from torch import Tensor
 
 from .. import reference
 from ..checks import batch_sizes_of
-from ..layer import NOTHING, Call, Layer
+from ..layer import Call, Layer
 from ..planning.plan import Site, plan
 from ..planning.stages import Plan
 from ..schedules import stack
 from ..schedules.part import Part, Run
-from ..schedules.per_step import as_options, names
+from ..schedules.per_step import as_options, is_given, names
 from ..schedules.unsquash import share_of_input
 from .schema import Backward, Recorded
 
 
 def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = False) -> Site:
     """Where and how the layer is called."""
-    input, hx, batch_sizes, given, gain = call
+    input, hx, batch_sizes, *_ = call
     seq_len = input.shape[1 if layer.batch_first else 0] if batch_sizes is None else batch_sizes.shape[0]
     site = Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
-    if given is NOTHING and layer.clip is None and gain is None:
-        return site
-    return site._replace(given=names(layer, call))
+    return site._replace(given=names(layer, call)) if is_given(layer, call) else site
 
 
 def forward(recorded: Recorded, by: Plan | None = None) -> stack.Result:

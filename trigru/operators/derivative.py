@@ -63,7 +63,7 @@ def differentiate(  # type: ignore[no-untyped-def]
         return [None] * len(needs)
     layer, count, first_kept, has_input = ctx.recorded
     input, hx, batch_sizes, *others = ctx.saved_tensors
-    given, others = Given._make(others[:_GIVEN]), others[_GIVEN:]
+    given, others = Given.of(others[:_GIVEN]), others[_GIVEN:]
     forward = Recorded(layer, others[:count], Call(input, hx, batch_sizes, given), first_kept)
     backward = Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs)
     # With grad mode on this derivative may be differentiated again: only the operator can.
@@ -134,7 +134,7 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
     """The first derivatives, taken through the reference, are differentiated again."""
     layer, count, first_kept, has_input, needs = ctx.recorded
     grad_output, grad_h_n, input, hx, batch_sizes, *others = ctx.saved_tensors
-    given, weights, others = Given._make(others[:_GIVEN]), others[_GIVEN:][:count], others[_GIVEN + count :]
+    given, weights, others = Given.of(others[:_GIVEN]), others[_GIVEN:][:count], others[_GIVEN + count :]
     gates, masks = ([], others) if has_input else (others[:2], others[2:])
     higher, skipped = torch.is_grad_enabled(), first_kept * layer.directions
     upper = replace(layer, num_layers=layer.num_layers - first_kept, input_size=input.shape[-1])
@@ -147,7 +147,7 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
             for x in (grad_output, grad_h_n, input, hx, *weights, *given.differentiable)
         ]
         grad_output, grad_h_n, input, hx, *weights, fresh, decay, amount = primals
-        call = Call(input, hx, batch_sizes, given._replace(fresh=fresh, decay=decay, amount=amount))
+        call = Call(input, hx, batch_sizes, Given.of(given._replace(fresh=fresh, decay=decay, amount=amount)))
         # `upper` lays out what goes into it, as `input` is here
         given = of_parts(replace(layer, batch_first=upper.batch_first), call, skipped, layer.parts)
         call = call._replace(hx=hx[skipped:], given=given)

@@ -121,7 +121,7 @@ def recorded(
         clip=clip,
         zoneout=zoneout,
     )
-    given = Given(reset, fresh, decay, amount, dropped, seed, lengths)
+    given = Given.of((reset, fresh, decay, amount, dropped, seed, lengths))
     return Recorded(layer, weights, Call(input, hx, batch_sizes, given), first_kept)
 
 

@@ -41,10 +41,9 @@ class _Batch:
                 raise RuntimeError(
                     f"trigru: {name}: got a torch.Tensor beside a DTensor; make all of them DTensors, {_WAY_OUT}"
                 )
-        if any(x is not None for x in call.call.given):
+        if present := call.call.given.present:
             raise RuntimeError(
-                f"trigru: {', '.join(name for name, x in call.call.given._asdict().items() if x is not None)}: "
-                f"no DTensor rule for what a call gives each step; {_WAY_OUT}"
+                f"trigru: {', '.join(present)}: no DTensor rule for what a call gives each step; {_WAY_OUT}"
             )
         given = cast("dict[str, DTensor]", named)
         self.mesh = given["input"].device_mesh

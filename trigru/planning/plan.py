@@ -42,8 +42,6 @@ MEMORY = ("keep", "recompute")
 DIRECTIONS = ("forward", "backward")
 KERNELS = ("stepwise", "walking", "resident", "persistent")
 """Those of Triton kernels."""
-PER_STEP = KERNELS
-"""Those whose steps do what `trigru.kernels.recurrence.PerStep` says beside the equations."""
 WAITING = ("walking", "persistent")
 """Whose programs wait for each other."""
 
@@ -263,7 +261,6 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
             variant=layer.variant,
             direction=direction,
             directions=layer.directions,
-            given=site.given,
         )
     return staged(layer.num_layers, layer.directions, choice, direction)
 
@@ -332,7 +329,6 @@ def choose(
     variant: str = "torch",
     direction: str = "forward",
     directions: int = 1,
-    given: tuple[str, ...] = (),
 ) -> Choice:
     """What runs one layer, forward or backward.
 
@@ -342,7 +338,6 @@ def choose(
         batch, hidden_size: sizes of the state.
         variant, direction: as for `candidates`.
         directions: of time, which run together.
-        given: as in Site.
 
     Raises:
         ValueError: unknown schedule.
@@ -355,9 +350,7 @@ def choose(
         return _by_cudnn(cudnn.why_not_here(variant, device, dtype, batch))
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
     precision = precision_of(dtype)
-    return _chosen(
-        schedule, device, dtype, batch, hidden_size, variant, direction, directions, precision, on_cpu, given
-    )
+    return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, directions, precision, on_cpu)
 
 
 def _by_cudnn(obstacle: str | None, plain: bool = True) -> Choice:
@@ -391,7 +384,6 @@ def _chosen(
     directions: int,
     precision: str,
     kernels_on_cpu: bool,
-    given: tuple[str, ...],
 ) -> Choice:
     """`choose`, of all that it depends on. Remembered: every call of a layer asks for its own again."""
     obstacle = why_no_kernels(device, dtype)
@@ -404,7 +396,7 @@ def _chosen(
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
     shared = schedule == "auto" and device in _SHARED
-    return planned(schedule, _described(device), layer, direction, shared, given)
+    return planned(schedule, _described(device), layer, direction, shared)
 
 
 def _described(device: torch.device) -> Device:
@@ -422,14 +414,7 @@ def has_a_part_of(device: torch.device) -> bool:
     return device in _SHARED
 
 
-def instead(
-    refused: Choice,
-    error: Exception,
-    state: torch.Tensor,
-    variant: str,
-    direction: str,
-    given: tuple[str, ...] = (),
-) -> Choice:
+def instead(refused: Choice, error: Exception, state: torch.Tensor, variant: str, direction: str) -> Choice:
     """What runs in place of what did not fit on the device together; "auto" makes no such choice for this device again.
     Warns. state: (B, H), or (2, B, H) where both directions run.
 
@@ -443,28 +428,18 @@ def instead(
     *sides, batch, hidden_size = state.shape
     precision, directions = precision_of(state.dtype), sides[0] if sides else 1
     layer = cost.Layer(variant, state.dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
-    choice = planned("auto", _described(state.device), layer, direction, shared=True, given=given)
+    choice = planned("auto", _described(state.device), layer, direction, shared=True)
     said = f"trigru: schedule {refused.schedule!r} does not fit on {state.device}, {choice.schedule!r} runs: {error}"
     warnings.warn(said, RuntimeWarning, stacklevel=2)
     return choice
 
 
-def planned(
-    schedule: str,
-    device: Device,
-    layer: cost.Layer,
-    direction: str,
-    shared: bool = False,
-    given: tuple[str, ...] = (),
-) -> Choice:
-    """The choice among Triton's schedules; `shared`: no program may wait for another; given: as in Site."""
+def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, shared: bool = False) -> Choice:
+    """The choice among Triton's schedules; `shared`: no program may wait for another."""
     ranked = candidates(device, layer, direction)
     if shared:
         ranked = [replace(c, obstacle=c.obstacle or _DID_NOT_FIT) if c.step.together > 1 else c for c in ranked]
-    if given:
-        obstacle = f"its steps have the equations alone, not {', '.join(given)}"
-        ranked = [c if c.schedule in PER_STEP else replace(c, obstacle=c.obstacle or obstacle) for c in ranked]
-    ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
+        ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
     if schedule == "auto":
         best = ranked[0]
         if best.obstacle is not None:

@@ -12,17 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.recurrence import PerStep
+from ..kernels.recurrence import PerStep, by_row
 from .eager_layout import Chunk, Layout
 from .part import Found, Run
-from .per_step import begun, from_begins, seen
+from .per_step import from_begins, of_amount, partly, unclipped
 
 
 def _cast(per_step: PerStep, dtype: torch.dtype) -> PerStep:
-    """With the floating tensors in the dtype of the arithmetic, a value a row as (N, 1)."""
-    _, fresh, decay, amount, dropped, *_ = per_step
-    fresh, dropped = (None if x is None else x.to(dtype) for x in (fresh, dropped))
-    decay, amount = (None if x is None else x.to(dtype).view(x.shape[0], *x.shape[1:] or (1,)) for x in (decay, amount))
+    """With all but `reset` in the dtype of the arithmetic."""
+    _, *values = per_step[:5]
+    fresh, decay, amount, dropped = (None if x is None else x.to(dtype) for x in values)
     return per_step._replace(fresh=fresh, decay=decay, amount=amount, dropped=dropped)
 
 
@@ -38,9 +37,9 @@ class Between:
         batch = layout.sizes[0]
 
         def by_steps(x: Tensor | None) -> Sequence[Tensor] | None:
-            return None if x is None else x.view(-1, batch, x.shape[-1]).unbind(0)
+            return None if x is None else x.reshape(-1, batch, *(x.shape[1:] or (1,))).unbind(0)
 
-        self.reset = by_steps(None if reset is None else reset.unsqueeze(1))
+        self.reset = by_steps(reset)
         self.decay, self.amount = by_steps(decay), by_steps(amount)
         self.fresh = None
         if reset is not None:
@@ -74,11 +73,6 @@ class Between:
         return new if amount is None else torch.where(amount == 0, begin, new, out=new)
 
 
-def partly(begin: Tensor, new: Tensor, amount: Tensor) -> Tensor:
-    """begin + amount * (new - begin), exact where amount is 1."""
-    return torch.where(amount == 1, new, (1 - amount) * begin + amount * new)
-
-
 class Back:
     """The same, backward; chunk by chunk in the order in which backward takes them."""
 
@@ -89,7 +83,6 @@ class Back:
     def __init__(self, layout: Layout, run: Run, per_step: PerStep, needs: Sequence[bool]) -> None:
         self.whole, self.layout, self.run, self.needs = _cast(per_step, layout.dtype), layout, run, needs
         rows, size = layout.offsets[-1], layout.hidden_size
-        self.shapes = [None if x is None else x.shape for x in (per_step.fresh, per_step.decay, per_step.amount)]
         new = run.h0.new_empty
         wanted = any(needs[:2])
         self.d_begin = new(rows, size, dtype=layout.dtype) if wanted else None
@@ -97,31 +90,21 @@ class Back:
 
     def begin(self, before: Tensor, chunk: Chunk) -> Tensor:
         """The states that a chunk's steps begin from."""
-        whole, batch = self.whole, self.layout.sizes[0]
-        here = slice(chunk.start, chunk.stop)
-        reset, decay, amount = (None if x is None else x[here] for x in (whole.reset, whole.decay, whole.amount))
-        fresh = whole.fresh
-        if fresh is not None and fresh.shape[0] != batch:
-            fresh = fresh[here]
-        self.here, self.own = here, PerStep(reset, fresh, decay, amount, whole.dropped, whole.clip)
-        steps = range(0, chunk.stop - chunk.start, batch)
-        self.order = iter(steps if self.layout.reverse else reversed(steps))
-        return begun(self.own, before)
+        layout, self.here = self.layout, slice(chunk.start, chunk.stop)
+        self.own = self.whole.rows(self.here, layout.offsets[-1])
+        steps = range(0, chunk.stop - chunk.start, layout.sizes[0])
+        self.order = iter(steps if layout.reverse else reversed(steps))
+        return self.own.begun(before)
 
     def seen(self, begin: Tensor) -> Tensor:
         """What the products see of them."""
-        return seen(self.own, begin)
+        return self.own.seen(begin)
 
     def of_ends(self, new: Tensor, begin: Tensor, factors: Tensor, keep: Tensor) -> None:
         """Fold the ends of the steps into what a state's derivative is multiplied with on its way to the gates, and to
         the state that the step began from. new: the equations' own state."""
-        amount, clip = self.own.amount, self.own.clip
-        passes: Tensor | None = None
-        if clip is not None:
-            end = new if amount is None else partly(begin, new, amount)
-            passes = (end.abs() <= clip) | end.isnan()
-            if amount is not None:
-                passes |= amount == 0
+        passes = unclipped(self.own, begin, new)
+        amount = None if self.own.amount is None else by_row(self.own.amount)
         scale = passes if amount is None else amount if passes is None else amount * passes
         if amount is not None:
             rest = 1 - amount if passes is None else (1 - amount) * passes
@@ -146,7 +129,7 @@ class Back:
         if self.d_begin is not None:
             self.d_begin[self.here][here] = d
         if own.decay is not None:
-            d = d * own.decay[here]
+            d = d * by_row(own.decay[here])
         return d if own.reset is None else d.masked_fill(own.reset[here].unsqueeze(1), 0)
 
     def found(self, d_ends: Tensor) -> None:
@@ -162,10 +145,6 @@ class Back:
             whole = Chunk(0, 0, layout.offsets[-1], tuple(layout.sizes))
             before = layout.before(run.output, run.h0, whole)
             result = from_begins(self.whole, self.d_begin, before, self.needs)
-        d_amount = self.d_amount
-        shapes = [None if x is None else list(x) for x in self.shapes]
-        found = [
-            None if d is None else (d.sum(1) if len(shape or ()) == 1 and d.dim() == 2 else d).to(dtype)
-            for d, shape in zip((result.fresh, result.decay, d_amount), shapes, strict=True)
-        ]
-        return Found(*found)
+        if self.d_amount is not None:
+            result = result._replace(amount=of_amount(self.whole, self.d_amount))
+        return Found._make(None if d is None else d.to(dtype) for d in result)

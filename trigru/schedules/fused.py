@@ -18,7 +18,7 @@ from ..layer import Weights
 from ..planning.plan import instead, precision_of
 from ..planning.stages import Choice
 from .part import Found, Gradients, Part, Run, Upstream
-from .per_step import by_given, joined, names_of, one_of, rows_of
+from .per_step import by_given, joined
 from .projections import final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again, seen_before
 
@@ -78,8 +78,7 @@ def _by_plan(direction: str, part: Part, run: Run, operands: Operands, *given: A
     try:
         return _by(part.choice, direction, part, run, operands, *given)
     except DoesNotFit as error:
-        asked = names_of(operands.per_step)
-        choice = instead(part.choice, error, operands.h0, part.variant, direction, asked)
+        choice = instead(part.choice, error, operands.h0, part.variant, direction)
     return _by(choice, direction, part, run, operands, *given)
 
 
@@ -122,14 +121,18 @@ def _d_input(d_gates: Tensor, weights: Sequence[Weights], out: Tensor | None = N
     return d_input
 
 
+def _own(per_step: PerStep | None, weights: Sequence[Weights], side: int) -> PerStep | None:
+    """Each direction's own."""
+    return per_step if per_step is None or len(weights) == 1 else per_step.side(side)
+
+
 def _sides(part: Part, weights: Sequence[Weights], run: Run) -> list[tuple[bool, Run]]:
     """Each direction's own run, its input as (N, I), and whether it goes from the last step to the first."""
     given: Sequence[Any] = [None] * len(weights) if run.gates is None else _behind(run.gates, weights)
     states = zip(_behind(run.h0, weights), _beside(run.output, weights), given, strict=True)
-    per_steps = [run.per_step if len(weights) == 1 else one_of(run.per_step, side) for side in range(len(weights))]
     runs = [
-        Run(run.rows, h0, run.steps, output, gates, per_step=per_step)
-        for (h0, output, gates), per_step in zip(states, per_steps, strict=True)
+        Run(run.rows, h0, run.steps, output, gates, per_step=_own(run.per_step, weights, side))
+        for side, (h0, output, gates) in enumerate(states)
     ]
     return list(zip(_directions(part, weights), runs, strict=True))
 
@@ -190,7 +193,7 @@ def _each_by_chunks(part: Part, weights: Sequence[Weights], run: Run, d_rows: Te
     found = []
     for i, one in enumerate(weights):
         output, grad = (_beside(x, weights)[i].contiguous() for x in (run.output, d_rows))
-        alone = run._replace(h0=run.h0[i], output=output, per_step=one_of(run.per_step, i))
+        alone = run._replace(h0=run.h0[i], output=output, per_step=_own(run.per_step, weights, i))
         d_h_n = None if upstream.h_n is None else upstream.h_n[i]
         asked = (need_input, need_h0, *need_weights[4 * i : 4 * i + 4])
         wanted = Upstream(None, d_h_n, asked, upstream.given)
@@ -220,14 +223,14 @@ def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream:
         last = min(first + length, steps.seq_len)
         chunk, here = steps.part(first, last), slice(steps.offsets[first], steps.offsets[last])
         start = state_into(first, last, rows, h0, steps, reverse)
-        own = Run(x[here], start, chunk, rows[here], None, per_step=rows_of(run.per_step, here, steps.num_rows))
+        per_step = None if run.per_step is None else run.per_step.rows(here, steps.num_rows)
+        own = Run(x[here], start, chunk, rows[here], None, per_step=per_step)
         own = own._replace(gates=_gates_again(part, [weights], own))
-        d_before = d_state[: chunk.batch].clone()
+        d_last = d_state[: chunk.batch]
         d_gates, d_start, found, given = _loop(
-            part, [weights], own, d_rows[here], d_before, own.input, need_weights, upstream.given
+            part, [weights], own, d_rows[here], d_last, own.input, need_weights, upstream.given
         )
-        for of_given in given:
-            by_chunk.append((here, of_given))
+        by_chunk += [(here, of_given) for of_given in given]
         d_state[: chunk.batch] = d_start
         for i, new in enumerate(found):  # summed over chunks in float32
             total = totals[i]

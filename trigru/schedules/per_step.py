@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.recurrence import PerStep
-from ..layer import NOTHING, Call, Given, Layer
+from ..kernels.recurrence import PerStep, by_row
+from ..layer import NOTHING, Call, Given, Layer, alive
 from ..planning.stages import Stage
 from ..reference import Options
 from .part import Found, Run
@@ -19,26 +19,18 @@ from .zoneout import renewed, skipped
 
 def is_given(layer: Layer, call: Call) -> bool:
     """Whether a step does anything beside the equations."""
-    return layer.clip is not None or call.gain is not None or any(x is not None for x in call.given)
+    return call.given is not NOTHING or layer.clip is not None or call.gain is not None
 
 
 def names(layer: Layer, call: Call) -> tuple[str, ...]:
-    """What steps do beside the equations, by PerStep's names."""
-    given = call.given
-    found = [name for name in ("reset", "fresh", "decay", "amount", "dropped") if getattr(given, name) is not None]
-    found += [said for said, x in (("zoneout", given.seed), ("lengths", given.lengths)) if x is not None]
+    """What steps do beside the equations: fields of Given, "clip", "norm"."""
     others = {"clip": layer.clip, "norm": call.gain}
-    return (*found, *(name for name, x in others.items() if x is not None))
-
-
-def names_of(per_step: PerStep | None) -> tuple[str, ...]:
-    """The same of what a stage's steps do."""
-    return tuple(name for name, x in (per_step or PerStep())._asdict().items() if x is not None and x is not False)
+    return (*call.given.present, *(name for name, x in others.items() if x is not None))
 
 
 def of_part(layer: Layer, call: Call, part: int) -> PerStep:
-    """Of one layer and direction: row t * B + b is sequence b at step t."""
-    reset, fresh, decay, amount, dropped, seed = _before_their_ends(layer, call)
+    """Of one layer and direction of a call `before_their_ends`: row t * B + b is sequence b at step t."""
+    reset, fresh, decay, amount, dropped, seed, _ = call.given
     direction, (_, batch, hidden_size) = part % layer.directions, call.hx.shape
     if reset is not None:
         if layer.runs_backwards(direction):
@@ -74,16 +66,16 @@ def seq_len_of(layer: Layer, call: Call) -> int:
     return call.input.shape[1 if layer.batch_first else 0]
 
 
-def _before_their_ends(layer: Layer, call: Call) -> tuple[Tensor | None, ...]:
-    """Given's fields but for lengths, which take the others' steps away where a sequence is over."""
-    *fields, lengths = call.given
+def before_their_ends(layer: Layer, call: Call) -> Call:
+    """The call that does the same without lengths: they take the steps away where a sequence is over."""
+    reset, _, decay, amount, *_, lengths = call.given
     if lengths is None:
-        return tuple(fields)
-    reset, fresh, decay, amount, dropped, seed = fields
-    alive = torch.arange(seq_len_of(layer, call), device=lengths.device).unsqueeze(1) < lengths
-    reset = None if reset is None else reset & alive
-    decay = None if decay is None else torch.where(alive.unsqueeze(-1), decay, 1)
-    return reset, fresh, decay, _only(alive, amount), dropped, seed
+        return call
+    flags = alive(seq_len_of(layer, call), lengths)
+    reset = None if reset is None else reset & flags
+    decay = None if decay is None else torch.where(flags.unsqueeze(-1), decay, 1)
+    given = call.given._replace(reset=reset, decay=decay, amount=_only(flags, amount), lengths=None)
+    return call._replace(given=given)
 
 
 def _only(flags: Tensor, amount: Tensor | None) -> Tensor:
@@ -113,7 +105,7 @@ def as_options(layer: Layer, call: Call) -> list[Options]:
         return []
     seq_len, batch = seq_len_of(layer, call), call.hx.shape[1]
     options: list[Options] = []
-    reset, *_ = _before_their_ends(layer, call)
+    call = before_their_ends(layer, call)
     for part in range(layer.parts):
         _, _, decay, amount, dropped, clip, *_ = of_part(layer, call, part)
         dtype = call.input.dtype
@@ -122,8 +114,23 @@ def as_options(layer: Layer, call: Call) -> list[Options]:
         if fresh is not None:
             fresh = fresh[part] if fresh.dim() == 3 else fresh[:, part]
         gain = None if call.gain is None else call.gain[part]
-        options.append(Options(reset, fresh, by_step[0], by_step[1], dropped, clip, gain))
+        options.append(Options(call.given.reset, fresh, by_step[0], by_step[1], dropped, clip, gain))
     return options
+
+
+def partly(begin: Tensor, new: Tensor, amount: Tensor) -> Tensor:
+    """begin + amount * (new - begin), exact where amount is 1."""
+    return torch.where(amount == 1, new, (1 - amount) * begin + amount * new)
+
+
+def unclipped(per_step: PerStep, begin: Tensor, new: Tensor) -> Tensor | None:
+    """(N, H) bool: where the clip lets a derivative pass, of steps whose equations say `new`; None without a clip."""
+    clip, amount = per_step.clip, None if per_step.amount is None else by_row(per_step.amount)
+    if clip is None:
+        return None
+    end = new if amount is None else partly(begin, new, amount)
+    passes = (end.abs() <= clip) | end.isnan()
+    return passes if amount is None else passes | (amount == 0)
 
 
 def from_begins(per_step: PerStep, d_begin: Tensor, before: Tensor, needs: Sequence[bool]) -> Found:
@@ -133,55 +140,15 @@ def from_begins(per_step: PerStep, d_begin: Tensor, before: Tensor, needs: Seque
     d_fresh = d_decay = None
     mask = None if reset is None else reset.unsqueeze(1)
     if fresh is not None and needs[0]:
-        own = d_begin if decay is None else d_begin * _by_row(decay)
+        own = d_begin if decay is None else d_begin * by_row(decay)
         d_fresh = torch.zeros_like(own) if mask is None else own.masked_fill(~mask, 0)
         if fresh.shape[0] != own.shape[0]:
             d_fresh = d_fresh.view(-1, *fresh.shape).sum(0)
     if decay is not None and needs[1]:
-        d_decay = d_begin * selected(per_step, before)
+        d_decay = d_begin * per_step.selected(before)
         if decay.dim() == 1:
             d_decay = d_decay.sum(1)
     return Found(d_fresh, d_decay)
-
-
-def selected(per_step: PerStep, before: Tensor) -> Tensor:
-    """(N, H): the state before each step, the fresh one where an episode begins."""
-    if per_step.reset is None:
-        return before
-    reset, fresh = per_step.reset.unsqueeze(1), per_step.fresh
-    if fresh is None:
-        return before.masked_fill(reset, 0)
-    if fresh.shape[0] != before.shape[0]:
-        fresh = fresh.expand(before.shape[0] // fresh.shape[0], *fresh.shape).reshape(before.shape)
-    return torch.where(reset, fresh, before)
-
-
-def begun(per_step: PerStep, before: Tensor) -> Tensor:
-    """(N, H): the state that each step begins from."""
-    begin, decay = selected(per_step, before), per_step.decay
-    return begin if decay is None else begin * _by_row(decay)
-
-
-def seen(per_step: PerStep, begin: Tensor) -> Tensor:
-    """What the products see of it."""
-    dropped = per_step.dropped
-    return begin if dropped is None else (begin.view(-1, *dropped.shape) * dropped).view_as(begin)
-
-
-def one_of(per_step: PerStep | None, side: int) -> PerStep | None:
-    """One direction's own, where they lie one behind the other."""
-    if per_step is None:
-        return None
-    return PerStep._make(x[side] if isinstance(x, Tensor) else x for x in per_step)
-
-
-def rows_of(per_step: PerStep | None, here: slice, num_rows: int) -> PerStep | None:
-    """That of some rows out of num_rows."""
-    if per_step is None:
-        return None
-    by_row = {name: x for name, x in per_step._asdict().items() if isinstance(x, Tensor) and name != "dropped"}
-    own: dict[str, Any] = {name: x[here] for name, x in by_row.items() if x.shape[0] == num_rows}
-    return per_step._replace(**own)
 
 
 def joined(per_step: PerStep | None, by_chunk: Sequence[tuple[slice, Found]]) -> Found:
@@ -220,30 +187,26 @@ def by_given(
     if amount is None or not needs[2]:
         return found
     # By the state that a step ends with: what the loss gives it, and what the step that begins from it does.
-    d_before = d_begin if per_step.decay is None else d_begin * _by_row(per_step.decay)
-    if per_step.reset is not None:
-        d_before = d_before.masked_fill(per_step.reset.unsqueeze(1), 0)
+    d_before = per_step.begun_grad(d_begin)
     d_end = d_output.to(torch.float32, copy=True)
     rest = d_end.shape[0] - batch
     last = 0 if reverse else rest
     d_end.narrow(0, batch if reverse else 0, rest).add_(d_before.narrow(0, 0 if reverse else batch, rest))
     if d_h_n is not None:
         d_end.narrow(0, last, batch).add_(d_h_n)
-    begin = begun(per_step, before).float()
+    begin = per_step.begun(before).float()
     size = begin.shape[1]
     z, n = (run.gates.narrow(1, i * size, size).float() for i in (1, 2))
     new = (1 - z) * begin + z * n if variant == "chung" else (n - z * n) + z * begin
-    difference = new - begin
-    if per_step.clip is not None:
-        end = begin + _by_row(amount) * difference
-        difference = difference.masked_fill((end.abs() > per_step.clip) & (_by_row(amount) != 0), 0)
-    d_amount = d_end * difference
-    return found._replace(amount=(d_amount.sum(1) if amount.dim() == 1 else d_amount).to(amount.dtype))
+    difference, passes = new - begin, unclipped(per_step, begin, new)
+    d_amount = d_end * (difference if passes is None else difference * passes)
+    return found._replace(amount=of_amount(per_step, d_amount).to(amount.dtype))
 
 
-def _by_row(x: Tensor) -> Tensor:
-    """(N,) or (N, H) beside (N, H)."""
-    return x if x.dim() == 2 else x.unsqueeze(1)
+def of_amount(per_step: PerStep, d_amount: Tensor) -> Tensor:
+    """From the derivative by each unit's amount (N, H), that by the amount as it was given."""
+    assert per_step.amount is not None
+    return d_amount.sum(1) if per_step.amount.dim() == 1 else d_amount
 
 
 class Sums:
@@ -266,18 +229,19 @@ class Sums:
         if decay is not None and own.decay is not None:
             width = decay.shape[-1]
             place = decay if width == 1 else decay.chunk(layer.directions, -1)[part % layer.directions]
-            of_decay = own.decay.view(place.shape)
-            if given.lengths is not None:
-                steps = torch.arange(len(of_decay), device=of_decay.device).view(-1, 1, 1)
-                of_decay = of_decay.masked_fill(steps >= given.lengths.unsqueeze(1), 0)
-            place.add_(of_decay)
+            place.add_(own.decay.view(place.shape))
         if amount is not None and own.amount is not None:
             found = own.amount
             if given.seed is not None:
                 rows, hidden_size = found.shape
                 found = (found * renewed(given.seed, part, rows, hidden_size, layer.zoneout)).sum(1)
-            found = found.view(amount.shape)
-            if given.lengths is not None:
-                steps = torch.arange(found.shape[0], device=found.device).unsqueeze(1)
-                found = found.masked_fill(steps >= given.lengths, 0)
-            amount.add_(found)
+            amount.add_(found.view(amount.shape))
+
+    def in_all(self) -> list[Tensor | None]:
+        """By fresh, decay and amount; past its end a sequence has none of the latter two."""
+        lengths, (fresh, decay, amount) = self.call.given.lengths, self.found
+        if lengths is not None and not (decay is None and amount is None):
+            over = ~alive(seq_len_of(self.layer, self.call), lengths)
+            decay = None if decay is None else decay.masked_fill_(over.unsqueeze(-1), 0)
+            amount = None if amount is None else amount.masked_fill_(over, 0)
+        return [fresh, decay, amount]

@@ -12,7 +12,6 @@ from .. import reference
 from ..kernels.steps import Steps
 from ..layer import Weights
 from .part import Run
-from .per_step import begun, seen
 from .projections import states_before
 
 CHUNK_ELEMENTS = 1 << 24
@@ -40,4 +39,4 @@ def gates_again(run: Run, weights: Weights, variant: str, reverse: bool, out: Te
 def seen_before(run: Run, reverse: bool) -> Tensor:
     """(N, H): what each step's recurrent products saw, in one direction."""
     before, per_step = states_before(run.output, run.h0, run.steps, reverse), run.per_step
-    return before if per_step is None else seen(per_step, begun(per_step, before))
+    return before if per_step is None else per_step.seen(per_step.begun(before))

@@ -31,7 +31,7 @@ from ..layer import Call, Layer, Weights
 from ..planning.stages import Plan, Stage
 from . import cudnn
 from .part import Part, Run, Upstream
-from .per_step import Sums, of_stage
+from .per_step import Sums, before_their_ends, of_stage
 
 
 class Result(NamedTuple):
@@ -124,6 +124,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
     """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none)."""
     if plan.schedule == "cudnn":
         return Result(*cudnn.forward(layer, weights, call, plan.stages[0].choice, first_kept))
+    call = before_their_ends(layer, call)
     steps, directions = steps_of(layer, call), layer.directions
     x, width = time_major(layer, call, call.input), layer.hidden_size * directions
     h_n = call.hx.new_empty(call.hx.shape)
@@ -291,7 +292,7 @@ def backward(
     entry, kept = _unfold(layer, reserve, first_kept)
     need_input, need_hx, *need_weights = wanted.needs
     width = 4 if layer.bias else 2
-    sums = Sums(layer, call, wanted.given)
+    sums, call = Sums(layer, call, wanted.given), before_their_ends(layer, call)
     asked = [need_input or need_hx or any(sums.needs) or need for need in need_weights]
     lowest = asked.index(True) // (width * directions) if any(asked) else layer.num_layers
     d_hx = torch.empty(call.hx.shape, dtype=call.hx.dtype, device=call.hx.device) if need_hx else None
@@ -343,4 +344,4 @@ def backward(
                 d_x = found.input if d_x is None else d_x.add_(found.input)
         grad = d_x if scale is None or d_x is None else d_x.mul_(scale)
     d_input = None if grad is None or not need_input else time_major(layer, call, grad)
-    return [d_input, d_hx, *d_weights, *(sums.found if wanted.given else ())]
+    return [d_input, d_hx, *d_weights, *(sums.in_all() if wanted.given else ())]
