@@ -63,7 +63,7 @@ def schedule_of_gru(gru: Gru, device: str, dtype: torch.dtype, schedule: str, me
     if gru.cell and device == "cpu":
         return cell_way(gru.variant)
     layer = gru.layer if gru.cell else replace(gru.layer, schedule=schedule, memory=memory)
-    packed = gru.rows in ("packed", "resets") and not gru.cell
+    packed, given = gru.rows == "packed" and not gru.cell, gru.given
     seq_len = 1 if gru.cell else gru.seq_len
-    site = Site(_place(device), dtype, seq_len, gru.sequences, packed, recording, plain=True)
+    site = Site(_place(device), dtype, seq_len, gru.batch, packed, recording, plain=True, given=given)
     return plan(layer, site).schedule

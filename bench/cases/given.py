@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .workloads import RESET_EVERY, Gru
+from .workloads import Gru
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def given(gru: Gru, device: str, dtype: torch.dtype, seed: int = 0) -> Given:
         lengths[0] = seq_len
         return replace(found, lengths=lengths)
     if gru.rows == "resets":
-        resets = torch.rand(seq_len, batch, generator=generator) < 1 / RESET_EVERY
+        resets = torch.rand(seq_len, batch, generator=generator) < gru.reset_rate
         resets[seq_len // 2, 0] = True  # one at least, however few steps there are
         return replace(found, resets=resets.to(device), keep=(~resets[..., None]).to(device, dtype))
     if gru.rows == "decayed":

@@ -40,7 +40,8 @@ class Way:
 
 
 def ours(gru: Gru, source: nn.Module, given: Given, **options: Any) -> Built:
-    """trigru's modules, called as `of_torch` calls nn's. options: schedule and memory of `trigru.GRU`."""
+    """trigru's modules, called as `of_torch` calls nn's, but for resets, which a layer takes. options: schedule and
+    memory of `trigru.GRU`."""
     places = {"device": given.x.device, "dtype": given.x.dtype, "variant": gru.variant}
     if gru.cell:
         module: nn.Module = trigru.GRUCell(gru.input_size, gru.hidden_size, gru.bias, **places)  # type: ignore[arg-type]
@@ -48,6 +49,9 @@ def ours(gru: Gru, source: nn.Module, given: Given, **options: Any) -> Built:
         layer = {"bias": gru.bias, "dropout": gru.dropout, "bidirectional": gru.bidirectional}
         module = trigru.GRU(gru.input_size, gru.hidden_size, gru.num_layers, **layer, **places, **options)  # type: ignore[arg-type]
     module.load_state_dict(source.state_dict())
+    resets = given.resets
+    if resets is not None and not gru.cell:
+        return lambda x, h0: module(x, h0, reset=resets)[0], [module]
     return _called(gru, module, given)
 
 
@@ -206,7 +210,7 @@ def _packed_at_resets(module: nn.Module, x: Tensor, h0: Tensor, resets: Tensor) 
 
 
 def padded_at_resets(gru: Gru, source: nn.Module, given: Given) -> Built:
-    """The stretches between resets padded to the longest, as one batch."""
+    """The stretches between resets padded to the longest, as one batch: what TorchRL's GRUModule does by default."""
     module = _copied(gru, source)
     resets = given.resets
     assert resets is not None

@@ -28,7 +28,7 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
     recording: gradients can be asked for, which a CPU's plan depends on."""
     sizes = {
         "seq_len": gru.seq_len,
-        "batch": gru.sequences,
+        "batch": gru.batch,
         "input_size": gru.input_size,
         "hidden_size": gru.hidden_size,
         "num_layers": gru.num_layers,
@@ -42,7 +42,7 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
     if device is None:
         return {**_nothing_counted(*_on_cpu(gru, number, direction, recording)), **sizes}
     precision = "tf32" if number == torch.float32 else "ieee"
-    layer = Layer(gru.variant, number, gru.sequences, gru.hidden_size, precision=precision, directions=gru.directions)
+    layer = Layer(gru.variant, number, gru.batch, gru.hidden_size, precision=precision, directions=gru.directions)
     taken = staged(gru.num_layers, gru.directions, planned("auto", device, layer, direction), direction)
     times, steps = (gru.calls * gru.seq_len, 1) if gru.cell else (gru.calls, gru.seq_len)
     started, seconds = taken.launches(steps), taken.seconds(steps, device.launch_time)
@@ -63,8 +63,8 @@ def _on_cpu(gru: Gru, dtype: torch.dtype, direction: str, recording: bool) -> tu
     if gru.cell:
         way = cell_way(gru.variant)
         return way, CELL_REASONS[way]
-    packed = gru.rows in ("packed", "resets")
-    site = Site(torch.device("cpu"), dtype, gru.seq_len, gru.sequences, packed, recording, plain=True)
+    packed, given = gru.rows == "packed", gru.given
+    site = Site(torch.device("cpu"), dtype, gru.seq_len, gru.batch, packed, recording, plain=True, given=given)
     taken = plan(gru.layer, site, direction)
     return taken.schedule, taken.reason
 
