@@ -15,10 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .counters import renewed
 from .gates import begin_grad, begin_of_step, blend, blend_grad, end_grad, end_of_step
 from .loop import Step
 from .recurrence import Derivatives, Operands, PerStep
 from .tiles import at, load_state, there, write
+from .zoneout import threshold
 
 
 def arguments(operands: Operands) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def arguments(operands: Operands) -> dict[str, Any]:
         "decay_ptr": per.decay,
         "amount_ptr": _as_bytes(per.amount),
         "dropped_ptr": per.dropped,
+        "seed_ptr": per.seed,
+        "zoneout_below": None if per.seed is None else threshold(per.zoneout),
     }
 
 
@@ -102,6 +106,8 @@ class Beside(NamedTuple):
     FRESH_BY_STEP: Any = None  # not None: `fresh` has rows for each step
     DECAY_BY_UNIT: Any = None  # not None: a value for each hidden unit of a row
     AMOUNT_BY_UNIT: Any = None
+    seed: Any = None  # of zoneout's masks
+    zoneout_below: Any = None  # None: there are none
 
 
 @triton.constexpr_function
@@ -113,14 +119,14 @@ def absent(loaded):
 
 @triton.constexpr_function
 def in_flags(amount):
-    """Whether amounts are all or nothing, in bytes."""
-    return not absent(amount) and amount.dtype == tl.uint8
+    """Whether amounts are all or nothing: bytes, or bits."""
+    return not absent(amount) and amount.dtype in (tl.uint8, tl.int1)
 
 
 @triton.constexpr_function
 def in_parts(amount):
     """Whether they are numbers."""
-    return not absent(amount) and amount.dtype != tl.uint8
+    return not absent(amount) and amount.dtype not in (tl.uint8, tl.int1)
 
 
 class Place(NamedTuple):
@@ -140,6 +146,13 @@ class Beginning(NamedTuple):
     reset: Any
     fresh: Any
     decay: Any
+
+
+class Amount(NamedTuple):
+    """How much of what the equations say a step takes over: as loaded, and where zoneout lets it."""
+
+    loaded: Any
+    renewed: Any
 
 
 # -- loads -------------------------------------------------------------------------------------------------------------
@@ -189,14 +202,24 @@ def load_beginning(beside, row, place):
 
 @triton.jit
 def load_amount(beside, row, place):
-    """For the step whose first row is `row`: how much of what the equations say it takes over."""
-    return _of_rows(beside.amount, row_of(beside, row), place, beside.AMOUNT_BY_UNIT, 1.0)
+    """For the step whose first row is `row`."""
+    row = row_of(beside, row)
+    return Amount(
+        _of_rows(beside.amount, row, place, beside.AMOUNT_BY_UNIT, 1.0),
+        () if beside.zoneout_below is None else renewed(beside.seed, row, place.b, place.j, beside.zoneout_below),
+    )
 
 
 @triton.jit
 def load_of_step(beside, row, place):
     """Both."""
     return load_amount(beside, row, place), load_beginning(beside, row, place)
+
+
+@triton.jit
+def load_seed(seed_ptr):
+    """For all steps, both directions'; anything where there is none."""
+    return 0 if seed_ptr is None else tl.load(seed_ptr)
 
 
 @triton.jit
@@ -223,8 +246,22 @@ def seen(begin, dropped):
 
 
 @triton.jit
-def ended(begin, new, amount, clip):
-    """The state that a step ends with; `new`: the equations'."""
+def taken(amount):
+    """Of an Amount, what a state's share is multiplied with."""
+    if absent(amount.renewed):
+        return amount.loaded
+    elif absent(amount.loaded):
+        return amount.renewed
+    elif in_flags(amount.loaded):
+        return amount.renewed & (amount.loaded != 0)
+    else:
+        return tl.where(amount.renewed, amount.loaded, tl.zeros_like(amount.loaded))
+
+
+@triton.jit
+def ended(begin, new, given, clip):
+    """The state that a step ends with; `new`: the equations'; given: an Amount."""
+    amount = taken(given)
     if in_flags(amount):
         return tl.where(amount != 0, end_of_step(begin, new, None, clip), begin)
     else:
@@ -238,9 +275,10 @@ def unless(x, nothing):
 
 
 @triton.jit
-def carries_on(amount):
+def carries_on(given):
     """Where a unit carries on the state that its step began from, so that its update gate and its candidate lead
-    nowhere."""
+    nowhere. given: an Amount."""
+    amount = taken(given)
     if in_flags(amount):
         return amount == 0
     else:
@@ -248,9 +286,10 @@ def carries_on(amount):
 
 
 @triton.jit
-def end_back(dh, begin, z, n, amount, clip, VARIANT: tl.constexpr):
+def end_back(dh, begin, z, n, given, clip, VARIANT: tl.constexpr):
     """`blend_grad` from dh, the derivative by the state that a step ends with; its `direct` with what passes by the
-    equations. z and n are 0 where it `carries_on`."""
+    equations. z and n are 0 where it `carries_on`. given: an Amount."""
+    amount = taken(given)
     d_new, past = dh, None
     if in_parts(amount) or clip is not None:
         wide = amount.to(tl.float32) if in_parts(amount) else None
@@ -268,7 +307,7 @@ def end_back(dh, begin, z, n, amount, clip, VARIANT: tl.constexpr):
 @triton.jit
 def reset_gate(beside, r, d_rh):
     """Variants "cho" and "chung": r, or 0 where it leads nowhere, for no unit that sees it takes anything over."""
-    return r if beside.amount is None else unless(r, d_rh == 0.0)
+    return r if beside.amount is None and beside.zoneout_below is None else unless(r, d_rh == 0.0)
 
 
 @triton.jit
@@ -333,10 +372,12 @@ def pass_on(beside, end, here, direction, batch, rows, b, j, H):
 @triton.jit
 def read_counting(beside, pointers, live, amount):
     """`read` of tiles.py, but 0 where a state is carried on: where all of a sequence is, nothing is read."""
-    if absent(amount):
+    if not absent(amount.renewed):
+        live &= amount.renewed
+    if absent(amount.loaded):
         x = tl.load(pointers, mask=live, other=0.0)
     elif beside.AMOUNT_BY_UNIT is None:
-        x = tl.load(pointers, mask=live & (amount != 0), other=0.0)
+        x = tl.load(pointers, mask=live & (amount.loaded != 0), other=0.0)
     else:
         x = unless(tl.load(pointers, mask=live, other=0.0), carries_on(amount))
     return x.to(tl.float32)

@@ -22,6 +22,7 @@ from .per_step import (
     end_back,
     load_dropped,
     load_of_step,
+    load_seed,
     reset_gate,
     row_of,
     seen,
@@ -81,7 +82,7 @@ def _before(beside, d_begin, beginning, own, here, S: tl.constexpr):
     return begin_back(d_begin, beginning)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -97,6 +98,8 @@ def backward_torch(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
@@ -140,7 +143,7 @@ def backward_torch(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -197,7 +200,7 @@ def backward_torch(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -212,6 +215,8 @@ def backward_reset_first(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
@@ -256,7 +261,7 @@ def backward_reset_first(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)

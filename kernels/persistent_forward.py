@@ -16,7 +16,7 @@ from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
 from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
-from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, row_of, seen
+from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, load_seed, row_of, seen
 from .persistent_tiles import (
     Shape,
     await_rows,
@@ -96,7 +96,7 @@ def _keep(reserve_ptr, own, here, values, S: tl.constexpr):
         write(tile_at(reserve_ptr, here.row, own, VALUES, S, g), values[g], there(own, here.count, S))
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -110,6 +110,8 @@ def forward_torch(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     begins_ptr,  # (N, H), filled with it
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
@@ -154,7 +156,7 @@ def forward_torch(
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
@@ -186,7 +188,7 @@ def forward_torch(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -198,6 +200,8 @@ def forward_reset_first(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     begins_ptr,  # (N, H), filled with it
     reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
@@ -244,7 +248,7 @@ def forward_reset_first(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)

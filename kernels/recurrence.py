@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .config import kept_values
 from .steps import Steps
+from .zoneout import renewed
 
 C = TypeVar("C")
 
@@ -40,6 +41,9 @@ class Recurrence(Generic[C]):
     config: C
 
 
+_NOT_BY_ROW = ("dropped", "seed")  # tensors of PerStep
+
+
 class PerStep(NamedTuple):
     """What a step does beside the equations, for padded sequences:
 
@@ -47,7 +51,8 @@ class PerStep(NamedTuple):
         the products see dropped * begin
         end   = begin + amount * (h' - begin), clipped to -clip ... clip; begin as it is where amount is 0
 
-    Row t * B + b, as everywhere, is sequence b at step t. None costs nothing, and stands for what changes nothing."""
+    With a seed the amount of a unit is 0 where zoneout.py says so. Row t * B + b, as everywhere, is sequence b at step
+    t. None costs nothing, and stands for what changes nothing."""
 
     reset: Tensor | None = None  # (N,) bool. It selects: what was before reaches neither values nor derivatives
     fresh: Tensor | None = None  # (N, H), or (B, H) for all steps; None: zeros
@@ -57,6 +62,8 @@ class PerStep(NamedTuple):
     clip: float | None = None
     begins: Tensor | None = None  # (N, H) dropped * begin: written by forward; there iff `carries`
     wants_d_begin: bool = False  # whether backward also gives the derivatives by `begin`
+    seed: Tensor | None = None  # () int64: of zoneout's masks, the number of the first row added
+    zoneout: float = 0.0  # the rate; with a seed
 
     @property
     def carries(self) -> bool:
@@ -69,9 +76,19 @@ class PerStep(NamedTuple):
 
     def rows(self, here: slice, num_rows: int) -> PerStep:
         """Of one direction's num_rows rows, some whole steps."""
-        tensors = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor) and name != "dropped"}
-        own: dict[str, Any] = {name: x[here] for name, x in tensors.items() if x.shape[0] == num_rows}
-        return self._replace(**own)
+        rows = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor) and name not in _NOT_BY_ROW}
+        own: dict[str, Any] = {name: x[here] for name, x in rows.items() if x.shape[0] == num_rows}
+        return self._replace(**own, seed=None if self.seed is None else self.seed + here.indices(num_rows)[0])
+
+    def masked(self, num_rows: int, hidden_size: int) -> PerStep:
+        """The same of one direction with zoneout's masks in the amount, bool as long as that is all or nothing."""
+        if self.seed is None:
+            return self
+        mask, amount = renewed(self.seed, num_rows, hidden_size, self.zoneout), self.amount
+        if amount is not None:
+            amount = by_row(amount)
+            mask = mask & amount if amount.dtype == torch.bool else torch.where(mask, amount, 0)
+        return self._replace(amount=mask, seed=None)
 
     def selected(self, before: Tensor) -> Tensor:
         """One direction's (N, H): the state before each step, the fresh one where it is reset."""

@@ -14,6 +14,7 @@ from .per_step import (
     load_amount,
     load_beginning,
     load_dropped,
+    load_seed,
     place_of,
     reset_gate,
     row_of,
@@ -25,7 +26,7 @@ from .resident_forward import own_part, own_side, units_only
 from .tiles import at, either, load_state, read, read_gates, there, write, write_gates
 
 
-@triton.jit(do_not_specialize=["T", "B", "units", "direction"])
+@triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below"])
 def bptt_kernel(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -42,6 +43,8 @@ def bptt_kernel(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     T,
     B,
@@ -72,7 +75,7 @@ def bptt_kernel(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
     d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)

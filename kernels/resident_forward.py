@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
 from .loop import Step, before_first, row_after, rows_of_all, step_after
-from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, place_of, row_of, seen
+from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, load_seed, place_of, row_of, seen
 from .products import multiply
 from .tiles import at, either, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
 
@@ -44,7 +44,7 @@ def units_only(x, j, units, EXACT: tl.constexpr):
     return x if EXACT else tl.where((j < units)[:, None], x, 0.0)
 
 
-@triton.jit(do_not_specialize=["T", "B", "units", "direction"])
+@triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below"])
 def forward_kernel(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -60,6 +60,8 @@ def forward_kernel(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     begins_ptr,  # (N, H), out
     T,
     B,
@@ -93,7 +95,7 @@ def forward_kernel(
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, False, HIDDEN, BLOCK_B)
     b_hn = tl.zeros((HIDDEN, 1), tl.float32)

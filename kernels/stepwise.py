@@ -62,7 +62,8 @@ def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gr
     finish = None
     if run.variant != "torch":
         args |= per_step.arguments(operands)
-        shapes["HAS_AMOUNT"] = args.pop("amount_ptr") is not None or None
+        given = [args.pop(name) for name in ("amount_ptr", "seed_ptr", "zoneout_below")]
+        shapes["HAS_AMOUNT"] = any(x is not None for x in given) or None
         del shapes["AMOUNT_BY_UNIT"]
         finish = _prepare(bptt_reset_step, args, constexprs | shapes, _OF_A_STEP, operands, config)
     grid, none = _Grids(operands, config), (0, 0, 0, 0) * operands.sides

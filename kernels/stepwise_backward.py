@@ -9,7 +9,17 @@ import triton.language as tl
 
 from .gates import reset_after_grad, reset_before_grad
 from .loop import Step
-from .per_step import Beside, amount_of, as_seen, before_grad, begin_from, end_back, read_counting, reset_gate
+from .per_step import (
+    Beside,
+    amount_of,
+    as_seen,
+    before_grad,
+    begin_from,
+    end_back,
+    load_seed,
+    read_counting,
+    reset_gate,
+)
 from .products import multiply
 from .stepwise_forward import PER_STEP, own_side, own_tile, step_of
 from .tiles import at, either, load_state, load_weight_transposed, read, there, write
@@ -72,6 +82,8 @@ def bptt_step(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what the step after begins from
     row,
     count,
@@ -126,7 +138,7 @@ def bptt_step(
             d_an_ptr += behind * H
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     bptt_tile(
         grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, beside, j,

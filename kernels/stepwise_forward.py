@@ -10,13 +10,13 @@ import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
 from .loop import Step
-from .per_step import Beside, as_seen, end_from, load_seen, pass_on
+from .per_step import Beside, as_seen, end_from, load_seed, load_seen, pass_on
 from .products import multiply
 from .tiles import at, either, load_weight, read, read_gates, there, write, write_gates
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
 PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after"]
-PER_STEP += [*(f"{name}_back" for name in PER_STEP), "extent", "rows", "batch", "direction"]
+PER_STEP += [*(f"{name}_back" for name in PER_STEP), "extent", "rows", "batch", "direction", "zoneout_below"]
 
 
 @triton.jit
@@ -99,6 +99,8 @@ def forward_step(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     begins_ptr,  # (N, H): read at this step's rows, written at the next one's
     row,
     count,
@@ -144,7 +146,7 @@ def forward_step(
             reserve_ptr += behind * (4 * H)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     torch_tile(
         gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, beside, j, b, here,
@@ -265,6 +267,8 @@ def candidate_step(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    seed_ptr,  # () int64
+    zoneout_below,
     begins_ptr,  # (N, H): read at this step's rows, written at the next one's
     row,
     count,
@@ -309,7 +313,7 @@ def candidate_step(
             reserve_ptr += behind * (3 * H)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     candidate_tile(
         gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,

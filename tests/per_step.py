@@ -12,7 +12,7 @@ from torch import Tensor
 from trigru.kernels.recurrence import PerStep
 from trigru.kernels.steps import Steps
 
-OPTIONS = ("reset", "fresh", "decay", "amount", "dropped", "clip")
+OPTIONS = ("reset", "fresh", "decay", "amount", "dropped", "zoneout", "clip")
 
 
 def loop(
@@ -88,8 +88,9 @@ def _exact(per_step: PerStep) -> PerStep:
 def _loop(case: Case, *leaves: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`loop` of a case in one direction, from its gates_in, h0, w_hh and b_hn in float64."""
     gates_in, *others = leaves
+    per_step = _exact(case.per_step.masked(case.steps.num_rows, case.h0.shape[-1]))
     gates_in = gates_in.view(case.steps.seq_len, case.steps.batch, -1)
-    return loop(gates_in, *others, _exact(case.per_step), variant=case.variant, reverse=case.reverse)
+    return loop(gates_in, *others, per_step, variant=case.variant, reverse=case.reverse)
 
 
 def _leaves(case: Case) -> list[Tensor | None]:
@@ -131,6 +132,7 @@ def per_step_recurrence(
     by_unit: decay and amount are (N, H), not (N,). fresh_once: one fresh state for all steps, (B, H). flags: amount is
     bool."""
     rows, wide = seq_len * batch, 3 * hidden_size
+    seed = torch.randint(1 << 62, ())
 
     def drawn(reverse: bool) -> Case:
         given = [
@@ -142,6 +144,8 @@ def per_step_recurrence(
             torch.randn(batch, hidden_size),
         ]
         per_step = _options(rows, batch, hidden_size, options, by_unit, fresh_once, flags, dtype)
+        if "zoneout" in options:  # the second direction's rows are counted on from the first one's
+            per_step = per_step._replace(seed=seed + rows if both and reverse else seed, zoneout=0.4)
         rounded = (None if x is None else x.to(dtype) for x in given)
         return Case(*rounded, Steps.padded(seq_len, batch), variant, reverse, {}, per_step=per_step)
 

@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  # float32 multiplied in TF32
-SETS = [("reset",), ("reset", "fresh"), ("decay",), ("amount",), ("dropped",), ("clip",), OPTIONS]
+SETS = [("reset",), ("reset", "fresh"), ("decay",), ("amount",), ("dropped",), ("zoneout",), ("clip",), OPTIONS]
 
 
 def run(case, *, arch=90, protocol="data", **order):

@@ -21,7 +21,7 @@ from trigru.kernels.recurrence import PerStep
 pytestmark = [pytest.mark.interpretable, pytest.mark.usefixtures("poisoned")]
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="compiled code runs the same functions, in a selection above")
 
-SETS = [("reset",), ("reset", "fresh"), ("decay",), ("amount",), ("dropped",), ("clip",), OPTIONS]
+SETS = [("reset",), ("reset", "fresh"), ("decay",), ("amount",), ("dropped",), ("zoneout",), ("clip",), OPTIONS]
 # T, B, H: one step, hidden units that are added (19) or masked (24), sequences that fill no tile, two tiles of them
 SIZES = [(4, 3, 16), (1, 3, 5), (2, 17, 19), (5, 3, 24)]
 

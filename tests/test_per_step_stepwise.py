@@ -23,7 +23,7 @@ CONFIG = StepwiseConfig(block_h=16, block_b=16, block_k=16)
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 # Each option with every variant, and by turns in every other way (of these the numbers have no common divisor).
-CHOSEN = [("reset",), ("reset", "fresh"), ("decay",), ("amount",), ("dropped",), ("clip",), OPTIONS]
+CHOSEN = [("reset",), ("reset", "fresh"), ("decay",), ("amount",), ("dropped",), ("zoneout",), ("clip",), OPTIONS]
 EACH = [(options, variant) for options in CHOSEN for variant in trigru.VARIANTS]
 # T, B, H: one step; more sequences than a tile has, more hidden units
 SIZES = [(2, 18, 7), (1, 3, 16), (2, 2, 19), (3, 3, 8)]

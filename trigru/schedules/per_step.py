@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.recurrence import PerStep, by_row
+from ..kernels.zoneout import renewed
 from ..layer import NOTHING, Call, Given, Layer, alive
 from ..planning.stages import Stage
 from ..reference import Options
 from .part import Found, Run
 from .projections import states_before
-from .zoneout import renewed, skipped
 
 
 def is_given(layer: Layer, call: Call) -> bool:
@@ -31,7 +31,7 @@ def names(layer: Layer, call: Call) -> tuple[str, ...]:
 def of_part(layer: Layer, call: Call, part: int) -> PerStep:
     """Of one layer and direction of a call `before_their_ends`: row t * B + b is sequence b at step t."""
     reset, fresh, decay, amount, dropped, seed, _ = call.given
-    direction, (_, batch, hidden_size) = part % layer.directions, call.hx.shape
+    direction, hidden_size = part % layer.directions, layer.hidden_size
     if reset is not None:
         if layer.runs_backwards(direction):
             reset = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
@@ -42,10 +42,14 @@ def of_part(layer: Layer, call: Call, part: int) -> PerStep:
         decay = decay.reshape(-1, decay.shape[-1])
         decay = decay.squeeze(1) if decay.shape[1] == 1 else decay.chunk(layer.directions, 1)[direction]
     amount = None if amount is None else amount.reshape(-1)
-    if seed is not None:
-        mask = renewed(seed, part, seq_len_of(layer, call) * batch, hidden_size, layer.zoneout)
-        amount = _only(mask, None if amount is None else amount.unsqueeze(1))
-    return PerStep(reset, fresh, decay, amount, None if dropped is None else dropped[part], layer.clip)
+    dropped = None if dropped is None else dropped[part]
+    seed = None if seed is None else _of_rows(seed, part * num_rows_of(layer, call))
+    return PerStep(reset, fresh, decay, amount, dropped, layer.clip, seed=seed, zoneout=layer.zoneout)
+
+
+def _of_rows(seed: Tensor, first: int) -> Tensor:
+    """That of the rows from `first` on."""
+    return seed + first if first else seed
 
 
 def of_parts(layer: Layer, call: Call, first: int, last: int) -> Given:
@@ -56,14 +60,18 @@ def of_parts(layer: Layer, call: Call, first: int, last: int) -> Given:
     fresh, dropped, seed = given.fresh, given.dropped, given.seed
     if fresh is not None:
         fresh = fresh[first:last] if fresh.dim() == 3 else fresh[:, first:last]
-    if seed is not None:
-        seed = skipped(seed, first, seq_len_of(layer, call) * call.hx.shape[1], layer.hidden_size)
+    seed = None if seed is None else _of_rows(seed, first * num_rows_of(layer, call))
     return given._replace(fresh=fresh, dropped=None if dropped is None else dropped[first:last], seed=seed)
 
 
 def seq_len_of(layer: Layer, call: Call) -> int:
     """Of a padded call."""
     return call.input.shape[1 if layer.batch_first else 0]
+
+
+def num_rows_of(layer: Layer, call: Call) -> int:
+    """Of a padded call."""
+    return seq_len_of(layer, call) * call.hx.shape[1]
 
 
 def before_their_ends(layer: Layer, call: Call) -> Call:
@@ -86,11 +94,15 @@ def _only(flags: Tensor, amount: Tensor | None) -> Tensor:
 
 
 def of_stage(layer: Layer, call: Call, stage: Stage) -> PerStep | None:
-    """Of the directions that a stage runs, one behind the other where there are two; None where nothing is given."""
+    """Of the directions that a stage runs, one behind the other where there are two; None where nothing is given.
+
+    Torch operations take zoneout's masks as an amount, kernels make them of the seed."""
     if not is_given(layer, call):
         return None
     first = stage.layers[0] * layer.directions
     parts = [of_part(layer, call, first + direction) for direction in stage.directions]
+    if stage.choice.schedule == "eager":
+        parts = [part.masked(num_rows_of(layer, call), layer.hidden_size) for part in parts]
     if len(parts) == 1:
         return parts[0]
     forth, back = parts
@@ -107,7 +119,8 @@ def as_options(layer: Layer, call: Call) -> list[Options]:
     options: list[Options] = []
     call = before_their_ends(layer, call)
     for part in range(layer.parts):
-        _, _, decay, amount, dropped, clip, *_ = of_part(layer, call, part)
+        own = of_part(layer, call, part).masked(seq_len * batch, layer.hidden_size)
+        _, _, decay, amount, dropped, clip, *_ = own
         dtype = call.input.dtype
         by_step = [None if x is None else x.to(dtype).reshape(seq_len, batch, -1) for x in (decay, amount)]
         fresh = call.given.fresh
@@ -183,9 +196,11 @@ def by_given(
     assert run.gates is not None
     before = states_before(run.output, run.h0, run.steps, reverse)
     found = from_begins(per_step, d_begin, before, needs)
-    amount = per_step.amount
-    if amount is None or not needs[2]:
+    if per_step.amount is None or not needs[2]:
         return found
+    per_step = per_step.masked(*before.shape)
+    amount = per_step.amount
+    assert amount is not None
     # By the state that a step ends with: what the loss gives it, and what the step that begins from it does.
     d_before = per_step.begun_grad(d_begin)
     d_end = d_output.to(torch.float32, copy=True)
@@ -234,7 +249,8 @@ class Sums:
             found = own.amount
             if given.seed is not None:
                 rows, hidden_size = found.shape
-                found = (found * renewed(given.seed, part, rows, hidden_size, layer.zoneout)).sum(1)
+                seed = _of_rows(given.seed, part * rows)
+                found = (found * renewed(seed, rows, hidden_size, layer.zoneout)).sum(1)
             amount.add_(found.view(amount.shape))
 
     def in_all(self) -> list[Tensor | None]:
