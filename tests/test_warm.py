@@ -70,6 +70,52 @@ def test_a_launch_finds_what_was_compiled_ahead(cache, schedule, variant, count)
     assert binaries(cache) == ahead
 
 
+GIVEN = {
+    "reset": lambda steps, batch, size: torch.rand(steps, batch) < 0.3,
+    "reset_state": lambda steps, batch, size: torch.randn(steps, 1, batch, size, dtype=torch.bfloat16),
+    "lengths": lambda steps, batch, size: torch.full((batch,), steps),
+    "mask": lambda steps, batch, size: torch.rand(steps, batch) < 0.3,
+    "decay": lambda steps, batch, size: torch.rand(steps, batch, size, dtype=torch.bfloat16, requires_grad=True),
+    "attention": lambda steps, batch, size: torch.rand(steps, batch, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "given", "count"),
+    [
+        ("resident", {"zoneout": 0.3, "recurrent_dropout": 0.2, "clip": 0.5}, ["reset", "lengths"], 3),
+        pytest.param("stepwise", {}, ["decay"], 8, marks=pytest.mark.slow),
+        pytest.param("persistent", {"zoneout": 0.3}, ["reset", "reset_state", "attention"], 8, marks=pytest.mark.slow),
+    ],
+)
+def test_what_steps_are_given_is_compiled_for(cache, schedule, options, given, count):
+    """In training and in evaluation, which draws no masks; state of the generator is as before."""
+    layer = trigru.GRU(8, 32, schedule=schedule, dtype=torch.bfloat16, **options)
+    before = torch.get_rng_state()
+    names = trigru.warm(layer, 16, device="h100", packed=False, jobs=2, given=given)
+    assert torch.equal(torch.get_rng_state(), before)
+    ahead = binaries(cache)
+    assert len(names) == len(ahead) == count
+    x = torch.randn(3, 16, 8, dtype=torch.bfloat16)
+    arguments = {name: GIVEN[name](3, 16, 32) for name in given}
+    with driver_only.active() as launches, launch.using(by_triton):
+        layer(x, **arguments)[0].sum().backward()
+        with torch.no_grad():
+            layer.eval()(x, **arguments)
+    assert {launched["kernel"] for launched in launches} == set(names)
+    assert binaries(cache) == ahead
+
+
+def test_packed_rows_with_options_are_compiled_for_as_padded_ones(monkeypatch):
+    """Which they run as; what has lengths of its own is not packed too."""
+    monkeypatch.setattr(offline, "compile_launch", lambda start, target: None)
+    layer = trigru.GRU(8, 128, schedule="resident", clip=0.5, dtype=torch.bfloat16)
+    packed, padded = ([*trigru.warm(layer, 16, device="h100", packed=kind)] for kind in (True, False))
+    assert len(packed) == len(padded) == 3
+    assert trigru.warm(layer, 16, device="h100", given=["lengths"]) == packed
+    assert len(trigru.warm(layer, 16, device="h100")) == 6  # with an amount, and without
+
+
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("options", [{"packed": True}, {"packed": False}, {}])
 def test_direction_and_last_batch_make_no_binary(monkeypatch, memory, options):
@@ -106,6 +152,9 @@ def test_what_torch_operations_run_needs_no_kernel():
         (trigru.GRU(8, 16), (4,), {"device": "h999"}, ValueError, "device: expected one of A100, .* got 'h999'"),
         (trigru.GRU(8, 16), (4,), {}, RuntimeError, "no GPU is there; name the one to compile for"),
         (trigru.GRU(8, 4096, schedule="resident", device="meta"), (4,), {"device": "t4"}, RuntimeError, "cannot run"),
+        (trigru.GRU(8, 16), (4,), {"given": ["resets"]}, ValueError, "given: expected names of reset, .* got 'resets'"),
+        (trigru.GRU(8, 16), (4,), {"given": ["mask"], "packed": True}, ValueError, "given: expected no 'mask'"),
+        (trigru.GRU(8, 16), (4,), {"given": ["reset_state"], "device": "t4"}, ValueError, "reset_state: expected None"),
     ],
 )
 def test_refused(monkeypatch, model, batches, options, error, text):
@@ -120,6 +169,18 @@ def test_the_command(cache, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said == {"kernels": ["bptt_step", "forward_step", "forward_step"], "folder": str(cache)}
     assert len(binaries(cache)) == 3
+
+
+def test_the_command_for_options(monkeypatch, capsys):
+    monkeypatch.setattr(offline, "compile_launch", lambda start, target: None)
+    argv = ["warm", "--device", "h100", "--hidden", "32", "--batch", "3", "--schedule", "resident", "--json"]
+    found = []
+    for more in ([], ["--given", "reset", "decay"], ["--zoneout", "0.2"], ["--clip", "1"]):
+        assert cli.main([*argv, *more]) == 0
+        found.append(len(json.loads(capsys.readouterr().out)["kernels"]))
+    assert found == [3, 8, 3, 3]
+    assert cli.main([*argv, "--zoneout", "2"]) == 2
+    assert "--zoneout: expected a number in range [0, 1], got 2.0" in capsys.readouterr().err
 
 
 def test_the_command_says_what_does_not_fit(capsys):

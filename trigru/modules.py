@@ -18,7 +18,7 @@ from . import operators
 from .autocast import cast
 from .blocks import Blocks
 from .checks import check, first_of, layer_of
-from .layer import Call, Memory, Records, ScheduleName, Variant
+from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
 from .planning.plan import check_memory, check_schedule
@@ -325,19 +325,7 @@ class GRU(Leaf, nn.RNNBase):
                 input = input.unsqueeze(1)
             batch = input.shape[0 if batched and self.batch_first else 1]
             self._check(input, hx, 3, batch)
-        layer = layer_of(
-            self.input_size,
-            self.hidden_size,
-            num_layers=self.num_layers,
-            bias=self.bias,
-            batch_first=batched and self.batch_first,
-            dropout=float(self.dropout) if self.training and self.num_layers > 1 else 0.0,
-            bidirectional=self.bidirectional,
-            reverse=self._reverse,
-            variant=self.variant,
-            schedule=self.schedule,
-            memory=self.memory,
-        )
+        layer = self._layer(batched)
         weights: Sequence[Tensor] = self._weights()
         initial = self._weight("h0").to(input.dtype) if "h0" in self._parameters else None
         if hx is None and initial is not None:
@@ -363,6 +351,22 @@ class GRU(Leaf, nn.RNNBase):
         if torch._C._get_tracing_state() is None:  # else the operator checks, at each run of what was traced
             check(layer, weights, call)
         return Records(layer, weights, call), finish
+
+    def _layer(self, batched: bool = True) -> Layer:
+        """What is static of it, but for what steps do beside the equations. batched: of the input."""
+        return layer_of(
+            self.input_size,
+            self.hidden_size,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            batch_first=batched and self.batch_first,
+            dropout=float(self.dropout) if self.training and self.num_layers > 1 else 0.0,
+            bidirectional=self.bidirectional,
+            reverse=self._reverse,
+            variant=self.variant,
+            schedule=self.schedule,
+            memory=self.memory,
+        )
 
     def _records(self, *call: Any, **arguments: Any) -> Records:
         """The records of `_prepared`."""

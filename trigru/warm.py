@@ -4,15 +4,17 @@ for a container is built."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .layer import Call, Layer
+from .layer import Call, Layer, Records
 from .modules import GRU
+from .options import NO_OPTIONS, PerCall, prepare
 from .planning import cost
 from .planning.devices import Device, present, preset
 from .planning.plan import DIRECTIONS, DTYPES, planned, precision_of
@@ -30,6 +32,7 @@ def warm(
     dtype: torch.dtype | None = None,
     packed: bool | None = None,
     jobs: int | None = None,
+    given: Collection[str] = (),
 ) -> list[str]:
     """Compile the kernels of every `trigru.GRU` in a model, for training and evaluation, and keep them on disk.
 
@@ -44,13 +47,16 @@ def warm(
         dtype: of the inputs, where they are not the weights', as under autocast.
         packed: whether inputs are PackedSequences; None: both kinds are compiled for.
         jobs: kernels compiled at once; None: as many as there are CPUs.
+        given: names of what calls are given for each step, together: of "reset", "reset_state", "lengths", "mask",
+            "decay" and "attention". Kernels are compiled for whatever shapes and gradients these may have.
 
     Returns:
         Names of the kernels, sorted, one for each binary.
 
     Raises:
         TypeError: `model` holds no trigru.GRU.
-        ValueError: no batch, or one below 1; jobs below 1; an unknown device.
+        ValueError: no batch, or one below 1; jobs below 1; an unknown device; names in `given` that are unknown, or
+            that a call cannot have together.
         RuntimeError: Triton cannot compile here; no device named, and none is there; a schedule asked for by name
             cannot run.
 
@@ -66,6 +72,10 @@ def warm(
         raise ValueError(f"batches: expected numbers of at least 1, got {batches}")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
+    if unknown := [name for name in given if name not in PerCall._fields]:
+        raise ValueError(f"given: expected names of {', '.join(PerCall._fields)}, got {unknown[0]!r}")
+    if packed and (own := [name for name in ("lengths", "mask") if name in given]):
+        raise ValueError(f"given: expected no {own[0]!r} with packed input, which has its lengths")
     if (reason := why_unusable()) is not None:
         raise RuntimeError(f"nothing can be compiled: {reason}")
     if interpreted():
@@ -77,7 +87,7 @@ def warm(
     for layer in layers:
         for batch in batches:
             for is_packed in (False, True) if packed is None else (packed,):
-                for launch in _launches(layer, batch, dtype, is_packed, described):
+                for launch in _launches(layer, batch, dtype, is_packed, described, given):
                     binaries.setdefault(offline.specialise_launch(launch, target).key, launch)
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:  # ptxas, which takes the longest, is a process
         list(pool.map(lambda launch: offline.compile_launch(launch, target), binaries.values()))
@@ -98,41 +108,74 @@ def _target(name: str | None) -> tuple[Device, Any]:
     return present(torch.cuda.current_device()), driver.active.get_current_target()
 
 
-def _launches(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool, device: Device) -> Iterable[Any]:
+def _launches(
+    module: GRU, batch: int, dtype: torch.dtype | None, packed: bool, device: Device, given: Collection[str]
+) -> Iterable[Any]:
     """What calls of the module launch: with gradients, and without. Nothing is computed: tensors have shapes only."""
     from .kernels.launch import using
     from .kernels.offline import Recorder
 
-    layer, weights, call = _records(module, batch, dtype, packed)
-    if call.input.dtype not in DTYPES or layer.schedule == "cudnn":
-        return []
-    forward, backward = (_plan(layer, call, device, direction) for direction in DIRECTIONS)
     recorder = Recorder()
     with using(recorder), torch.no_grad():
-        if forward.schedule != "eager":
-            stack.forward(layer, weights, call, forward, layer.num_layers)
-        if forward.schedule != "eager" or backward.schedule != "eager":
-            output, h_n, reserve = stack.forward(layer, weights, call, forward, 0)
-            if stack.shares_output(call.input.device):
-                reserve = [*reserve, output]
-            wanted = stack.Wanted(output, h_n, [True] * (2 + len(weights)))
-            stack.backward(layer, weights, call, backward, 0, reserve, wanted)
+        for (layer, weights, call), training in _calls(module, batch, dtype, packed, given):
+            if call.input.dtype not in DTYPES or layer.schedule == "cudnn":
+                continue
+            forward, backward = (_plan(layer, call, device, direction) for direction in DIRECTIONS)
+            if not training:
+                if forward.schedule != "eager":
+                    stack.forward(layer, weights, call, forward, layer.num_layers)
+            elif forward.schedule != "eager" or backward.schedule != "eager":
+                output, h_n, reserve = stack.forward(layer, weights, call, forward, 0)
+                if stack.shares_output(call.input.device):
+                    reserve = [*reserve, output]
+                needs = [True] * (2 + len(weights))
+                may = [x is not None and x.is_floating_point() for x in call.given.differentiable]
+                for of_given in [[], may] if any(may) else [[]]:
+                    wanted = stack.Wanted(output, h_n, needs, of_given)
+                    stack.backward(layer, weights, call, backward, 0, reserve, wanted)
     return recorder.launches
 
 
-def _records(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool) -> tuple[Layer, list[Tensor], Call]:
-    """A call of the module, all of its tensors on "meta"."""
-    given = module._weights()
-    layer, *_ = module._records(given[0].new_zeros(1, 1, module.input_size), None)
-    dtype = dtype or given[0].dtype
+def _calls(
+    module: GRU, batch: int, dtype: torch.dtype | None, packed: bool, given: Collection[str]
+) -> Iterator[tuple[Records, bool]]:
+    """Calls of the module, all of their tensors on "meta", in evaluation and in training: of each form that what is
+    given may have."""
+    layer, weights = module._layer(), module._weights()
+    dtype = dtype or weights[0].dtype
+    given = set(given)
+    beside = given or module._options is not None
+    if packed and beside:  # runs padded
+        if "mask" in given or "lengths" in given:
+            return
+        packed, given = False, given | {"lengths"}
 
-    def meta(*shape: int) -> Tensor:
+    def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    rows = (batch * _STEPS,) if packed else (batch, _STEPS) if layer.batch_first else (_STEPS, batch)
+    steps = (batch, _STEPS) if layer.batch_first else (_STEPS, batch)
+    rows = (batch * _STEPS,) if packed else steps
     sizes = torch.full((_STEPS,), batch) if packed else None
-    call = Call(meta(*rows, layer.input_size), meta(layer.parts, batch, layer.hidden_size), sizes)
-    return layer, [meta(*weight.shape) for weight in given], call
+    hx = meta(layer.parts, batch, layer.hidden_size)
+    call = Call(meta(*rows, layer.input_size), hx, sizes)
+    records = Records(layer, [meta(*weight.shape) for weight in weights], call)
+    if not beside:
+        yield from ((records, training) for training in (False, True))
+        return
+    flags = meta(*steps, dtype=torch.bool)
+    forms = {
+        "reset": [flags],
+        "reset_state": [meta(*hx.shape), meta(_STEPS, *hx.shape)],
+        "lengths": [meta(batch, dtype=torch.int64)],
+        "mask": [flags],
+        "decay": [meta(*steps, width) for width in (1, layer.directions * layer.hidden_size)],
+        "attention": [meta(*steps)],
+    }
+    initial = meta(layer.parts, layer.hidden_size) if "h0" in module._parameters else None
+    for chosen in product(*(forms[name] if name in given else [None] for name in PerCall._fields)):
+        for training in (False, True):
+            options, arguments = module._options or NO_OPTIONS, PerCall(*chosen)
+            yield prepare(records, arguments, options, training=training, initial=initial)[0], training
 
 
 def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..modules import GRU
+from ..options import PerCall
 from ..planning.devices import PRESETS
 from ..planning.plan import MEMORY, SCHEDULES
 from ..reference import VARIANTS
@@ -34,26 +35,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schedule", choices=SCHEDULES, default="auto", help="(default: %(default)s)")
     parser.add_argument("--memory", choices=MEMORY, default="keep", help="(default: %(default)s)")
     parser.add_argument("--packed", action="store_true", help="for PackedSequences, instead of padded ones")
+    parser.add_argument(
+        "--given", nargs="+", default=[], choices=PerCall._fields, help="what calls are given each step"
+    )
+    for name in ("zoneout", "recurrent-dropout", "clip"):
+        parser.add_argument(f"--{name}", type=float, metavar="X", help="of trigru.GRU; one stands for all")
     parser.add_argument("--jobs", type=size, metavar="N", help="kernels compiled at once (default: all CPUs)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compile, and say what and where."""
-    layer = GRU(
-        args.hidden,
-        args.hidden,
-        args.layers,
-        bias=not args.no_bias,
-        bidirectional=args.bidirectional,
-        device="meta",
-        dtype=DTYPES[args.dtype],
-        variant=args.variant,
-        schedule=args.schedule,
-        memory=args.memory,
-    )
+    options = {name: getattr(args, name) for name in ("zoneout", "recurrent_dropout", "clip")}
     try:
-        names = warm(layer, *args.batch, device=args.device, packed=args.packed, jobs=args.jobs)
+        layer = GRU(
+            args.hidden,
+            args.hidden,
+            args.layers,
+            bias=not args.no_bias,
+            bidirectional=args.bidirectional,
+            device="meta",
+            dtype=DTYPES[args.dtype],
+            variant=args.variant,
+            schedule=args.schedule,
+            memory=args.memory,
+            **{name: x for name, x in options.items() if x is not None},
+        )
+        names = warm(layer, *args.batch, device=args.device, packed=args.packed, jobs=args.jobs, given=args.given)
     except ValueError as error:
         raise Refused(f"--{error}") from None
     except RuntimeError as error:
