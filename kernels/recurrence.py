@@ -12,6 +12,9 @@ Both directions of time at once: where `Operands` has the weights of a second di
 first, every launch runs both. Tensors then hold one direction behind the other, (2, N, 3H) for (N, 3H) and so on, but
 for the output and the loss's derivative by it, (N, 2H), whose rows hold one beside the other: as the layer's output has
 them, and the next layer's input.
+
+Heads, where a schedule takes them: as directions lie, the first direction's heads before the second's. H is that of one
+head, w_hh is (heads or twice as many, 3H, H) and b_hn (as many, H), with no second ones beside them.
 """
 
 from __future__ import annotations
@@ -136,11 +139,12 @@ class Operands(NamedTuple):
     w_hh_back: Tensor | None = None  # (3H, H) of the second direction, where both run
     b_hn_back: Tensor | None = None  # (H,)
     per_step: PerStep | None = None  # None: the equations alone
+    heads: int = 1  # of each direction
 
     @property
     def sides(self) -> int:
-        """Directions of time that run: 1, or 2 for both."""
-        return 1 if self.w_hh_back is None else 2
+        """What runs at once: 1, 2 for both directions of time, or the heads of one or both."""
+        return self.w_hh.shape[0] if self.heads > 1 else 1 if self.w_hh_back is None else 2
 
     @property
     def begins(self) -> Tensor | None:

@@ -56,6 +56,7 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
         "HIDDEN": power_of_two(hidden_size),
         "EXACT": args["units"] == power_of_two(hidden_size),
         "BLOCK_B": config.block_b,
+        "HEADS": operands.heads if operands.heads > 1 else None,
     }
     grid = (config.programs(batch), operands.sides)
     launch(kernel, grid, args, constexprs, num_warps=config.num_warps, num_stages=config.num_stages)

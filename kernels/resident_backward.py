@@ -61,18 +61,19 @@ def bptt_kernel(
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
     AMOUNT_BY_UNIT: tl.constexpr,
+    HEADS: tl.constexpr,  # of a direction, of which each has programs of its own; or None
 ):
     """All steps of one batch tile, last to first as forward ran."""
     width, behind, starts = H, None, None
-    if w_hh_back_ptr is not None:
-        side, behind, direction = own_side(offsets_ptr, T, B, PACKED)
+    if w_hh_back_ptr is not None or HEADS is not None:
+        side, behind, direction = own_side(offsets_ptr, T, B, direction, HEADS, PACKED)
         starts = side * B
         grad_output_ptr += side * H
         h0_ptr += side * B * H
         output_ptr += side * H
-        width = 2 * H
+        width = (2 if HEADS is None else tl.num_programs(1)) * H
         d_state_ptr += side * B * H
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        w_hh_ptr = w_hh_ptr + side * (3 * H * H) if HEADS is not None else either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
         FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
@@ -87,7 +88,7 @@ def bptt_kernel(
     for i in range(T):
         carried = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
         row, live = here.row, there(j, b, H, here.count)
-        own_row = row if w_hh_back_ptr is None else row + behind  # fewer registers than pointers of its own
+        own_row = row if behind is None else row + behind  # fewer registers than pointers of its own
         reserve = at(reserve_ptr, own_row, b, j, (4 if VARIANT == "torch" else 3) * H)
         r, z, n = read_gates(reserve, live, H)
         h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width).to(tl.float32)

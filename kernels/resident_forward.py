@@ -30,11 +30,15 @@ def own_part(w_hh_ptr, H, TRANSPOSED: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_
 
 
 @triton.jit
-def own_side(offsets_ptr, T, B, PACKED: tl.constexpr):
-    """Where both directions run: which of them is this program's, 0 or 1, how many rows lie before its own in tensors
-    that hold one behind the other, and its direction (see loop.py)."""
+def own_side(offsets_ptr, T, B, direction, HEADS: tl.constexpr, PACKED: tl.constexpr):
+    """Where both directions or several heads run: the number of this program's, how many rows lie before its own in
+    tensors that hold one behind the other, and its direction (see loop.py). direction: of a single one."""
     side = tl.program_id(1).to(tl.int64)
-    return side, side * rows_of_all(offsets_ptr, T, B, PACKED), 1 - 2 * tl.program_id(1)
+    behind = side * rows_of_all(offsets_ptr, T, B, PACKED)
+    if HEADS is None:
+        return side, behind, 1 - 2 * tl.program_id(1)
+    else:
+        return side, behind, tl.where(tl.program_id(1) < HEADS, direction, -1)
 
 
 @triton.jit
@@ -78,21 +82,22 @@ def forward_kernel(
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
     AMOUNT_BY_UNIT: tl.constexpr,
+    HEADS: tl.constexpr,  # of a direction, of which each has programs of its own; or None
 ):
     """All steps of one batch tile."""
     width, behind, starts = H, None, None
-    if w_hh_back_ptr is not None:
-        side, behind, direction = own_side(offsets_ptr, T, B, PACKED)
+    if w_hh_back_ptr is not None or HEADS is not None:
+        side, behind, direction = own_side(offsets_ptr, T, B, direction, HEADS, PACKED)
         starts = side * B
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
-        width = 2 * H
+        width = (2 if HEADS is None else tl.num_programs(1)) * H
         if reserve_ptr is not None:
             reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        w_hh_ptr = w_hh_ptr + side * (3 * H * H) if HEADS is not None else either(side, w_hh_ptr, w_hh_back_ptr)
         if b_hn_ptr is not None:
-            b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
+            b_hn_ptr = b_hn_ptr + side * H if HEADS is not None else either(side, b_hn_ptr, b_hn_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
         FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,

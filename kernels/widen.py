@@ -64,6 +64,7 @@ def _operands(given: Operands, more: int) -> Operands:
         w_hh_back=None if given.w_hh_back is None else _square(given.w_hh_back, more),
         b_hn_back=None if given.b_hn_back is None else pad(given.b_hn_back, (0, more)),
         per_step=None if given.per_step is None else _per_step(given.per_step, given.h0.dim(), more),
+        heads=given.heads,
     )
 
 
@@ -92,8 +93,8 @@ def _all_narrower(found: Found, hidden_size: int, more: int, *places: Tensor | N
 
 
 def _square(w_hh: Tensor, more: int) -> Tensor:
-    """(3H, H) -> (3 * (H + more), H + more), with zeros."""
-    return pad(w_hh.unflatten(0, (3, -1)), (0, more, 0, more)).flatten(0, 1)
+    """(3H, H), or several of them, -> (3 * (H + more), H + more), with zeros."""
+    return pad(w_hh.unflatten(-2, (3, -1)), (0, more, 0, more)).flatten(-3, -2)
 
 
 def _wider(x: Tensor, hidden_size: int, more: int) -> Tensor:

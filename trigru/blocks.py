@@ -1,7 +1,8 @@
 """Weights with blocks on their diagonal: heads of units that see each other alone, and groups of inputs.
 
 Row g * H + head * (H / heads) + i of a narrow weight is unit i of a head at gate g, and its columns are the units (or
-the inputs) of that head alone. What runs is the whole matrix, zeros outside the blocks, so every schedule has them.
+the inputs) of that head alone. Of groups the whole matrix runs, zeros outside the blocks; of heads wherever a schedule
+does not take them as they are (`trigru.schedules.stack`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from .layer import Layer
 
 _GATES = 3
 
@@ -59,11 +62,22 @@ class Blocks:
                 weight = getattr(module, name)
                 setattr(module, name, nn.Parameter(weight.detach()[:, : weight.shape[1] // blocks].clone()))
 
-    def whole(self, module: nn.RNNBase, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The matrices that run, in place of a module's narrow ones."""
-        width = len(module._all_weights[0])
-        blocks = {0: self.groups, 1: self.num_heads}
-        return [whole(w, blocks.get(i % width, 1)) for i, w in enumerate(weights)]
+    def ungrouped(self, weights: Sequence[Tensor], width: int) -> list[Tensor]:
+        """A module's weights with whole matrices in the place of groups. width: of each layer and direction."""
+        return [whole(w, self.groups) if i % width == 0 else w for i, w in enumerate(weights)]
+
+
+def whole_weights(layer: Layer, weights: Sequence[Tensor]) -> list[Tensor]:
+    """A layer's weights with whole matrices in the place of heads."""
+    width = 4 if layer.bias else 2
+    return [whole(w, layer.num_heads) if i % width == 1 else w for i, w in enumerate(weights)]
+
+
+def narrow(whole: Tensor, blocks: int) -> Tensor:
+    """The blocks of (3H, all columns), as (3H, columns of a block): what `whole` does to a derivative."""
+    rows, columns = whole.shape
+    apart = whole.view(_GATES, blocks, rows // (_GATES * blocks), blocks, columns // blocks)
+    return apart.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).reshape(rows, columns // blocks)
 
 
 def whole(weight: Tensor, blocks: int) -> Tensor:
@@ -76,3 +90,8 @@ def whole(weight: Tensor, blocks: int) -> Tensor:
     own = torch.eye(blocks, dtype=torch.bool, device=weight.device).view(blocks, 1, blocks, 1)
     spread = weight.view(_GATES, blocks, rows // (_GATES * blocks), 1, columns)
     return torch.where(own, spread, 0).reshape(rows, blocks * columns)
+
+
+def is_exported() -> bool:
+    """Whether a graph for another runtime is made, which has no heads: there the whole matrix is taken."""
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None

@@ -133,7 +133,8 @@ def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:
         raise RuntimeError(f"weights: expected {width * layer.parts} tensors, got {len(weights)}")
     gates = 3 * layer.hidden_size
     above = (gates, layer.hidden_size * layer.directions)
-    shapes = ((gates, layer.input_size), (gates, layer.hidden_size), (gates,), (gates,))
+    of_head = layer.hidden_size // layer.num_heads
+    shapes = ((gates, layer.input_size), (gates, of_head), (gates,), (gates,))
     for first in range(0, len(weights), width):
         for kind in (1, 0, 2, 3)[:width]:
             expected = above if kind == 0 and first >= width * layer.directions else shapes[kind]

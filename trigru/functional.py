@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from . import operators
 from .autocast import cast
-from .blocks import Blocks, whole
+from .blocks import Blocks, is_exported, whole
 from .checks import check, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
@@ -139,7 +139,10 @@ def _prepared(
     """The records of a call of `gru`, checked, and cast, where autocast is on; and what its output still goes
     through."""
     if (blocks := Blocks.of(num_heads, groups, groups * w_ih.shape[-1], w_hh.shape[0] // 3, 1)) is not None:
-        w_ih, w_hh = whole(w_ih, blocks.groups), whole(w_hh, blocks.num_heads)
+        num_heads = blocks.num_heads
+        w_ih = whole(w_ih, blocks.groups)
+        if is_exported():
+            w_hh, num_heads = whole(w_hh, num_heads), 1
     weights: Sequence[Tensor] = [w_ih, w_hh]
     if b_ih is not None:
         weights = [w_ih, w_hh, b_ih, torch.zeros_like(b_ih) if b_hh is None else b_hh]
@@ -147,7 +150,9 @@ def _prepared(
         weights = [w_ih, w_hh, torch.zeros_like(b_hh), b_hh]
     if w_hh.dim() != 2:
         raise RuntimeError(f"w_hh: expected 2 dimensions, got {w_hh.dim()}")
-    layer = layer_of(input.shape[-1], w_hh.shape[1], bias=len(weights) == 4, **options)
+    if num_heads > 1:
+        options["num_heads"] = num_heads
+    layer = layer_of(input.shape[-1], num_heads * w_hh.shape[1], bias=len(weights) == 4, **options)
     if h0 is None:
         batch = input.shape[1] if batch_sizes is None else first_of(batch_sizes)
         h0 = input.new_zeros(batch, layer.hidden_size)

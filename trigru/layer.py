@@ -27,7 +27,8 @@ class Layer:
 
     dropout, zoneout: as they apply to the call, 0 in evaluation (zoneout's expected value is then in `Given.amount`).
     reverse: a single direction that runs from the last step to the first. bias: whether each layer and direction has
-    both biases. The other fields: as the arguments of `trigru.GRU`.
+    both biases. num_heads: blocks on the diagonal of W_hh, whose weight has the columns of one. The other fields: as
+    the arguments of `trigru.GRU`.
     """
 
     input_size: int
@@ -43,6 +44,7 @@ class Layer:
     memory: str = "keep"
     clip: float | None = None
     zoneout: float = 0.0
+    num_heads: int = 1
 
     @property
     def directions(self) -> int:
@@ -68,7 +70,7 @@ class Weights(NamedTuple):
     """Of one layer in one direction, gates stacked in the order r, z, n."""
 
     ih: Tensor  # (3H, I), above the first layer (3H, D * H)
-    hh: Tensor  # (3H, H)
+    hh: Tensor  # (3H, H), of several heads (3H, H / num_heads)
     bias_ih: Tensor | None  # (3H,)
     bias_hh: Tensor | None  # (3H,)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import operators
 from .autocast import cast
-from .blocks import Blocks
+from .blocks import Blocks, is_exported, whole_weights
 from .checks import check, first_of, layer_of
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf
@@ -327,6 +328,8 @@ class GRU(Leaf, nn.RNNBase):
             self._check(input, hx, 3, batch)
         layer = self._layer(batched)
         weights: Sequence[Tensor] = self._weights()
+        if layer.num_heads > 1 and is_exported():
+            layer, weights = replace(layer, num_heads=1), whole_weights(layer, weights)
         initial = self._weight("h0").to(input.dtype) if "h0" in self._parameters else None
         if hx is None and initial is not None:
             hx = initial.unsqueeze(1).expand(layer.parts, batch, self.hidden_size)
@@ -366,6 +369,7 @@ class GRU(Leaf, nn.RNNBase):
             variant=self.variant,
             schedule=self.schedule,
             memory=self.memory,
+            num_heads=1 if self._blocks is None else self._blocks.num_heads,
         )
 
     def _records(self, *call: Any, **arguments: Any) -> Records:
@@ -405,10 +409,10 @@ class GRU(Leaf, nn.RNNBase):
             raise RuntimeError(f"hx: expected dtype {input.dtype} as input, got {hx.dtype}")
 
     def _weights(self) -> list[Tensor]:
-        """w_ih, w_hh and the biases of each layer and direction, looked up by name so that parametrizations are
-        seen."""
+        """w_ih, w_hh (of heads one's columns) and the biases of each layer and direction, looked up by name so that
+        parametrizations are seen."""
         weights = [self._weight(name) for names in self._all_weights for name in names]
-        return weights if self._blocks is None else self._blocks.whole(self, weights)
+        return weights if self._blocks is None else self._blocks.ungrouped(weights, len(self._all_weights[0]))
 
     def _weight(self, name: str) -> Tensor:
         parameters = self._parameters  # where attributes of this kind are found last, and most weights are

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
+from .blocks import whole_weights
 from .layer import Records
 from .modules import GRU
 from .operators import compute
@@ -94,6 +95,7 @@ def _tapped(name: str, module: GRU, gates: list[Gates]) -> Iterator[None]:
 @torch.no_grad()
 def _gates(name: str, module: GRU, records: Records, state: Tensor, batched: bool) -> list[Gates]:
     layer, weights, call = records
+    matrices = whole_weights(layer, weights)
     device = call.input.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_rng_state(state)  # the masks of the dropout between layers
@@ -106,7 +108,7 @@ def _gates(name: str, module: GRU, records: Records, state: Tensor, batched: boo
             own, reverse = states.chunk(layer.directions, 1)[direction], layer.runs_backwards(direction)
             given = of_part(layer, call, part) if is_given(layer, call) else None
             before = seen_before(Run(x, call.hx[part], steps, own, None, per_step=given), reverse)
-            parts = layer.weights_of(weights, part)
+            parts = layer.weights_of(matrices, part)
             r, z, n = reference.gates(x, before, *parts, variant=layer.variant)
             rows = (stack.shaped(values, steps) for values in (r, z, n, own.contiguous()))
             turned = (stack.time_major(layer, call, values) for values in rows)

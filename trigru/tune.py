@@ -83,6 +83,8 @@ def tune(
     site = site_of(*records)
     if site.given:
         raise RuntimeError(f"module: nothing is measured for steps with {', '.join(site.given)}")
+    if records.layer.num_heads > 1 and site.device.type != "cpu":
+        raise RuntimeError(f"module: nothing is measured for heads on {site.device.type}")
     if site.device.type not in KINDS:
         raise RuntimeError(f"input: expected a tensor on one of {', '.join(KINDS)}, got one on {site.device.type}")
     from .measuring import measure
@@ -106,6 +108,7 @@ def at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Sit
         layer.schedule != "auto"
         or deterministic
         or site.given
+        or layer.num_heads > 1
         or site.device.type not in KINDS
         or not call.input.numel()
     ):

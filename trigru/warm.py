@@ -191,5 +191,5 @@ def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
             precision=precision_of(dtype),
             directions=layer.directions,
         )
-        choice = planned(layer.schedule, device, sizes, direction)
+        choice = planned(layer.schedule, device, sizes, direction, heads=layer.num_heads)
     return staged(layer.num_layers, layer.directions, choice, direction)

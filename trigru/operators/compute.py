@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..blocks import whole_weights
 from ..checks import batch_sizes_of
 from ..layer import Call, Layer
 from ..planning.plan import Site, plan
@@ -53,7 +54,7 @@ def by_reference(
     output, h_n = reference.stack(
         stack.time_major(layer, call, call.input),
         call.hx,
-        [layer.weights_of(weights, part) for part in range(layer.parts)],
+        [layer.weights_of(whole_weights(layer, weights), part) for part in range(layer.parts)],
         variant=layer.variant,
         bidirectional=layer.bidirectional,
         reverse=layer.reverse,
@@ -71,7 +72,7 @@ def by_torch(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tenso
     output, h_n = torch.gru(
         x,
         call.hx,
-        list(weights),
+        whole_weights(layer, weights),
         layer.bias,
         layer.num_layers,
         layer.dropout,

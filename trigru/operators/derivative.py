@@ -36,10 +36,10 @@ class Shape(torch.autograd.Function):
 
 def reads_input(forward: Recorded, need_weights: Sequence[bool]) -> bool:
     """Whether the derivative reads the input: where an input weight of the first layer needs a gradient, where gates
-    are computed again, where cuDNN does it, or where steps do more than the equations."""
+    are computed again, where cuDNN does it, where there are heads, or where steps do more than the equations."""
     layer, weights, call, first_kept = forward
     of_input = need_weights[: len(weights) // layer.num_layers : 4 if layer.bias else 2]
-    always = layer.memory == "recompute" or layer.schedule == "cudnn" or is_given(layer, call)
+    always = layer.memory == "recompute" or layer.schedule == "cudnn" or is_given(layer, call) or layer.num_heads > 1
     return first_kept == 0 and (always or any(of_input))
 
 

@@ -33,8 +33,8 @@ def _products(hx: Shape, weights: Sequence[Shape]) -> list[tuple[int, int]]:
     """Of each layer and direction, multiplications of a row with w_ih and with w_hh."""
     parts, _, hidden_size = hx
     width = len(weights) // parts
-    recurrent = GATES * hidden_size * hidden_size
-    return [(GATES * hidden_size * weights[width * part][1], recurrent) for part in range(parts)]
+    of_input, of_state = ([GATES * hidden_size * w[1] for w in weights[first::width]] for first in (0, 1))
+    return list(zip(of_input, of_state, strict=True))
 
 
 def _forward(input: Shape, hx: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:

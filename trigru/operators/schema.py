@@ -25,7 +25,7 @@ _OPTIONS = (
 )
 _GIVEN = (
     "Tensor? reset=None, Tensor? fresh=None, Tensor? decay=None, Tensor? amount=None, Tensor? dropped=None, "
-    "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0"
+    "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0, int num_heads=1"
 )
 _TENSORS = "Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes"
 NUM_OPTIONS, _NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
@@ -78,6 +78,7 @@ def flat(recorded: Recorded) -> tuple:
         *call.given,
         layer.clip,
         layer.zoneout,
+        layer.num_heads,
     )
 
 
@@ -104,6 +105,7 @@ def recorded(
     lengths: Tensor | None = None,
     clip: float | None = None,
     zoneout: float = 0.0,
+    num_heads: int = 1,
 ) -> Recorded:
     """The inverse of `flat`."""
     layer = Layer(
@@ -120,6 +122,7 @@ def recorded(
         memory=memory,
         clip=clip,
         zoneout=zoneout,
+        num_heads=num_heads,
     )
     given = Given.of((reset, fresh, decay, amount, dropped, seed, lengths))
     return Recorded(layer, weights, Call(input, hx, batch_sizes, given), first_kept)

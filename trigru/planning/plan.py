@@ -29,7 +29,7 @@ from . import cost, cudnn, measured
 from .configs import CudnnConfig
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
-from .stages import WHOLE, AnyConfig, Choice, Plan, staged
+from .stages import TAKES_HEADS, WHOLE, AnyConfig, Choice, Plan, staged
 from .triton_state import why_unusable
 
 SCHEDULES = ("auto", "eager", "stepwise", "walking", "resident", "persistent", "cudnn")
@@ -191,6 +191,7 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> Plan:
         measured.TABLE
         and layer.schedule == "auto"
         and not site.given
+        and (layer.num_heads == 1 or site.device.type == "cpu")
         and (winner := _measured(layer, site, direction)) is not None
     ):
         return staged(layer.num_layers, layer.directions, winner, direction)
@@ -261,7 +262,10 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
             variant=layer.variant,
             direction=direction,
             directions=layer.directions,
+            heads=layer.num_heads,
         )
+    if layer.num_heads > 1 and choice.schedule not in TAKES_HEADS:
+        choice = replace(choice, reason=f"{choice.reason}; {layer.num_heads} heads run as one matrix with zeros")
     return staged(layer.num_layers, layer.directions, choice, direction)
 
 
@@ -329,6 +333,7 @@ def choose(
     variant: str = "torch",
     direction: str = "forward",
     directions: int = 1,
+    heads: int = 1,
 ) -> Choice:
     """What runs one layer, forward or backward.
 
@@ -338,6 +343,7 @@ def choose(
         batch, hidden_size: sizes of the state.
         variant, direction: as for `candidates`.
         directions: of time, which run together.
+        heads: of the hidden units.
 
     Raises:
         ValueError: unknown schedule.
@@ -350,7 +356,8 @@ def choose(
         return _by_cudnn(cudnn.why_not_here(variant, device, dtype, batch))
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
     precision = precision_of(dtype)
-    return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, directions, precision, on_cpu)
+    sizes = batch, hidden_size, variant, direction, directions, heads
+    return _chosen(schedule, device, dtype, *sizes, precision, on_cpu)
 
 
 def _by_cudnn(obstacle: str | None, plain: bool = True) -> Choice:
@@ -382,6 +389,7 @@ def _chosen(
     variant: str,
     direction: str,
     directions: int,
+    heads: int,
     precision: str,
     kernels_on_cpu: bool,
 ) -> Choice:
@@ -396,7 +404,7 @@ def _chosen(
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
     layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
     shared = schedule == "auto" and device in _SHARED
-    return planned(schedule, _described(device), layer, direction, shared)
+    return planned(schedule, _described(device), layer, direction, shared, heads)
 
 
 def _described(device: torch.device) -> Device:
@@ -421,7 +429,7 @@ def instead(refused: Choice, error: Exception, state: torch.Tensor, variant: str
     Raises:
         Exception: the given one, where the refused schedule was asked for by name.
     """
-    if refused.reason == _BY_NAME.reason:
+    if refused.reason.startswith(_BY_NAME.reason):
         raise error
     _SHARED.add(state.device)
     _chosen.cache_clear()
@@ -434,8 +442,20 @@ def instead(refused: Choice, error: Exception, state: torch.Tensor, variant: str
     return choice
 
 
-def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, shared: bool = False) -> Choice:
-    """The choice among Triton's schedules; `shared`: no program may wait for another."""
+def planned(
+    schedule: str, device: Device, layer: cost.Layer, direction: str, shared: bool = False, heads: int = 1
+) -> Choice:
+    """The choice among Triton's schedules; `shared`: no program may wait for another. heads: of the layer, which run by
+    themselves wherever they can."""
+    if heads > 1 and schedule in ("auto", *TAKES_HEADS):
+        one = replace(layer, hidden_size=layer.hidden_size // heads, directions=layer.directions * heads)
+        found = next(c for c in candidates(device, one, direction) if c.schedule in TAKES_HEADS)
+        size = one.hidden_size
+        if found.obstacle is None:
+            why = _BY_NAME.reason if schedule != "auto" else _why([found], device, direction)
+            return found.chosen(f"{why}; {heads} heads of {size} units each have programs of their own", direction)
+        if schedule != "auto":
+            raise RuntimeError(f"schedule {schedule!r} cannot run here: a head of {size} units: {found.obstacle}")
     ranked = candidates(device, layer, direction)
     if shared:
         ranked = [replace(c, obstacle=c.obstacle or _DID_NOT_FIT) if c.step.together > 1 else c for c in ranked]

@@ -9,6 +9,8 @@ from ..kernels.config import Config
 from .configs import CudnnConfig, EagerConfig
 
 AnyConfig = Config | CudnnConfig | EagerConfig
+TAKES_HEADS = ("resident",)
+"""What runs heads by themselves; all others take whole matrices."""
 WHOLE = ("torch", "cudnn")
 """What runs all layers or none, forward and backward."""
 

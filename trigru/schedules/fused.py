@@ -1,8 +1,13 @@
 """One layer, in one direction of time or in both together, by Triton kernels: the GEMMs without recurrence around a
-schedule's loop."""
+schedule's loop.
+
+What runs together, the directions of time and the heads of each, lies one behind the other. `weights` has an entry for
+each; of heads `part.heads` to a direction (`heads.apart`).
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +22,7 @@ from ..kernels.recurrence import Kept, Operands, PerStep, Recurrence
 from ..layer import Weights
 from ..planning.plan import instead, precision_of
 from ..planning.stages import Choice
+from .heads import apart, final_states, together, upstream_of
 from .part import Found, Gradients, Part, Run, Upstream
 from .per_step import by_given, joined
 from .projections import final_state, gradients, project_input, state_into
@@ -29,6 +35,10 @@ SCHEDULES = {"stepwise": stepwise, "walking": walking, "resident": resident, "pe
 def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     """One layer; the results go where `run` says."""
     assert run.h_n is not None
+    h_n: Sequence[Tensor] = _behind(run.h_n, weights)
+    if part.heads > 1:
+        h_n = final_states(run.h_n, part.heads)
+        weights, run = apart(weights, run, part.heads)
     x = run.rows
     if len(weights) == 1:
         gates_in, *b_hn = project_input(x, weights[0], part.variant)
@@ -37,40 +47,49 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
         b_hn = [
             project_input(x, one, part.variant, out)[1] for one, out in zip(weights, gates_in.unbind(0), strict=True)
         ]
-    operands = _operands(weights, run)._replace(gates_in=gates_in, b_hn=b_hn[0])
-    if len(b_hn) == 2:
+    operands = _operands(part, weights, run)._replace(gates_in=gates_in, b_hn=b_hn[0])
+    if part.heads > 1:
+        known = [b for b in b_hn if b is not None]
+        operands = operands._replace(b_hn=torch.stack(known) if known else None)
+    elif len(b_hn) == 2:
         operands = operands._replace(b_hn_back=b_hn[1])
     if (per_step := operands.per_step) is not None and per_step.carries:
         begins = operands.new(operands.h0.shape[-1])
         operands = operands._replace(per_step=per_step._replace(begins=begins))
     _by_plan("forward", part, run, operands, run.gates is not None)
-    sides = zip(_directions(part, weights), _beside(run.output, weights), _behind(run.h_n, weights), strict=True)
-    for reverse, output, h_n in sides:
-        final_state(output, run.steps, reverse, out=h_n)
+    sides = zip(_directions(part, weights), _beside(run.output, weights), h_n, strict=True)
+    for reverse, output, place in sides:
+        final_state(output, run.steps, reverse, out=place)
 
 
-def _operands(weights: Sequence[Weights], run: Run) -> Operands:
+def _operands(part: Part, weights: Sequence[Weights], run: Run) -> Operands:
     """What every loop reads and writes."""
-    w_hh, *others = (one.hh.contiguous() for one in weights)
-    h0, back, per_step = run.h0.contiguous(), others[0] if others else None, run.per_step
+    h0, per_step, back = run.h0.contiguous(), run.per_step, None
+    if part.heads > 1:
+        w_hh = torch.stack([one.hh for one in weights])
+    else:
+        w_hh, *others = (one.hh.contiguous() for one in weights)
+        back = others[0] if others else None
     if per_step is not None:
         per_step = PerStep._make(x.contiguous() if isinstance(x, Tensor) else x for x in per_step)
-    return Operands(None, h0, w_hh, None, run.steps, run.output, run.gates, w_hh_back=back, per_step=per_step)
+    fields: dict[str, Any] = {"w_hh_back": back, "per_step": per_step, "heads": part.heads}
+    return Operands(None, h0, w_hh, None, run.steps, run.output, run.gates, **fields)
 
 
 def _directions(part: Part, weights: Sequence[Weights]) -> tuple[bool, ...]:
     """Whether each goes from the last step to the first."""
-    return (part.reverse,) if len(weights) == 1 else (False, True)
+    directions = len(weights) // part.heads
+    return tuple(part.reverse if directions == 1 else i >= part.heads for i in range(len(weights)))
 
 
 def _behind(x: Tensor, weights: Sequence[Weights]) -> Sequence[Tensor]:
-    """Each direction's own of a tensor that has one behind the other, where there are two."""
+    """Each one's own of a tensor that has one behind the other, where there are several."""
     return (x,) if len(weights) == 1 else x.unbind(0)
 
 
 def _beside(x: Tensor, weights: Sequence[Weights]) -> Sequence[Tensor]:
-    """Each direction's own columns."""
-    return (x,) if len(weights) == 1 else x.chunk(2, 1)
+    """Each one's own columns."""
+    return (x,) if len(weights) == 1 else x.chunk(len(weights), 1)
 
 
 def _by_plan(direction: str, part: Part, run: Run, operands: Operands, *given: Any) -> Any:
@@ -93,6 +112,14 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
     Where forward kept no gates, they are computed again, a chunk of steps at a time, before the reverse loop reaches
     it: with every state known, the recurrent products of a chunk are one GEMM. Both directions go together where one
     chunk has all steps; in several chunks they are at different steps, and go one after the other."""
+    if part.heads > 1:
+        weights, run = apart(weights, run, part.heads)
+        return together(_backward(part, weights, run, upstream_of(upstream, part.heads)), part.heads)
+    return _backward(part, weights, run, upstream)
+
+
+def _backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstream) -> Gradients:
+    """`backward`, of heads that are apart."""
     rows, steps = run.output, run.steps
     d_rows = torch.zeros_like(rows) if upstream.output is None else upstream.output.reshape(rows.shape).contiguous()
     need_input, need_h0, *need_weights = upstream.needs
@@ -159,7 +186,7 @@ def _loop(
     """The reverse loop over the run's steps: derivatives by pre-activations, first state, weights and what was given
     for each step."""
     assert run.gates is not None
-    operands, kept = _operands(weights, run), Kept(run.output, run.gates)
+    operands, kept = _operands(part, weights, run), Kept(run.output, run.gates)
     if (per_step := operands.per_step) is not None:
         operands = operands._replace(per_step=per_step._replace(wants_d_begin=any(given)))
     d_gates, d_an, d_start, d_begin = _by_plan("backward", part, run, operands, kept, Upstreams(d_rows, d_h_n))
@@ -197,13 +224,14 @@ def _each_by_chunks(part: Part, weights: Sequence[Weights], run: Run, d_rows: Te
         d_h_n = None if upstream.h_n is None else upstream.h_n[i]
         asked = (need_input, need_h0, *need_weights[4 * i : 4 * i + 4])
         wanted = Upstream(None, d_h_n, asked, upstream.given)
-        found.append(_by_chunks(part._replace(reverse=i == 1), one, alone, grad, wanted))
-    first, second = found
+        by_itself = part._replace(reverse=_directions(part, weights)[i], heads=1)
+        found.append(_by_chunks(by_itself, one, alone, grad, wanted))
+    inputs, states = ([x for x in each if x is not None] for each in zip(*(one[:2] for one in found), strict=True))
     return Gradients(
-        None if first.input is None or second.input is None else first.input.add_(second.input),
-        None if first.h0 is None or second.h0 is None else torch.stack([first.h0, second.h0]),
-        first.weights + second.weights,
-        first.given + second.given,
+        functools.reduce(Tensor.add_, inputs) if inputs else None,
+        torch.stack(states) if states else None,
+        tuple(d for one in found for d in one.weights),
+        tuple(of_given for one in found for of_given in one.given),
     )
 
 

@@ -21,6 +21,7 @@ class Part(NamedTuple):
     choice: Choice
     variant: str
     reverse: bool  # of a single direction
+    heads: int = 1  # where the schedule takes them as they are
 
 
 class Run(NamedTuple):

@@ -96,12 +96,12 @@ def _only(flags: Tensor, amount: Tensor | None) -> Tensor:
 def of_stage(layer: Layer, call: Call, stage: Stage) -> PerStep | None:
     """Of the directions that a stage runs, one behind the other where there are two; None where nothing is given.
 
-    Torch operations take zoneout's masks as an amount, kernels make them of the seed."""
+    Torch operations and heads take zoneout's masks as an amount, kernels make them of the seed."""
     if not is_given(layer, call):
         return None
     first = stage.layers[0] * layer.directions
     parts = [of_part(layer, call, first + direction) for direction in stage.directions]
-    if stage.choice.schedule == "eager":
+    if stage.choice.schedule == "eager" or layer.num_heads > 1:
         parts = [part.masked(num_rows_of(layer, call), layer.hidden_size) for part in parts]
     if len(parts) == 1:
         return parts[0]

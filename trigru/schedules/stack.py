@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from types import ModuleType
 from typing import NamedTuple
@@ -24,11 +25,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..blocks import narrow, whole_weights
 from ..checks import batch_sizes_of
 from ..kernels.config import kept_values
 from ..kernels.steps import Steps
 from ..layer import Call, Layer, Weights
-from ..planning.stages import Plan, Stage
+from ..planning.stages import TAKES_HEADS, Plan, Stage
 from . import cudnn
 from .part import Part, Run, Upstream
 from .per_step import Sums, before_their_ends, of_stage
@@ -86,6 +88,15 @@ def as_rows(layer: Layer, call: Call, states: Tensor) -> Tensor:
     return states if states.dim() == 2 else time_major(layer, call, states).reshape(-1, states.shape[-1])
 
 
+def _narrow(layer: Layer, found: list[Tensor | None]) -> list[Tensor | None]:
+    """What `backward` finds of whole matrices, as the layer's weights are."""
+    width = 4 if layer.bias else 2
+    last = 2 + width * layer.parts
+    return [
+        narrow(d, layer.num_heads) if d is not None and i in range(3, last, width) else d for i, d in enumerate(found)
+    ]
+
+
 def new_output(layer: Layer, call: Call, features: int) -> Tensor:
     """Memory for an output of so many features: steps outermost, whatever its shape, and no view."""
     *sizes, _ = call.input.shape
@@ -100,9 +111,14 @@ def new_output(layer: Layer, call: Call, features: int) -> Tensor:
     )
 
 
-def part_of(layer: Layer, stage: Stage) -> Part:
+def heads_of(layer: Layer, plan: Plan) -> int:
+    """Of which the plan's schedule takes the weights as they are; 1 where it takes whole matrices."""
+    return layer.num_heads if plan.schedule in TAKES_HEADS else 1
+
+
+def part_of(layer: Layer, stage: Stage, heads: int) -> Part:
     """What the stage's schedule is told."""
-    return Part(stage.choice, layer.variant, layer.runs_backwards(stage.directions[0]))
+    return Part(stage.choice, layer.variant, layer.runs_backwards(stage.directions[0]), heads)
 
 
 def share_of(layer: Layer, directions: Sequence[int], x: Tensor, dim: int) -> Tensor:
@@ -122,6 +138,9 @@ def state_of(layer: Layer, stage: Stage, x: Tensor) -> Tensor:
 
 def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, first_kept: int) -> Result:
     """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none)."""
+    heads = heads_of(layer, plan)
+    if heads < layer.num_heads:
+        layer, weights = replace(layer, num_heads=1), whole_weights(layer, weights)
     if plan.schedule == "cudnn":
         return Result(*cudnn.forward(layer, weights, call, plan.stages[0].choice, first_kept))
     call = before_their_ends(layer, call)
@@ -138,7 +157,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
         in_place = last and shares
         states = x.new_empty(steps.num_rows, width) if not in_place else time_major(layer, call, output).view(-1, width)
         gates = _new_gates(layer, weights[0], steps.num_rows) if kept else None
-        planes = planes_of(layer, gates, steps.num_rows)
+        planes = planes_of(layer, gates, steps.num_rows, heads)
         for stage in stages:
             run = Run(
                 x,
@@ -150,7 +169,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
                 of_stage(layer, call, stage),
             )
             schedule = _module_of(stage.choice.schedule)
-            schedule.forward(part_of(layer, stage), _weights_of(layer, weights, stage), run)
+            schedule.forward(part_of(layer, stage, heads), _weights_of(layer, weights, stage), run)
         if gates is not None:
             reserve.append(gates)
             if not in_place:
@@ -189,11 +208,11 @@ def _new_gates(layer: Layer, like: Tensor, rows: int) -> Tensor:
     return like.new_empty(layer.directions * rows * kept_values(layer.variant) * layer.hidden_size if kept else 0)
 
 
-def planes_of(layer: Layer, gates: Tensor | None, rows: int) -> Tensor | None:
-    """The same as (D, N, values * H), or None where none are kept."""
+def planes_of(layer: Layer, gates: Tensor | None, rows: int, heads: int = 1) -> Tensor | None:
+    """The same as (D * heads, N, values * H / heads), or None where none are kept. heads: taken as they are."""
     if gates is None or layer.memory != "keep":
         return None
-    return gates.view(layer.directions, rows, kept_values(layer.variant) * layer.hidden_size)
+    return gates.view(layer.directions * heads, rows, kept_values(layer.variant) * layer.hidden_size // heads)
 
 
 def dropout_mask(x: Tensor, p: float) -> Tensor:
@@ -283,6 +302,12 @@ def backward(
     amount; None for those that are not asked for.
 
     call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
+    heads = heads_of(layer, plan)
+    if heads < layer.num_heads:
+        found = backward(
+            replace(layer, num_heads=1), whole_weights(layer, weights), call, plan, first_kept, reserve, wanted
+        )
+        return _narrow(layer, found)
     if plan.schedule == "cudnn" or cudnn.is_own(reserve):  # which nothing else can read
         return cudnn.backward(layer, weights, call, reserve, wanted)
     steps, directions = steps_of(layer, call), layer.directions
@@ -312,12 +337,12 @@ def backward(
                 x = x * scale
         below = index > lowest or need_input
         d_x: Tensor | None = None
-        planes = planes_of(layer, mine.gates, steps.num_rows)
+        planes = planes_of(layer, mine.gates, steps.num_rows, heads)
         for stage in stages:
             own = stage.directions
             places = [slice((index * directions + i) * width, (index * directions + i + 1) * width) for i in own]
             found = _module_of(stage.choice.schedule).backward(
-                part_of(layer, stage),
+                part_of(layer, stage, heads),
                 _weights_of(layer, weights, stage),
                 Run(
                     x,

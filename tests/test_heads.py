@@ -1,0 +1,149 @@
+"""Heads with programs of their own: against the whole matrix with zeros, values and every gradient."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from conftest import INTERPRETED
+from test_options_kernels import given_for
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import trigru
+from trigru.kernels.launch import using
+from trigru.kernels.offline import Recorder
+from trigru.operators import compute
+from trigru.operators.schema import Backward, Recorded
+from trigru.planning import cost
+from trigru.planning.devices import preset
+from trigru.planning.plan import planned
+from trigru.schedules import recompute
+
+# T, B, H, heads: heads of 6 units, of which kernels make 16; a batch of two tiles; one step
+CASES = [
+    ("torch", (4, 3, 12, 2), {"bidirectional": True}),
+    ("cho", (3, 17, 48, 3), {}),
+    ("chung", (1, 2, 32, 2), {"bias": False, "bidirectional": True, "num_layers": 2}),
+    ("torch", (3, 2, 32, 4), {"zoneout": 0.4, "recurrent_dropout": 0.3, "clip": 0.5, "bidirectional": True}),
+    ("cho", (5, 2, 12, 2), {"memory": "recompute", "bidirectional": True, "zoneout": 0.4}),
+]
+
+
+def launched():
+    """Where kernels run."""
+    if INTERPRETED:
+        return contextlib.nullcontext()
+    from ptx import ptx_launcher
+
+    return using(ptx_launcher(arch=90))
+
+
+def results(module, x, hx, given, upstream):
+    """Values and gradients by everything, with the same masks at every call."""
+    leaves = [x, hx, *module.parameters(), *(v for v in given.values() if v.is_floating_point())]
+    torch.manual_seed(7)
+    found = module(x, hx, **given)
+    return [*found, *torch.autograd.grad(found, leaves, upstream)]
+
+
+@pytest.mark.interpretable
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("variant", "sizes", "options"),
+    CASES if INTERPRETED else [CASES[0], pytest.param(*CASES[3], marks=pytest.mark.slow)],
+)
+def test_against_the_eager_schedule(monkeypatch, variant, sizes, options):
+    """Of the whole matrix. Several chunks where gates are computed again."""
+    steps, batch, hidden_size, heads = sizes
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", 4 * hidden_size // heads * batch * 2)
+    module = trigru.GRU(5, hidden_size, variant=variant, num_heads=heads, schedule="resident", **options)
+    parts = len(module._all_weights)
+    given = given_for("all" if "clip" in options else "", steps, batch, parts, hidden_size, torch.float32)
+    given = {name: v.requires_grad_(v.is_floating_point()) for name, v in given.items()}
+    x = torch.randn(steps, batch, 5).requires_grad_()
+    hx = torch.randn(parts, batch, hidden_size).requires_grad_()
+    upstream = [
+        torch.randn(steps, batch, hidden_size * (1 + module.bidirectional)),
+        torch.randn(parts, batch, hidden_size),
+    ]
+    with launched():
+        assert trigru.explain(module, x, **given).launches == module.num_layers
+        got = results(module, x, hx, given, upstream)
+    module.schedule = "eager"
+    want = results(module, x, hx, given, upstream)
+    assert module.weight_hh_l0.shape == (3 * hidden_size, hidden_size // heads)
+    for mine, other in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.interpretable
+@pytest.mark.skipif(not INTERPRETED, reason="compiled code runs the same")
+def test_packed_reversed_and_derivatives_of_derivatives():
+    torch.manual_seed(2)
+    weights = [torch.randn(48, 3), torch.randn(48, 8) / 3, torch.randn(48), torch.randn(48)]
+    sizes, x = torch.tensor([4, 3, 1]), torch.randn(8, 3)
+    leaves = [w.requires_grad_() for w in (x, *weights)]
+    found = []
+    for schedule in ("resident", "eager"):
+        output, h_n = trigru.gru(
+            leaves[0], None, *leaves[1:], batch_sizes=sizes, num_heads=2, reverse=True, schedule=schedule
+        )
+        first = torch.autograd.grad(output.square().sum() + h_n.sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(d.square().sum() for d in first), leaves)
+        found.append((output, h_n, *first, *second))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+class Made(TorchDispatchMode):
+    """The shapes of all tensors that operations return."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        every = found if isinstance(found, (list, tuple)) else [found]
+        self.shapes |= {tuple(x.shape) for x in every if isinstance(x, torch.Tensor)}
+        return found
+
+
+@pytest.mark.skipif(INTERPRETED, reason="replaces the launcher")
+def test_one_launch_and_no_whole_matrix():
+    recorder = Recorder()
+    module = trigru.GRU(8, 64, num_heads=4, bidirectional=True, schedule="resident", dtype=torch.bfloat16)
+    x, hx = torch.randn(3, 5, 8).bfloat16(), torch.zeros(2, 5, 64).bfloat16()
+    recorded = Recorded(*module._records(x, hx), 0)
+    with using(recorder), torch.no_grad(), Made() as made:
+        result = compute.forward(recorded)
+        needs = (True,) * (2 + len(recorded.weights)) + (False,) * 3
+        backward = Backward(recorded, result.output, result.h_n, result.reserve, True, needs)
+        found = compute.backward(backward)
+    assert [launch.grid[1] for launch in recorder.launches] == [8, 8]
+    assert found[3].shape == module.weight_hh_l0.shape == (192, 16)
+    assert not [shape for shape in made.shapes if shape[-2:] == (192, 64)]
+
+
+def test_the_plan_says_what_runs():
+    module, x = trigru.GRU(8, 64, num_heads=4, schedule="resident"), torch.randn(3, 5, 8)
+    with using(Recorder()):
+        found = trigru.explain(module, x)
+        assert (found.schedule, found.launches) == ("resident", 1)
+        assert found.reason == "asked for by name; 4 heads of 16 units each have programs of their own"
+        module.schedule = "stepwise"
+        assert trigru.explain(module, x).reason == "asked for by name; 4 heads run as one matrix with zeros"
+        weights = torch.zeros(3072, 8), torch.zeros(3072, 512)
+        with pytest.raises(RuntimeError, match="'resident' cannot run here: a head of 512 units: needs"):
+            trigru.gru(x, None, *weights, num_heads=2, schedule="resident")
+    module.schedule = "auto"
+    assert trigru.explain(module, torch.randn(50, 5, 8)).reason.endswith("; 4 heads run as one matrix with zeros")
+
+
+def test_a_planned_gpu():
+    """Where a head fits, it is taken, however large all of them are."""
+    for hidden_size, heads, schedule in ((512, 4, "resident"), (512, 1, "persistent"), (4096, 2, "walking")):
+        layer = cost.Layer("torch", torch.bfloat16, 64, hidden_size)
+        for direction in ("forward", "backward"):
+            assert planned("auto", preset("h100"), layer, direction, heads=heads).schedule == schedule
