@@ -24,7 +24,7 @@ SIGNATURES = {
     "swap": "model * variant schedule memory filter_fn",
     "tune": "module input hx * out seconds",
     "unswap": "model",
-    "warm": "model batches * device dtype packed jobs",
+    "warm": "model batches * device dtype packed jobs given",
 }
 
 
