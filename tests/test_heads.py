@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import INTERPRETED
 from test_options_kernels import given_for
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trigru
@@ -15,7 +16,7 @@ from trigru.kernels.launch import using
 from trigru.kernels.offline import Recorder
 from trigru.operators import compute
 from trigru.operators.schema import Backward, Recorded
-from trigru.planning import cost
+from trigru.planning import configs, cost
 from trigru.planning.devices import preset
 from trigru.planning.plan import planned
 from trigru.schedules import recompute
@@ -75,6 +76,32 @@ def test_against_the_eager_schedule(monkeypatch, variant, sizes, options):
     assert module.weight_hh_l0.shape == (3 * hidden_size, hidden_size // heads)
     for mine, other in zip(got, want, strict=True):
         torch.testing.assert_close(mine, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("kind", ["padded", "packed", "bfloat16", "options"])
+def test_eager_multiplies_heads_by_themselves(monkeypatch, variant, memory, kind):
+    """As it does the whole matrix."""
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float64
+    options = {"clip": 0.5, "zoneout": 0.3, "recurrent_dropout": 0.3} if kind == "options" else {}
+    module = trigru.GRU(5, 12, 2, num_heads=3, bidirectional=True, variant=variant, memory=memory, **options).to(dtype)
+    module.schedule = "eager"
+    rows = torch.randn(7, 4, 5, dtype=dtype).requires_grad_()
+    given = {"reset": torch.rand(7, 4) < 0.3} if kind == "options" else {}
+    found = []
+    for fewest in (1 << 40, 1):
+        monkeypatch.setattr(configs, "HEADS_MULTIPLICATIONS", fewest)
+        how = "run as one matrix with zeros" if fewest > 1 else "multiply by themselves"
+        x = rows if kind != "packed" else pack_padded_sequence(rows, torch.tensor([7, 5, 2, 1]))
+        assert trigru.explain(module, x, **given).reason == f"asked for by name; 3 heads {how}"
+        torch.manual_seed(3)
+        output, h_n = module(x, **given)
+        output = output if kind != "packed" else output.data
+        leaves = [rows, *module.parameters()]
+        found.append([output, h_n, *torch.autograd.grad(output.square().sum() + h_n.sum(), leaves)])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 @pytest.mark.interpretable
@@ -138,7 +165,8 @@ def test_the_plan_says_what_runs():
         with pytest.raises(RuntimeError, match="'resident' cannot run here: a head of 512 units: needs"):
             trigru.gru(x, None, *weights, num_heads=2, schedule="resident")
     module.schedule = "auto"
-    assert trigru.explain(module, torch.randn(50, 5, 8)).reason.endswith("; 4 heads run as one matrix with zeros")
+    for batch, how in ((5, "run as one matrix with zeros"), (512, "multiply by themselves")):
+        assert trigru.explain(module, torch.randn(50, batch, 8)).reason.endswith(f"; 4 heads {how}")
 
 
 def test_a_planned_gpu():

@@ -2,7 +2,7 @@
 
 Row g * H + head * (H / heads) + i of a narrow weight is unit i of a head at gate g, and its columns are the units (or
 the inputs) of that head alone. Of groups the whole matrix runs, zeros outside the blocks; of heads wherever a schedule
-does not take them as they are (`trigru.schedules.stack`).
+does not take them as they are (`trigru.planning.stages.TAKES_HEADS`).
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class GRU(Leaf, nn.RNNBase):
         clip: the largest size of a state that a step ends with, with the derivative of `torch.clamp`; hx is not
             clipped (LFADS, Pandarinath et al. 2018). None for any.
         num_heads: so many blocks on the diagonal of W_hh, which is then (3 * hidden_size, hidden_size / num_heads):
-            units see those of their own head alone. "resident" runs each head by itself, wherever one fits; for other
-            schedules, and for what is exported, the whole matrix is made of it.
+            units see those of their own head alone. "resident" runs each head by itself, wherever one fits, and "eager"
+            multiplies large ones so; else, and for what is exported, the whole matrix is made of it.
         groups: so many groups of inputs, each seen by as many groups of units alone: W_ih is (3 * hidden_size, features
             / groups), and W_hh has at least as many heads (DeepFilterNet's and GTCRN's grouped layers).
         norm: "layer" normalises the products with the input and with the state, each with a gain of 3 * hidden_size

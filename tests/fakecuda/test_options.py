@@ -55,3 +55,19 @@ def test_training_draws_its_masks_on_the_device():
     assert torch.equal(first, again)
     assert not torch.equal(module(x)[0], first)
     assert trigru.explain(module, x).schedule == "resident"
+
+
+def test_heads_are_an_axis_of_one_launch_and_repeated_as_one():
+    module = trigru.GRU(4, 32, num_heads=2, bidirectional=True, dtype=torch.bfloat16).cuda()
+    exact = trigru.GRU(4, 32, num_heads=2, bidirectional=True, dtype=torch.float64)
+    exact.load_state_dict(module.state_dict())
+    for _ in range(4):  # the third is noted, the fourth repeated
+        x, before = torch.randn(3, 3, 4).bfloat16(), len(fakecuda.launches)
+        output, _ = module(x.cuda())
+        (launched,) = fakecuda.launches[before:]
+        assert (launched["kernel"], launched["grid"]) == ("forward_kernel", (1, 4, 1))
+        got = torch.autograd.grad(output.square().sum(), list(module.parameters()))
+        wanted, _ = exact(x.double())
+        assert (output.cpu() - wanted).abs().max() <= 0.01
+        for d, want in zip(got, torch.autograd.grad(wanted.square().sum(), list(exact.parameters())), strict=True):
+            assert (d.cpu() - want).abs().max() <= 0.03 * max(1.0, want.abs().max())

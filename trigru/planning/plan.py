@@ -26,10 +26,10 @@ from ..kernels.config import (
 )
 from ..layer import Layer
 from . import cost, cudnn, measured
-from .configs import CudnnConfig
+from .configs import CudnnConfig, heads_apart
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
-from .stages import TAKES_HEADS, WHOLE, AnyConfig, Choice, Plan, staged
+from .stages import WHOLE, AnyConfig, Choice, Plan, staged
 from .triton_state import why_unusable
 
 SCHEDULES = ("auto", "eager", "stepwise", "walking", "resident", "persistent", "cudnn")
@@ -265,8 +265,10 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
             directions=layer.directions,
             heads=layer.num_heads,
         )
-    if layer.num_heads > 1 and choice.schedule not in TAKES_HEADS:
-        choice = replace(choice, reason=f"{choice.reason}; {layer.num_heads} heads run as one matrix with zeros")
+    if layer.num_heads > 1 and choice.schedule != "resident":
+        apart = choice.schedule == "eager" and heads_apart(site.batch, layer.hidden_size, layer.num_heads)
+        how = "multiply by themselves" if apart else "run as one matrix with zeros"
+        choice = replace(choice, reason=f"{choice.reason}; {layer.num_heads} heads {how}")
     return staged(layer.num_layers, layer.directions, choice, direction)
 
 
@@ -448,9 +450,9 @@ def planned(
 ) -> Choice:
     """The choice among Triton's schedules; `shared`: no program may wait for another. heads: of the layer, which run by
     themselves wherever they can."""
-    if heads > 1 and schedule in ("auto", *TAKES_HEADS):
+    if heads > 1 and schedule in ("auto", "resident"):
         one = replace(layer, hidden_size=layer.hidden_size // heads, directions=layer.directions * heads)
-        found = next(c for c in candidates(device, one, direction) if c.schedule in TAKES_HEADS)
+        found = next(c for c in candidates(device, one, direction) if c.schedule == "resident")
         size = one.hidden_size
         if found.obstacle is None:
             why = _BY_NAME.reason if schedule != "auto" else _why([found], device, direction)

@@ -9,8 +9,8 @@ from ..kernels.config import Config
 from .configs import CudnnConfig, EagerConfig
 
 AnyConfig = Config | CudnnConfig | EagerConfig
-TAKES_HEADS = ("resident",)
-"""What runs heads by themselves; all others take whole matrices."""
+TAKES_HEADS = ("resident", "eager")
+"""What takes the weights of heads as they are; all others take whole matrices."""
 WHOLE = ("torch", "cudnn")
 """What runs all layers or none, forward and backward."""
 

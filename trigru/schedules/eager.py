@@ -11,6 +11,8 @@ hidden_size columns a gate:
                     input's projection the last three, so each is one product and nothing is concatenated
     "cho", "chung"  forward [r z n], backward [dr dz dn]
 
+Heads that are many and large enough (`heads_apart`) have their recurrent products batched, see `eager_products.Heads`.
+
 In 16 bits the arithmetic is in float32, and the reserve keeps of r, z and n what eager_kept.py says.
 """
 
@@ -22,12 +24,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..blocks import narrow
 from ..kernels.recurrence import PerStep
 from ..layer import Weights
 from .eager_kept import candidate, keep_, sides
 from .eager_layout import Layout
 from .eager_per_step import Back, Between
-from .eager_products import add_outer, affine, fast_linear, product
+from .eager_products import Heads, Linear, add_outer, affine, fast_linear, product
 from .eager_tanh import tanh_, tanh_in_steps
 from .part import Gradients, Part, Run, Upstream
 
@@ -65,6 +68,16 @@ def _blend(h0: Tensor, variant: str, per_step: PerStep | None = None) -> Callabl
     return _from_infinite if variant == "chung" else _to_infinite
 
 
+def heads_of(w_hh: Tensor, layout: Layout) -> tuple[Heads | None, Heads | None, Heads | None]:
+    """Of heads that are taken apart, the products with all gates, with r and z, and with n, as the variant has them."""
+    if not layout.apart:
+        return None, None, None
+    if layout.reset_after:
+        return Heads(w_hh, layout.heads), None, None
+    size = 2 * layout.hidden_size
+    return None, Heads(w_hh[:size], layout.heads), Heads(w_hh[size:], layout.heads)
+
+
 class _Forward:
     """The forward steps, with their buffers."""
 
@@ -72,6 +85,7 @@ class _Forward:
         self.layout, self.between = layout, between
         self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
         self.bias, self.b_hn = self._biases(weights.bias_ih, weights.bias_hh)
+        self.all, self.of_rz, self.of_n = heads_of(self.w_hh, layout)
         self.buffers: tuple[Tensor, ...] = ()
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
@@ -124,12 +138,18 @@ class _Forward:
         own, rz, n = gates[:, : 3 * size], gates[:, layout.rz], gates[:, -size:]
         if not layout.reset_after:
             own = rz
-        own.addmm_(before, self.w_hh[: own.shape[1]].t())
+        by_head = self.all if layout.reset_after else self.of_rz
+        if by_head is None:
+            own.addmm_(before, self.w_hh[: own.shape[1]].t())
+        else:
+            own.add_(by_head.onto(before))
         r = rz[:, :size].sigmoid()
         if layout.reset_after:
             n.addcmul_(r, gates[:, :size])
-        else:
+        elif self.of_n is None:
             n.addmm_(r * before, self.w_hh[2 * size :].t())
+        else:
+            n.add_(self.of_n.onto(r * before))
         if layout.narrow:
             keep_(rz, n)
         else:
@@ -159,6 +179,7 @@ class _Forward:
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
         w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
+        linear = linear if self.all is None else self.all.onto
         tanh, apart, alive, between = self.tanh, self.layout.narrow, h.shape[0], self.between
         for count, own, an, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
@@ -184,6 +205,8 @@ class _Forward:
         w_rz, w_n = rows_rz.t(), rows_n.t()
         linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
+        if self.of_rz is not None and self.of_n is not None:
+            linear_rz, linear_n = self.of_rz.onto, self.of_n.onto
         tanh, apart, alive, chung = self.tanh, self.layout.narrow, h.shape[0], self.layout.variant == "chung"
         reset, between = torch.empty_like(h), self.between
         for count, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
@@ -248,6 +271,7 @@ class _Backward:
     def __init__(self, layout: Layout, weights: Weights, needs: Sequence[bool], back: Back | None = None) -> None:
         self.layout, self.needs, self.back = layout, needs, back
         self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
+        self.all, self.of_rz, self.of_n = heads_of(self.w_hh, layout)
         size = layout.hidden_size
         self.d_w_ih = torch.zeros_like(self.w_ih) if needs[2] else None
         self.d_w_hh = torch.zeros_like(self.w_hh) if needs[3] else None
@@ -314,7 +338,8 @@ class _Backward:
     def steps_reset_after(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
         """Variant "torch" over the current chunk; returns the derivative by the state before it."""
         w, w_t = self.w_hh, self.w_hh.t()
-        linear = fast_linear(w, self.layout.sizes[0], *w.shape)
+        linear = fast_linear(w, self.layout.sizes[0], *w.shape) if self.all is None else self.all.back
+        times: Linear = torch.mm if self.all is None else self.all.back
         alive, d_last, keep_last, own_last = -1, carry, carry, carry
         back = self.back
         for count, d, d_wide, keep, gates, own in self.views:
@@ -326,12 +351,12 @@ class _Backward:
                     d.add_(linear(own_last, w_t))
             else:
                 if alive >= 0:
-                    carry = self._carry(d_last * keep_last, torch.mm(own_last, w))
+                    carry = self._carry(d_last * keep_last, times(own_last, w))
                 d.add_(_resize(carry, count, grad_h_n, d_h0))
                 alive = count
             gates.mul_(d_wide)
             d_last, keep_last, own_last = d, keep, own
-        return self._carry(d_last * keep_last, torch.mm(own_last, w))
+        return self._carry(d_last * keep_last, times(own_last, w))
 
     def steps_reset_before(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
         """Variants "cho" and "chung" over the current chunk; returns the derivative by the state before it."""
@@ -339,6 +364,10 @@ class _Backward:
         w_rz, w_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
         w_rz_t, w_n_t = w_rz.t(), w_n.t()
         linear_rz, linear_n = fast_linear(w_n, most, 2 * size, size), fast_linear(w_n, most, size, size)
+        times: Linear = torch.mm
+        if self.of_rz is not None and self.of_n is not None:
+            times = linear_rz = self.of_rz.back
+            linear_n = self.of_n.back
         d_reset = torch.empty_like(carry)
         alive, d_last, keep_last, rz_last, r_last = -1, carry, carry, carry, carry
         back = self.back
@@ -351,7 +380,7 @@ class _Backward:
                     d.add_(linear_rz(rz_last, w_rz_t))
             else:
                 if alive >= 0:
-                    carry = self._carry(d_last * keep_last, (d_reset * r_last).addmm_(rz_last, w_rz))
+                    carry = self._carry(d_last * keep_last, (d_reset * r_last).add_(times(rz_last, w_rz)))
                 d.add_(_resize(carry, count, grad_h_n, d_h0))
                 alive, d_reset = count, torch.empty_like(d)
             zn.mul_(d_wide)
@@ -361,7 +390,7 @@ class _Backward:
                 d_reset = linear_n(n, w_n_t)
             d_r.mul_(d_reset)
             d_last, keep_last, rz_last, r_last = d, keep, rz, r
-        return self._carry(d_last * keep_last, (d_reset * r_last).addmm_(rz_last, w_rz))
+        return self._carry(d_last * keep_last, (d_reset * r_last).add_(times(rz_last, w_rz)))
 
     def _carry(self, direct: Tensor, products: Tensor) -> Tensor:
         """The derivative by the state before a step, from its shares past the products and through them."""
@@ -381,12 +410,15 @@ class _Backward:
         if self.d_w_hh is not None:
             own = self.factors[:, : 3 * size]
             if self.layout.reset_after:
-                add_outer(self.d_w_hh, own, self.before)
+                add = add_outer if self.all is None else self.all.add_outer
+                add(self.d_w_hh, own, self.before)
             else:
-                add_outer(self.d_w_hh[: 2 * size], own[:, : 2 * size], self.before)
-                add_outer(
-                    self.d_w_hh[2 * size :], own[:, 2 * size :], torch.mul(self.reset, self.before, out=self.scratch)
-                )
+                add, add_n = add_outer, add_outer
+                if self.of_rz is not None and self.of_n is not None:
+                    add, add_n = self.of_rz.add_outer, self.of_n.add_outer
+                add(self.d_w_hh[: 2 * size], own[:, : 2 * size], self.before)
+                reset = torch.mul(self.reset, self.before, out=self.scratch)
+                add_n(self.d_w_hh[2 * size :], own[:, 2 * size :], reset)
 
     def weights(self) -> tuple[Tensor | None, ...]:
         """Derivatives by w_ih, w_hh, b_ih, b_hh, as far as they are needed."""
@@ -394,6 +426,8 @@ class _Backward:
         d_w_hh, d_b_ih, d_b_hh = self.d_w_hh, None, None
         if d_w_hh is not None and layout.reset_after:
             d_w_hh = torch.cat([d_w_hh[size:], d_w_hh[:size]])
+        if d_w_hh is not None and layout.heads > 1 and not layout.apart:
+            d_w_hh = narrow(d_w_hh, layout.heads)
         if self.d_bias is not None:
             d_b_ih = self.d_bias[-3 * size :].clone()
             d_b_hh = d_b_ih.clone()

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..planning.configs import EagerConfig
+from ..blocks import whole
+from ..planning.configs import EagerConfig, heads_apart
 from .part import Part, Run
 
 CHUNKS = EagerConfig()
@@ -39,6 +40,8 @@ class Layout:
         self.sizes, self.offsets = steps.counts, steps.offsets
         self.dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
         self.reset_after = part.variant == "torch"
+        self.heads = part.heads
+        self.apart = heads_apart(batch, self.hidden_size, self.heads)
         self.planes = 4 if self.reset_after else 3
         elements = batch * self.hidden_size
         self.rz = slice((self.planes - 3) * self.hidden_size, (self.planes - 1) * self.hidden_size)
@@ -84,7 +87,10 @@ class Layout:
         return w.to(self.dtype).contiguous()
 
     def recurrent(self, w_hh: Tensor) -> Tensor:
-        """The recurrent weights as they are used: gates in the order of the first planes of a row."""
+        """The recurrent weights as they are used: gates in the order of the first planes of a row; of heads that are
+        not taken apart, the whole matrix."""
+        if not self.apart:
+            w_hh = whole(w_hh, self.heads)
         if not self.reset_after:
             return self.stack(w_hh)
         r, z, n = w_hh.to(self.dtype).chunk(3)

@@ -83,3 +83,38 @@ def add_outer(out: Tensor, a: Tensor, b: Tensor) -> None:
         # Transposed, since the operand that must be copied is then the smaller one; oneDNN takes minutes on one that
         # is both transposed and strided.
         out.add_(linear(b.t().contiguous(), a.contiguous().t()).t())
+
+
+class Heads:
+    """Products with blocks on a matrix's diagonal, batched. w: (planes * H, H / heads), the columns of a block.
+
+    A row's planes have the heads beside each other, a batched product has each head's planes together: what goes in or
+    comes out is laid out anew."""
+
+    def __init__(self, w: Tensor, heads: int) -> None:
+        self.heads, self.size = heads, w.shape[1]
+        blocks = w.unflatten(0, (-1, heads, self.size))
+        self.planes = blocks.shape[0]
+        self.blocks = blocks.transpose(0, 1).reshape(heads, -1, self.size)
+
+    def _planes(self, x: Tensor) -> Tensor:
+        """(rows, planes * H) as (heads, rows, planes * H / heads)."""
+        return x.unflatten(1, (self.planes, self.heads, self.size)).permute(2, 0, 1, 3).flatten(2)
+
+    def _units(self, x: Tensor) -> Tensor:
+        """(rows, H) as (heads, rows, H / heads)."""
+        return x.unflatten(1, (self.heads, self.size)).transpose(0, 1)
+
+    def onto(self, x: Tensor, w: Tensor | None = None) -> Tensor:
+        """x @ w.T, (rows, planes * H)."""
+        found = torch.bmm(self._units(x), self.blocks.transpose(1, 2))
+        return found.unflatten(2, (self.planes, self.size)).permute(1, 2, 0, 3).flatten(1)
+
+    def back(self, x: Tensor, w: Tensor | None = None) -> Tensor:
+        """x @ w, (rows, H)."""
+        return torch.bmm(self._planes(x), self.blocks).transpose(0, 1).flatten(1)
+
+    def add_outer(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        """out += a.T @ b, of each head alone."""
+        found = torch.bmm(self._planes(a).transpose(1, 2), self._units(b)).unflatten(1, (self.planes, -1))
+        out.view(self.planes, self.heads, self.size, self.size).add_(found.transpose(0, 1))

@@ -157,7 +157,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
         in_place = last and shares
         states = x.new_empty(steps.num_rows, width) if not in_place else time_major(layer, call, output).view(-1, width)
         gates = _new_gates(layer, weights[0], steps.num_rows) if kept else None
-        planes = planes_of(layer, gates, steps.num_rows, heads)
+        planes = planes_of(layer, gates, steps.num_rows, 1 if plan.schedule == "eager" else heads)
         for stage in stages:
             run = Run(
                 x,
@@ -337,7 +337,7 @@ def backward(
                 x = x * scale
         below = index > lowest or need_input
         d_x: Tensor | None = None
-        planes = planes_of(layer, mine.gates, steps.num_rows, heads)
+        planes = planes_of(layer, mine.gates, steps.num_rows, 1 if plan.schedule == "eager" else heads)
         for stage in stages:
             own = stage.directions
             places = [slice((index * directions + i) * width, (index * directions + i + 1) * width) for i in own]
