@@ -44,7 +44,7 @@ class Recurrence(Generic[C]):
     config: C
 
 
-_NOT_BY_ROW = ("dropped", "seed")  # tensors of PerStep
+_NOT_BY_ROW = ("dropped", "seed", "lengths")  # tensors of PerStep
 
 
 class PerStep(NamedTuple):
@@ -67,6 +67,7 @@ class PerStep(NamedTuple):
     wants_d_begin: bool = False  # whether backward also gives the derivatives by `begin`
     seed: Tensor | None = None  # () int64: of zoneout's masks, the number of the first row added
     zoneout: float = 0.0  # the rate; with a seed
+    lengths: Tensor | None = None  # (B,) int64: past them no reset, decay 1, amount 0: may be skipped
 
     @property
     def carries(self) -> bool:
@@ -81,7 +82,8 @@ class PerStep(NamedTuple):
         """Of one direction's num_rows rows, some whole steps."""
         rows = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor) and name not in _NOT_BY_ROW}
         own: dict[str, Any] = {name: x[here] for name, x in rows.items() if x.shape[0] == num_rows}
-        return self._replace(**own, seed=None if self.seed is None else self.seed + here.indices(num_rows)[0])
+        seed = None if self.seed is None else self.seed + here.indices(num_rows)[0]
+        return self._replace(**own, seed=seed, lengths=None)
 
     def masked(self, num_rows: int, hidden_size: int) -> PerStep:
         """The same of one direction with zoneout's masks in the amount, bool as long as that is all or nothing."""

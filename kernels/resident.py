@@ -48,6 +48,7 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     *_, batch, hidden_size = operands.h0.shape
     args |= {"offsets_ptr": steps.row_offsets(operands.h0.device), "T": steps.seq_len, "B": batch, "H": hidden_size}
     args["units"] = hidden_size - operands.added
+    args["lengths_ptr"] = None if operands.per_step is None else operands.per_step.lengths
     args["direction"] = -1 if run.reverse else 1
     constexprs = per_step.constexprs(operands) | {
         "VARIANT": run.variant,

@@ -22,8 +22,26 @@ from .per_step import (
     unless,
 )
 from .products import multiply
-from .resident_forward import own_part, own_side, units_only
+from .resident_forward import alive_steps, own_part, own_side, units_only
 from .tiles import at, either, load_state, read, read_gates, there, write, write_gates
+
+
+@triton.jit
+def _carry_back(grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, first, end, t, here, before, j, b, T, B, H, width,
+                direction, VARIANT: tl.constexpr):  # fmt: skip
+    """Steps first ... end - 1 of a tile without a sequence alive, as `next_steps` counts them: a state's derivative
+    takes up that of the output, and no gate has one."""
+    live, zero = there(j, b, H, B), tl.zeros_like(dh)
+    for i in range(first, end):
+        dh += read(at(grad_output_ptr, here.row, b, j, width), live)
+        own_row = row_of(beside, here.row)
+        write_gates(at(d_gates_ptr, own_row, b, j, 3 * H), (zero, zero, zero), live, H)
+        if VARIANT == "torch":
+            write(at(d_an_ptr, own_row, b, j, H), zero, live)
+        if beside.d_begin is not None:
+            write(at(beside.d_begin, own_row, b, j, H), dh, live)
+        t, here, before = next_steps(None, i, t, here, before, T, B, direction, False)
+    return dh, t, here, before
 
 
 @triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below"])
@@ -46,6 +64,7 @@ def bptt_kernel(
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
+    lengths_ptr,  # (B,) int64, of sequences past whose ends nothing happens; or None
     T,
     B,
     H,
@@ -85,7 +104,13 @@ def bptt_kernel(
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
     place = place_of(Step(0, B), b, j, H)
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
-    for i in range(T):
+    first, end = alive_steps(lengths_ptr, b, B, T, direction)
+    if lengths_ptr is not None:
+        dh, t, here, before = _carry_back(
+            grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, 0, T - end, t, here, before, j, b, T, B, H, width,
+            direction, VARIANT,
+        )  # fmt: skip
+    for i in range(T - end, T - first):
         carried = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
         row, live = here.row, there(j, b, H, here.count)
         own_row = row if behind is None else row + behind  # fewer registers than pointers of its own
@@ -118,4 +143,9 @@ def bptt_kernel(
             write(at(d_begin_ptr, row_of(beside, row), b, j, H), d, live)
         dh = tl.where((b < here.count)[None, :], begin_back(d, beginning), dh)
         t, here, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
+    if lengths_ptr is not None:
+        dh, t, here, before = _carry_back(
+            grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, T - first, T, t, here, before, j, b, T, B, H, width,
+            direction, VARIANT,
+        )  # fmt: skip
     write(d_state, dh, exists)

@@ -42,10 +42,39 @@ def own_side(offsets_ptr, T, B, direction, HEADS: tl.constexpr, PACKED: tl.const
 
 
 @triton.jit
+def alive_steps(lengths_ptr, b, B, T, direction):
+    """Of the steps as forward takes them, the first one at which a sequence of the tile is alive, and the one behind
+    the last; all, where none has an end of its own."""
+    if lengths_ptr is None:
+        return 0, T
+    else:
+        most = tl.max(tl.load(lengths_ptr + b, mask=b < B, other=0), 0).to(tl.int32)
+        first = tl.where(direction > 0, 0, T - most)
+        return first, first + most
+
+
+@triton.jit
 def units_only(x, j, units, EXACT: tl.constexpr):
     """x, with zeros in the place of units that the layer does not have: before a product sums over them, for zero
     weights make NaN of what is infinite."""
     return x if EXACT else tl.where((j < units)[:, None], x, 0.0)
+
+
+@triton.jit
+def _carry_over(output_ptr, reserve_ptr, h, here, first, end, j, b, T, B, H, width, direction,
+                VARIANT: tl.constexpr):  # fmt: skip
+    """Steps first ... end - 1, behind `here`, of a tile without a sequence alive: the state goes on as it is, and zeros
+    are kept, for products of backward go over all rows. Returns the last of them."""
+    live, zero = there(j, b, H, B), tl.zeros_like(h)
+    for i in range(first, end):
+        here = step_after(here, None, i, T, B, direction, False)
+        write(at(output_ptr, here.row, b, j, width), h, live)
+        if reserve_ptr is not None:
+            if VARIANT == "torch":
+                write_gates(at(reserve_ptr, here.row, b, j, 4 * H), (zero, zero, zero, zero), live, H)
+            else:
+                write_gates(at(reserve_ptr, here.row, b, j, 3 * H), (zero, zero, zero), live, H)
+    return here
 
 
 @triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below"])
@@ -67,6 +96,7 @@ def forward_kernel(
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H), out
+    lengths_ptr,  # (B,) int64, of sequences past whose ends nothing happens; or None
     T,
     B,
     H,
@@ -112,8 +142,11 @@ def forward_kernel(
     here = before_first(T, B, direction)
     place = place_of(Step(0, B), b, j, H)
     dropped = load_dropped(beside, place)
-    beginning = load_beginning(beside, row_after(here, -1, T, B, direction), place)
-    for i in range(T):
+    first, end = alive_steps(lengths_ptr, b, B, T, direction)
+    if lengths_ptr is not None:
+        here = _carry_over(output_ptr, reserve_ptr, h, here, 0, first, j, b, T, B, H, width, direction, VARIANT)
+    beginning = load_beginning(beside, row_after(here, first - 1, T, B, direction), place)
+    for i in range(first, end):
         here = step_after(here, offsets_ptr, i, T, B, direction, PACKED)
         row, count = here
         h = begun(h, beginning)
@@ -140,3 +173,5 @@ def forward_kernel(
                 write_gates(at(reserve_ptr, row, b, j, 4 * H), (r, z, n, an), live, H)
             else:
                 write_gates(at(reserve_ptr, row, b, j, 3 * H), (r, z, n), live, H)
+    if lengths_ptr is not None:
+        _carry_over(output_ptr, reserve_ptr, h, here, end, T, j, b, T, B, H, width, direction, VARIANT)

@@ -97,3 +97,50 @@ def test_against_the_reference(name, variant, schedule):
         assert (out - wanted).abs().max() <= tolerance
     for got_one, wanted in zip(got, derivatives(want), strict=True):
         assert (got_one - wanted).abs().max() <= 4 * tolerance * max(1.0, wanted.abs().max())
+
+
+@pytest.mark.parametrize("schedule", ["resident"])
+@pytest.mark.parametrize(("variant", "memory"), [("torch", "keep"), ("cho", "keep"), ("chung", "recompute")])
+def test_steps_without_a_sequence_alive_are_passed_over(monkeypatch, schedule, variant, memory):
+    """Of a tile whose sequences have all ended, or not begun in reverse, with everything else given: as by the eager
+    schedule, whatever the memory holds that nobody wrote."""
+    if not INTERPRETED and variant != "torch":
+        pytest.skip("compiled in a selection")
+    steps, batch, size = 6, 19, 5
+    module = trigru.GRU(4, size, bidirectional=True, variant=variant, schedule=schedule, memory=memory, zoneout=0.3)
+    given = given_for("all", steps, batch, 2, size, torch.float32)
+    given["lengths"] = torch.randint(0, 4, (batch,))
+    given["lengths"][:3] = torch.tensor([3, 0, 1])
+    given["lengths"][16:] = 0  # a tile of its own
+    leaves = [x.requires_grad_() for x in given.values() if x.is_floating_point()]
+    x, hx = torch.randn(steps, batch, 4).requires_grad_(), torch.randn(2, batch, size).requires_grad_()
+    upstream = torch.randn(steps, batch, 2 * size), torch.randn(2, batch, size)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    found = []
+    for name in (schedule, "eager"):
+        module.schedule = name
+        torch.manual_seed(6)
+        with launched():
+            output, h_n = module(x, hx, **given)
+            grads = torch.autograd.grad((output, h_n), [x, hx, *module.parameters(), *leaves], upstream)
+        found.append((output, h_n, *grads))
+    torch.use_deterministic_algorithms(False)
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="about compiled code")
+def test_what_has_ended_is_not_multiplied():
+    """Products executed by a tile are those of its longest sequence's steps, forward and backward."""
+    from ptx import ptx_launcher
+
+    module, x = trigru.GRU(8, 16, schedule="resident", dtype=torch.bfloat16), torch.randn(8, 5, 8).bfloat16()
+    counts = []
+    for longest in (8, 2):
+        with using(launcher := ptx_launcher(arch=90)):
+            output, _ = module(x, lengths=torch.tensor([1, longest, 0, 1, 2]))
+            torch.autograd.grad(output.sum(), list(module.parameters()))
+        counts.append([launch["mma"] for launch in launcher.launches])
+    assert len(counts[0]) == 2
+    assert [whole / 4 for whole in counts[0]] == counts[1]

@@ -30,7 +30,7 @@ def names(layer: Layer, call: Call) -> tuple[str, ...]:
 
 def of_part(layer: Layer, call: Call, part: int) -> PerStep:
     """Of one layer and direction of a call `before_their_ends`: row t * B + b is sequence b at step t."""
-    reset, fresh, decay, amount, dropped, seed, _ = call.given
+    reset, fresh, decay, amount, dropped, seed, lengths = call.given
     direction, hidden_size = part % layer.directions, layer.hidden_size
     if reset is not None:
         if layer.runs_backwards(direction):
@@ -44,7 +44,8 @@ def of_part(layer: Layer, call: Call, part: int) -> PerStep:
     amount = None if amount is None else amount.reshape(-1)
     dropped = None if dropped is None else dropped[part]
     seed = None if seed is None else _of_rows(seed, part * num_rows_of(layer, call))
-    return PerStep(reset, fresh, decay, amount, dropped, layer.clip, seed=seed, zoneout=layer.zoneout)
+    own = PerStep(reset, fresh, decay, amount, dropped, layer.clip, lengths=lengths)
+    return own._replace(seed=seed, zoneout=layer.zoneout)
 
 
 def _of_rows(seed: Tensor, first: int) -> Tensor:
@@ -75,14 +76,14 @@ def num_rows_of(layer: Layer, call: Call) -> int:
 
 
 def before_their_ends(layer: Layer, call: Call) -> Call:
-    """The call that does the same without lengths: they take the steps away where a sequence is over."""
+    """The call whose other fields take the steps away where a sequence is over. Lengths stay, for who skips them."""
     reset, _, decay, amount, *_, lengths = call.given
     if lengths is None:
         return call
     flags = alive(seq_len_of(layer, call), lengths)
     reset = None if reset is None else reset & flags
     decay = None if decay is None else torch.where(flags.unsqueeze(-1), decay, 1)
-    given = call.given._replace(reset=reset, decay=decay, amount=_only(flags, amount), lengths=None)
+    given = call.given._replace(reset=reset, decay=decay, amount=_only(flags, amount))
     return call._replace(given=given)
 
 
