@@ -13,7 +13,7 @@ from torch import nn
 from trigru.bench import run
 from trigru.bench.cases.given import given, source_of
 from trigru.bench.cases.grid import Choice
-from trigru.bench.cases.workloads import WORKLOADS, Gru, Workload, named
+from trigru.bench.cases.workloads import ROLLOUT, WORKLOADS, Gru, Workload, named
 from trigru.bench.measuring.compare import Plan
 from trigru.bench.measuring.timers import HostTimer
 from trigru.bench.report import report
@@ -93,6 +93,24 @@ def test_resets_start_every_sequence_from_zero():
         call, _ = build(gru, source, inputs)
         torch.testing.assert_close(call(x, h0), expected, msg=name)
     assert sorted(segments(resets).rows.tolist()) == list(range(45))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_rollout_is_the_split_run():
+    """In float64: of nn.GRU over episodes, padded or packed, and of trigru's own layer, called anew at each reset."""
+    gru = ROLLOUT.main
+    source, inputs = source_of(gru, "cpu", torch.float64), given(gru, "cpu", torch.float64)
+    call, (module,) = ours(gru, source, inputs)
+    output, h, again = call(inputs.x, inputs.h0), inputs.h0, []
+    for name in ("nn.GRU", "padded at resets"):
+        other, _ = WAYS[name].build(gru, source, inputs)
+        assert (other(inputs.x, inputs.h0) - output).abs().max() <= 2e-15
+    starts = [0, *(t for t in inputs.resets.any(1).nonzero().flatten().tolist() if t)]
+    for first, last in zip(starts, [*starts[1:], gru.seq_len], strict=True):
+        part, h = module(inputs.x[first:last], h * inputs.keep[first])
+        again.append(part)
+    assert (torch.cat(again) - output).abs().max() <= 2e-15
 
 
 def wrong(factor):
