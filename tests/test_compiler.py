@@ -64,8 +64,8 @@ def test_one_graph_for_ten_lengths_and_batch_sizes(options, given):
         if i == 0:
             first = counter.frame_count
     assert counter.frame_count == first
-    # Between layers dynamo finds that dropout is a constant, and starts again before anything has run; that of torch 2.9
-    # does so for one layer, too.
+    # Between layers dynamo finds that dropout is a constant, and starts again before anything has run; in torch 2.9 it
+    # does so with one layer, too.
     assert first == (1 if layer.num_layers == 1 and not OLD else 2)
 
 
