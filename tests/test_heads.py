@@ -123,6 +123,21 @@ def test_packed_reversed_and_derivatives_of_derivatives():
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="by torch operations")
+def test_a_compiled_graph_has_heads_and_an_exported_one_whole_matrices():
+    module, x = trigru.GRU(6, 8, num_heads=2, bidirectional=True).eval(), torch.randn(9, 3, 6)
+    want, parameters = module(x), list(module.parameters())
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(module, (x,))
+    for found in (compiled(x), exported.module()(x)):
+        torch.testing.assert_close(found, want)
+    grads = [torch.autograd.grad(one(x)[0].square().sum(), parameters) for one in (compiled, module)]
+    torch.testing.assert_close(*grads)
+    (node,) = [node for node in exported.graph.nodes if "trigru.gru" in str(node.target)]
+    assert [tuple(w.meta["val"].shape) for w in node.args[2][1::4]] == [(24, 8)] * 2
+
+
 class Made(TorchDispatchMode):
     """The shapes of all tensors that operations return."""
 
