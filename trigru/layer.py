@@ -57,11 +57,12 @@ class Layer:
         """Whether this direction, 0 or 1, goes from the last step to the first."""
         return self.reverse or direction == 1
 
-    def weights_of(self, weights: Sequence[Tensor], part: int) -> Weights:
-        """Those of one layer and direction, out of the flat sequence: as nn.GRU's `_flat_weights`."""
+    def weights_of(self, weights: Sequence[Tensor], part: int, gain: Tensor | None = None) -> Weights:
+        """Those of one layer and direction, out of the flat sequence: as nn.GRU's `_flat_weights`. gain: as in Call."""
+        own = None if gain is None else gain[part]
         if self.bias:
-            return Weights._make(weights[4 * part : 4 * part + 4])
-        return Weights(weights[2 * part], weights[2 * part + 1], None, None)
+            return Weights._make((*weights[4 * part : 4 * part + 4], own))
+        return Weights(weights[2 * part], weights[2 * part + 1], None, None, own)
 
 
 class Weights(NamedTuple):
@@ -71,6 +72,7 @@ class Weights(NamedTuple):
     hh: Tensor  # (3H, H)
     bias_ih: Tensor | None  # (3H,)
     bias_hh: Tensor | None  # (3H,)
+    gain: Tensor | None = None  # (2, 3H), of the products with ih and hh, which are then normalised
 
 
 class Given(NamedTuple):
@@ -117,7 +119,12 @@ class Call(NamedTuple):
     hx: Tensor  # (L * D, B, H)
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, as in PackedSequence; None: not packed
     given: Given = NOTHING  # not with batch_sizes
-    gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products: such a call runs by the reference
+    gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """What may take a gradient beside input, hx and the weights: fresh, decay, amount and gain."""
+        return *self.given.differentiable, self.gain
 
 
 class Records(NamedTuple):

@@ -344,10 +344,10 @@ class GRU(Leaf, nn.RNNBase):
             hx = initial.unsqueeze(1).expand(layer.parts, batch, self.hidden_size)
         elif hx is None:
             hx = input.new_zeros(layer.parts, batch, self.hidden_size)
-        call = Call(input, hx, batch_sizes)
+        gain = torch.stack([self._weight(name) for name in self._gains()]) if "gain_l0" in self._parameters else None
+        call = Call(input, hx, batch_sizes, gain=gain)
         finish = None
-        gains = [self._weight(name) for name in self._gains()] if "gain_l0" in self._parameters else []
-        if given is not NO_ARGUMENTS or self._options is not None or gains:
+        if given is not NO_ARGUMENTS or self._options is not None:
             (layer, weights, call), finish = prepare(
                 Records(layer, weights, call),
                 given,
@@ -356,7 +356,6 @@ class GRU(Leaf, nn.RNNBase):
                 batched=batched,
                 sorted_indices=sorted_indices,
                 initial=initial,
-                gain=torch.stack(gains) if gains else None,
             )
         if torch._C._is_any_autocast_enabled():
             weights, call = cast(weights, call)

@@ -24,7 +24,8 @@ def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = 
     input, hx, batch_sizes, *_ = call
     seq_len = input.shape[1 if layer.batch_first else 0] if batch_sizes is None else batch_sizes.shape[0]
     site = Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
-    return site._replace(given=names(layer, call)) if is_given(layer, call) else site
+    beside = is_given(layer, call) or call.gain is not None
+    return site._replace(given=names(layer, call)) if beside else site
 
 
 def forward(recorded: Recorded, by: Plan | None = None) -> stack.Result:
@@ -36,7 +37,7 @@ def forward(recorded: Recorded, by: Plan | None = None) -> stack.Result:
 
 
 def backward(backward: Backward) -> list[Tensor | None]:
-    """Derivatives by input, hx and the weights, as far as they are asked for."""
+    """Derivatives by input, hx, the weights and what else `needs` has a place for, as far as they are asked for."""
     layer, weights, call, first_kept = backward.forward
     by = plan(layer, site_of(layer, call), "backward")
     given = 2 + len(weights)
@@ -53,7 +54,7 @@ def by_reference(
     output, h_n = reference.stack(
         stack.time_major(layer, call, call.input),
         call.hx,
-        [layer.weights_of(weights, part) for part in range(layer.parts)],
+        [layer.weights_of(weights, part, call.gain) for part in range(layer.parts)],
         variant=layer.variant,
         bidirectional=layer.bidirectional,
         reverse=layer.reverse,

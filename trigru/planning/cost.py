@@ -31,6 +31,7 @@ class Layer:
     training: bool = True
     precision: str = "ieee"
     directions: int = 1
+    normalised: bool = False
 
     @property
     def exchanges(self) -> int:

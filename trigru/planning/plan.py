@@ -96,6 +96,8 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     if direction not in DIRECTIONS:
         raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
     found = [each(device, layer, direction) for each in (_stepwise, _walking, _resident, _persistent)]
+    if layer.normalised:
+        found = [(name, *rest, obstacle or _NOT_NORMALISED.get(name)) for name, *rest, obstacle in found]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
     listed = [
@@ -105,6 +107,9 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
 
 
+_NOT_NORMALISED = dict.fromkeys(
+    ("stepwise", *WAITING), "has no norm='layer', whose statistics its programs would have to exchange"
+)
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
@@ -243,11 +248,7 @@ def _not_now(schedule: str, layer: Layer, site: Site) -> str | None:
 
 def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     """`plan`, whatever was measured."""
-    if "norm" in site.given:
-        if layer.schedule not in ("auto", "eager"):
-            raise RuntimeError(f"schedule {layer.schedule!r} cannot run here: {_NORMALISED}")
-        choice = Choice("reference", _NORMALISED)
-    elif torch_serves(layer, site):
+    if torch_serves(layer, site):
         choice = _BY_TORCH
     elif layer.schedule == "cudnn":
         choice = _by_cudnn(cudnn.why_not(layer, site), site.plain)
@@ -261,6 +262,7 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
             variant=layer.variant,
             direction=direction,
             directions=layer.directions,
+            normalised="norm" in site.given,
         )
     return staged(layer.num_layers, layer.directions, choice, direction)
 
@@ -329,6 +331,7 @@ def choose(
     variant: str = "torch",
     direction: str = "forward",
     directions: int = 1,
+    normalised: bool = False,
 ) -> Choice:
     """What runs one layer, forward or backward.
 
@@ -338,6 +341,7 @@ def choose(
         batch, hidden_size: sizes of the state.
         variant, direction: as for `candidates`.
         directions: of time, which run together.
+        normalised: whether the products are.
 
     Raises:
         ValueError: unknown schedule.
@@ -349,8 +353,8 @@ def choose(
     if schedule == "cudnn":
         return _by_cudnn(cudnn.why_not_here(variant, device, dtype, batch))
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
-    precision = precision_of(dtype)
-    return _chosen(schedule, device, dtype, batch, hidden_size, variant, direction, directions, precision, on_cpu)
+    precision, sizes = precision_of(dtype), (batch, hidden_size)
+    return _chosen(schedule, device, dtype, *sizes, variant, direction, directions, normalised, precision, on_cpu)
 
 
 def _by_cudnn(obstacle: str | None, plain: bool = True) -> Choice:
@@ -365,7 +369,6 @@ def named(schedule: str, config: AnyConfig | None = None) -> Choice:
     return Choice(schedule, _BY_NAME.reason, config)
 
 
-_NORMALISED = "with norm='layer' torch operations run the equations a step at a time, under autograd"
 _BY_NAME = Choice("eager", "asked for by name")
 _CUDNN = Choice("cudnn", _BY_NAME.reason)
 _CUDNN_TWICE = Choice("cudnn", f"{_BY_NAME.reason}; backward runs forward again", CudnnConfig(keeps=False))
@@ -382,6 +385,7 @@ def _chosen(
     variant: str,
     direction: str,
     directions: int,
+    normalised: bool,
     precision: str,
     kernels_on_cpu: bool,
 ) -> Choice:
@@ -394,7 +398,9 @@ def _chosen(
             return Choice("eager", "on a CPU torch operations are the fastest schedule")
     elif obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
-    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
+    layer = cost.Layer(
+        variant, dtype, max(batch, 1), hidden_size, precision=precision, directions=directions, normalised=normalised
+    )
     shared = schedule == "auto" and device in _SHARED
     return planned(schedule, _described(device), layer, direction, shared)
 
