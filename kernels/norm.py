@@ -36,6 +36,7 @@ class Norm(NamedTuple):
     hats: Any = None  # (N, 3H)
     rstd: Any = None  # (N, PRODUCTS) float32
     PRODUCTS: Any = None  # not None: two, of r and z and of n
+    products: Any = None  # (B, 3H) float32: those of a step, where another kernel has made them
 
 
 @triton.jit
@@ -87,6 +88,56 @@ def unnormalised(norm, d, gate, mean, along, row, b, j, count, H):
     rstd = tl.load(norm.rstd + at_row, mask=b < count, other=0.0)[None, :]
     hat = _hat(norm, gate, row, b, j, count, H)
     return rstd * (d * gain_of(norm, gate, j, H) - mean - hat * along)
+
+
+@triton.jit
+def load_normalised(norm, gate, mean, rstd, b, j, count, H):
+    """`normalised`, of a product that lies in memory."""
+    share = read(at(norm.products, 0, b, j, 3 * H) + gate * H, there(j, b, H, count))
+    return normalised(norm, share, gate, mean, rstd, j, H)
+
+
+@triton.jit
+def load_moments(norm, b, count, FIRST: tl.constexpr, LAST: tl.constexpr, H, BLOCK_K: tl.constexpr):
+    """`moments` of a product of the gates from FIRST up to, not with, LAST that lies in memory."""
+    width = (LAST - FIRST) * H
+    total, squares = tl.zeros((BLOCK_K, b.shape[0]), tl.float32), tl.zeros((BLOCK_K, b.shape[0]), tl.float32)
+    first = at(norm.products + FIRST * H, 0, b, tl.arange(0, BLOCK_K), 3 * H)
+    for k in range(0, width, BLOCK_K):
+        total += read(first + k, there(k + tl.arange(0, BLOCK_K), b, width, count))
+    mean = (tl.sum(total, 0) / width)[None, :]
+    for k in range(0, width, BLOCK_K):
+        known = there(k + tl.arange(0, BLOCK_K), b, width, count)
+        far = tl.where(known, read(first + k, known) - mean, 0.0)
+        squares += far * far
+    return mean, tl.rsqrt((tl.sum(squares, 0) / width)[None, :] + EPS)
+
+
+@triton.jit
+def load_slopes(norm, d_gates_ptr, d_an_ptr, step, b, FIRST: tl.constexpr, LAST: tl.constexpr, extent, H,
+                BLOCK_K: tl.constexpr):  # fmt: skip
+    """`slopes` of a product of the gates from FIRST up to, not with, LAST, whose derivatives at a step lie in memory.
+    extent: H, or 0 where there are none."""
+    total, along = tl.zeros((BLOCK_K, b.shape[0]), tl.float32), tl.zeros((BLOCK_K, b.shape[0]), tl.float32)
+    for first in range(0, extent, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        known = there(k, b, H, step.count)
+        for gate in tl.static_range(FIRST, LAST):
+            if gate == 2 and d_an_ptr is not None:
+                d = read(at(d_an_ptr, step.row, b, k, H), known)
+            else:
+                d = read(at(d_gates_ptr, step.row, b, k, 3 * H) + gate * H, known)
+            d *= gain_of(norm, gate, k, H)
+            total += d
+            along += d * _hat(norm, gate, step.row, b, k, step.count, H)
+    number = (LAST - FIRST) * H
+    return (tl.sum(total, 0) / number)[None, :], (tl.sum(along, 0) / number)[None, :]
+
+
+@triton.jit
+def own_rows(hats_ptr, rstd_ptr, behind, H, PRODUCTS):
+    """`hats` and `rstd` of the direction before which so many rows lie."""
+    return hats_ptr + behind * (3 * H), rstd_ptr + behind * (1 if PRODUCTS is None else 2)
 
 
 @triton.jit

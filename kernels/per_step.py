@@ -102,6 +102,7 @@ class Beside(NamedTuple):
     FRESH_BY_STEP: Any = None  # not None: `fresh` has rows for each step
     DECAY_BY_UNIT: Any = None  # not None: a value for each hidden unit of a row
     AMOUNT_BY_UNIT: Any = None
+    norm: Any = None  # a Norm of norm.py, where products are normalised
 
 
 @triton.constexpr_function

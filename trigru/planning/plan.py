@@ -97,7 +97,7 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
         raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
     found = [each(device, layer, direction) for each in (_stepwise, _walking, _resident, _persistent)]
     if layer.normalised:
-        found = [(name, *rest, obstacle or _NOT_NORMALISED.get(name)) for name, *rest, obstacle in found]
+        found = [(name, config, step, why or _NOT_NORMALISED.get(name)) for name, config, step, why in found]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
     listed = [
@@ -107,9 +107,7 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
 
 
-_NOT_NORMALISED = dict.fromkeys(
-    ("stepwise", *WAITING), "has no norm='layer', whose statistics its programs would have to exchange"
-)
+_NOT_NORMALISED = dict.fromkeys(WAITING, "has no norm='layer', whose statistics its programs would have to exchange")
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
