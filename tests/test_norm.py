@@ -2,22 +2,13 @@
 
 import pytest
 import torch
+from given import normalised
 from torch import nn
 from torch.nn.functional import layer_norm
 
 import trigru
 from trigru import operators
 from trigru.operators import compute
-
-
-def layer_of(*sizes, **options):
-    """With gains that are not 1."""
-    torch.manual_seed(0)
-    module = trigru.GRU(*sizes, norm="layer", **options)
-    with torch.no_grad():
-        for name in module._gains():
-            getattr(module, name).uniform_(0.5, 1.5)
-    return module
 
 
 def derivatives(results, leaves, upstream):
@@ -50,7 +41,7 @@ def haste(module, x, h, reverse=False):
 
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 def test_as_haste(variant):
-    module = layer_of(3, 5, bidirectional=True, variant=variant, dtype=torch.float64)
+    module = normalised(3, 5, bidirectional=True, variant=variant, dtype=torch.float64)
     x, hx = torch.randn(6, 2, 3, dtype=torch.float64), torch.randn(2, 2, 5, dtype=torch.float64)
     output, h_n = module(x, hx)
     want = torch.cat([haste(module, x, hx[0]), haste(module, x, hx[1], reverse=True)], -1)
@@ -79,7 +70,7 @@ def test_with_lengths_resets_and_packed_rows():
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 def test_eager(variant, rows, memory):
     """A stack in both directions, long enough for several chunks of a loop; each derivative alone, too."""
-    module = layer_of(3, 24, 2, bidirectional=True, bias=rows == "padded", variant=variant, memory=memory)
+    module = normalised(3, 24, 2, bidirectional=True, bias=rows == "padded", variant=variant, memory=memory)
     module.double()
     x, hx = torch.randn(70, 3, 3).double().requires_grad_(), torch.randn(4, 3, 24).double().requires_grad_()
     records = module._records(x, hx)
@@ -98,7 +89,7 @@ def test_eager(variant, rows, memory):
 
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 def test_derivatives_of_derivatives(variant):
-    module = layer_of(2, 3, variant=variant, dtype=torch.float64)
+    module = normalised(2, 3, variant=variant, dtype=torch.float64)
     names, parameters = zip(*module.named_parameters(), strict=True)
 
     def call(x, *values):
@@ -112,7 +103,7 @@ def test_derivatives_of_derivatives(variant):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 def test_in_narrow_numbers(variant, dtype):
-    module = layer_of(3, 24, 2, variant=variant, dtype=dtype)
+    module = normalised(3, 24, 2, variant=variant, dtype=dtype)
     x = torch.randn(20, 3, 3, dtype=dtype).requires_grad_()
     layer, weights, call = module._records(x, None)
     wide = call._replace(input=call.input.double(), hx=call.hx.double(), gain=call.gain.double())
@@ -129,7 +120,7 @@ def test_in_narrow_numbers(variant, dtype):
 
 
 def test_transforms_autocast_and_checkpointing():
-    module = layer_of(3, 5, dtype=torch.float64)
+    module = normalised(3, 5, dtype=torch.float64)
     x = torch.randn(4, 6, 2, 3, dtype=torch.float64)
     torch.testing.assert_close(
         torch.func.vmap(lambda one: module(one)[0])(x), torch.stack([module(one)[0] for one in x])
@@ -152,7 +143,7 @@ def test_transforms_autocast_and_checkpointing():
 
 
 def test_taps_see_the_normalised_gates():
-    module, x = layer_of(3, 5, dtype=torch.float64), torch.randn(6, 2, 3, dtype=torch.float64)
+    module, x = normalised(3, 5, dtype=torch.float64), torch.randn(6, 2, 3, dtype=torch.float64)
     with trigru.tap(module) as found:
         output, _ = module(x)
     (gates,) = found

@@ -131,7 +131,8 @@ def _records(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool) -
 
     rows = (batch * _STEPS,) if packed else (batch, _STEPS) if layer.batch_first else (_STEPS, batch)
     sizes = torch.full((_STEPS,), batch) if packed else None
-    call = Call(meta(*rows, layer.input_size), meta(layer.parts, batch, layer.hidden_size), sizes)
+    gain = meta(layer.parts, 2, 3 * layer.hidden_size) if "norm" in module.further() else None
+    call = Call(meta(*rows, layer.input_size), meta(layer.parts, batch, layer.hidden_size), sizes, gain=gain)
     return layer, [meta(*weight.shape) for weight in given], call
 
 
@@ -147,6 +148,7 @@ def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
             layer.hidden_size,
             precision=precision_of(dtype),
             directions=layer.directions,
+            normalised=call.gain is not None,
         )
         choice = planned(layer.schedule, device, sizes, direction)
     return staged(layer.num_layers, layer.directions, choice, direction)

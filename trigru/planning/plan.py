@@ -107,7 +107,7 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
 
 
-_NOT_NORMALISED = dict.fromkeys(WAITING, "has no norm='layer', whose statistics its programs would have to exchange")
+_NOT_NORMALISED = dict.fromkeys(WAITING, "has no norm='layer': its programs would exchange statistics in each step")
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
