@@ -3,6 +3,14 @@
 A product's tiles are (hidden units, sequences), a tile for each gate that is normalised with it; means and deviations
 are along the units of all of them. Of units that are not the layer's (see widen.py) values are zero, and `units` does
 not count them.
+
+Forward computes the statistics from float32 sums, and keeps no more than without: what backward takes of them its
+caller computes anew, one matrix product for all steps. A resident program has whole rows. A stepwise one needs all
+units of a row, so a launch of its own makes the products, and the next one reads them whole. The walking and the
+persistent schedule have none of this: their programs would exchange the statistics, once more in each step of variant
+"torch", twice more in one of the others. What an exchange adds, a model of the machine code tells (nobody has measured
+it): H100, bfloat16, 16 sequences, hidden_size 512, a step of "chung", which has two, against one of "torch" with one:
+3,654 cycles against 2,527 forward, 3,604 against 2,494 backward.
 """
 
 from typing import Any, NamedTuple

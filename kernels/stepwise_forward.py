@@ -405,14 +405,15 @@ def product_step(
             reset_state_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
-    live, to = there(j, b, H, here.count), at(products_ptr, 0, b, j, 3 * H)
     if reset_state_ptr is not None:
-        write(to + 2 * H, _candidate_product(w_hh_ptr, reset_state_ptr, j, b, here, H, PRECISION, BLOCK_K), live)
+        an = _candidate_product(w_hh_ptr, reset_state_ptr, j, b, here, H, PRECISION, BLOCK_K)
+        write(at(products_ptr + 2 * H, 0, b, j, 3 * H), an, there(j, b, H, here.count))
     else:
         beside = Beside(begins=begins_ptr, behind=behind)
         ar, az, an = _state_products(
             w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, GATES, PRECISION, BLOCK_K
         )  # fmt: skip
+        live, to = there(j, b, H, here.count), at(products_ptr, 0, b, j, 3 * H)
         write_gates(to, (ar, az), live, H)
         if GATES == 3:
             write(to + 2 * H, an, live)

@@ -33,10 +33,7 @@ def cases():
         for j, variant in enumerate(trigru.VARIANTS):
             for k, way in enumerate(WAYS):
                 for narrow, dtype in enumerate([torch.float32, torch.bfloat16]):
-                    if INTERPRETED:
-                        quick = k == (i + j + 2 * narrow) % 4
-                    else:
-                        quick = (j, k, narrow) == (i, 1 - i, i)
+                    quick = k == (i + j + 2 * narrow) % 4 if INTERPRETED else (j, k, narrow) == (i, 1 - i, i)
                     marks = [] if quick else pytest.mark.slow
                     yield pytest.param(schedule, variant, way, dtype, marks=marks)
 

@@ -70,8 +70,8 @@ class GRU(Leaf, nn.RNNBase):
         groups: so many groups of inputs, each seen by as many groups of units alone: W_ih is (3 * hidden_size, features
             / groups), and W_hh has at least as many heads (DeepFilterNet's and GTCRN's grouped layers).
         norm: "layer" normalises the products with the input and with the state, each with a gain of 3 * hidden_size
-            (`gain_l0`, ...: (2, 3 * hidden_size)) and no shift, as haste has it; see `trigru.reference`. It runs by the
-            reference, a step at a time: no schedule has it.
+            (`gain_l0`, ...: (2, 3 * hidden_size)) and no shift, as haste has it; see `trigru.reference`. For "eager",
+            "stepwise" and "resident"; the others' programs would have to exchange statistics in each step.
         learn_initial_state: a parameter `h0` (directions * num_layers, hidden_size), zeros at first: the state where
             no hx is given, and where an episode begins without a reset_state.
         proj_size: refused, as by `nn.GRU`.

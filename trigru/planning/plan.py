@@ -107,7 +107,9 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
 
 
-_NOT_NORMALISED = dict.fromkeys(WAITING, "has no norm='layer': its programs would exchange statistics in each step")
+_NOT_NORMALISED = dict.fromkeys(
+    WAITING, "has no norm='layer': in each step its programs would exchange statistics, some 1,100 cycles by a model"
+)
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
