@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accuracy import FACTOR, SCALES, excess, reachable
 from cases import TOLERANCE, error
 from conftest import INTERPRETED
 from given import normalised
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import trigru
-from trigru import operators
+from trigru import operators, reference
+from trigru.layer import Call
 from trigru.operators import compute
 from trigru.planning import cost, plan
 from trigru.planning.devices import PRESETS
@@ -63,6 +65,39 @@ def test_against_the_reference(on_cpu, schedule, variant, way, dtype, monkeypatc
     want = [*want, *torch.autograd.grad(want, leaves, [grad.double() for grad in upstream])]
     for g, w in zip(got, want, strict=True):
         assert error(g, w) <= 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("schedule", ["resident", "stepwise"] if INTERPRETED else ["eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_element_at_every_scale(scale, dtype, schedule):
+    """Where a variance is far below what is added to it, and where it is far above; variants by turns."""
+    variant = trigru.VARIANTS[(SCALES.index(scale) + (dtype == torch.bfloat16)) % 3]
+    module = normalised(4, 9, variant=variant, schedule=schedule, dtype=dtype)
+    layer, weights, _ = module._records(torch.zeros(3, 2, 4, dtype=dtype), None)
+    tensors = [scale * torch.randn(3, 2, 4), min(scale, 1.0) * torch.randn(1, 2, 9), *weights, module.gain_l0]
+    tensors = [x.detach().to(dtype).double() for x in tensors]
+    upstream = [torch.randn(3, 2, 9).to(dtype), torch.randn(1, 2, 9).to(dtype)]
+
+    def results(call, tensors, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in tensors]
+        outputs = call(*leaves)
+        return [*outputs, *torch.autograd.grad(outputs, leaves, [grad.to(dtype) for grad in upstream])]
+
+    def plain(x, hx, *others):
+        *weights, gain = others
+        options = reference.Options(gain=gain)
+        output, h_n = reference.gru(x, hx[0], *weights, variant=variant, options=options)
+        return output, h_n[None]
+
+    def ours(x, hx, *others):
+        *weights, gain = others
+        return operators.gru(layer, weights, Call(x, hx, gain=gain[None]))
+
+    reach = reachable(lambda *arguments: results(plain, *arguments), tensors, dtype)
+    want, got = results(plain, tensors, torch.float64), results(ours, tensors, dtype)
+    found = [excess(g, w, r, dtype) for g, w, r in zip(got, want, reach, strict=True)]
+    assert max(found) <= FACTOR, found
 
 
 @pytest.mark.parametrize("schedule", ["walking", "persistent"])
