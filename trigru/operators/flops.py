@@ -57,6 +57,7 @@ def _backward(
 ) -> int:
     memory, first_kept, _has_input, needs, *given = options[_BEFORE_MEMORY:]
     normalised = len(given) == NUM_GIVEN and given[-1] is not None
+    again = (memory == "recompute") + normalised  # for the gates, and for what was normalised
     need_input, need_hx, *need_weights = needs[: 2 + len(weights)]
     parts, batch, _ = hx
     width, rows, total = len(weights) // parts, _rows(input), 0
@@ -72,6 +73,5 @@ def _backward(
             continue
         # The recurrence ends at the first step unless the derivative by hx is asked for.
         total += own * rows * (to_input + need_ih) + recurrent * (rows * need_hh + rows - (0 if need_hx else batch))
-        if memory == "recompute" or normalised:  # the products, or the gates with them
-            total += (own + recurrent) * rows
+        total += again * (own + recurrent) * rows
     return 2 * total
