@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from given import arguments_of, layer_of, randn, records_of
+from given import arguments_of, layer_of, normalised, randn, records_of
 
 import trigru
 from trigru import operators
@@ -173,3 +173,8 @@ def test_the_function_takes_the_same():
     torch.testing.assert_close(h_n, want_h[0])
     got, _ = trigru.gru(x.flip(0), hx[0], *weights, reverse=True, reset=given["reset"])
     assert got.shape == want.shape
+    module = normalised(3, 5, dtype=torch.float64)
+    *weights, gain = module.parameters()
+    torch.testing.assert_close(trigru.gru(x, hx[0], *weights, gain=gain)[0], module(x, hx)[0])
+    with pytest.raises(RuntimeError, match=r"gain: expected shape \(2, 15\), got \(15,\)"):
+        trigru.gru(x, hx[0], *weights, gain=gain[0])

@@ -344,8 +344,7 @@ class GRU(Leaf, nn.RNNBase):
             hx = initial.unsqueeze(1).expand(layer.parts, batch, self.hidden_size)
         elif hx is None:
             hx = input.new_zeros(layer.parts, batch, self.hidden_size)
-        gain = torch.stack([self._weight(name) for name in self._gains()]) if "gain_l0" in self._parameters else None
-        call = Call(input, hx, batch_sizes, gain=gain)
+        call = Call(input, hx, batch_sizes, gain=self._gain())
         finish = None
         if given is not NO_ARGUMENTS or self._options is not None:
             (layer, weights, call), finish = prepare(
@@ -404,6 +403,10 @@ class GRU(Leaf, nn.RNNBase):
         seen."""
         weights = [self._weight(name) for names in self._all_weights for name in names]
         return weights if self._blocks is None else self._blocks.whole(self, weights)
+
+    def _gain(self) -> Tensor | None:
+        """Of normalised products, (directions * num_layers, 2, 3 * hidden_size)."""
+        return torch.stack([self._weight(name) for name in self._gains()]) if "gain_l0" in self._parameters else None
 
     def _weight(self, name: str) -> Tensor:
         parameters = self._parameters  # where attributes of this kind are found last, and most weights are
