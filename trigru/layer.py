@@ -107,8 +107,9 @@ class Given(NamedTuple):
 NOTHING = Given()
 
 
+# Functions, as `differentiable`: torch 2.9's compiler does not see what a NamedTuple has beside its fields.
 def present(given: Given) -> list[str]:
-    """`given.present`, as torch's compiler follows it since 2.9."""
+    """The names of what is there."""
     return [name for name, x in zip(Given._fields, given, strict=True) if x is not None]
 
 
@@ -126,10 +127,11 @@ class Call(NamedTuple):
     given: Given = NOTHING  # not with batch_sizes
     gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products
 
-    @property
-    def differentiable(self) -> tuple[Tensor | None, ...]:
-        """What may take a gradient beside input, hx and the weights: fresh, decay, amount and gain."""
-        return *self.given.differentiable, self.gain
+
+def differentiable(call: Call) -> tuple[Tensor | None, ...]:
+    """What may take a gradient beside input, hx and the weights: fresh, decay, amount, gain."""
+    given = call.given
+    return given.fresh, given.decay, given.amount, call.gain
 
 
 class Records(NamedTuple):

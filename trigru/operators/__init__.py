@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check
-from ..layer import NOTHING, Call, Layer
+from ..layer import NOTHING, Call, Layer, differentiable
 from ..planning.plan import Site, plan
 from ..schedules.cudnn import unspent
 from ..schedules.per_step import of_parts
@@ -35,7 +35,7 @@ LIBRARY = new_library()
 
 def tensors_of(weights: Sequence[Tensor], call: Call) -> tuple[Tensor | None, ...]:
     """All that may take a gradient."""
-    return (call.input, call.hx, *weights, *call.differentiable)
+    return (call.input, call.hx, *weights, *differentiable(call))
 
 
 def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
@@ -78,7 +78,7 @@ def _backward_fake(*arguments):  # type: ignore[no-untyped-def]
         given.hx.new_empty(given.hx.shape) if need_hx else nothing.clone(),
         [
             x.new_empty(x.shape) if need and x is not None else nothing.clone()
-            for x, need in zip((*weights, *given.differentiable), need_weights, strict=False)
+            for x, need in zip((*weights, *differentiable(given)), need_weights, strict=False)
         ],
     )
 
@@ -154,7 +154,7 @@ def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
     """The lowest layer that takes part in a gradient. cuDNN goes back through all of them."""
     if layer.schedule == "cudnn" or call.input.requires_grad or call.hx.requires_grad:
         return 0
-    others = () if call.given is NOTHING and call.gain is None else call.differentiable
+    others = () if call.given is NOTHING and call.gain is None else differentiable(call)
     if any(x is not None and x.requires_grad for x in others):
         return 0
     for index, weight in enumerate(weights):
@@ -197,7 +197,7 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
             forward = forward._replace(first_kept=0)
         has_input = by_cudnn or derivative.reads_input(forward, [w.requires_grad for w in weights])
         shape = None if has_input else derivative.Shape.apply(call.input)
-        given = () if call.given is NOTHING and call.gain is None else call.differentiable
+        given = () if call.given is NOTHING and call.gain is None else differentiable(call)
         return _GRU.apply(forward, by, has_input, call.batch_sizes, call.input, shape, call.hx, *weights, *given)
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):

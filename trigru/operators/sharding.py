@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..layer import differentiable
 from .schema import Backward, Recorded, flat, flat_backward, recorded, recorded_backward
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _backward(module: ModuleType, _cls: type, func: Callable, _types: Any, args:
     )
     d_input, d_hx, d_weights = func(*flat_backward(own))
     need_input, need_hx, *need_weights = call.needs
-    differentiated = (*call.forward.weights, *given.differentiable)
+    differentiated = (*call.forward.weights, *differentiable(given))
     everywhere = module.Replicate()
 
     def placed(d: Tensor, need: bool, placement: Placement, like: Any) -> DTensor:
