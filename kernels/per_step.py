@@ -108,6 +108,7 @@ class Beside(NamedTuple):
     AMOUNT_BY_UNIT: Any = None
     seed: Any = None  # of zoneout's masks
     zoneout_below: Any = None  # None: there are none
+    norm: Any = None  # a Norm of norm.py, where products are normalised
 
 
 @triton.constexpr_function

@@ -122,6 +122,15 @@ class PerStep(NamedTuple):
         return d_before if self.reset is None else d_before.masked_fill(self.reset.unsqueeze(1), 0)
 
 
+class Normalised(NamedTuple):
+    """Of recurrent products that are normalised (`layer_norm` of trigru/reference.py) before a bias is added: over all
+    units of r, z and n together in variant "torch", over those of r and z, and of n by itself, in "cho" and "chung"."""
+
+    gain: Tensor  # (3H,)
+    hats: Tensor | None = None  # (N, 3H), backward: the products less their means, by their deviations
+    rstd: Tensor | None = None  # (N, 1) or (N, 2) float32, backward: one by a product's deviation
+
+
 def by_row(x: Tensor) -> Tensor:
     """(N,) or (N, H) beside (N, H)."""
     return x if x.dim() == 2 else x.unsqueeze(1)
@@ -142,6 +151,7 @@ class Operands(NamedTuple):
     b_hn_back: Tensor | None = None  # (H,)
     per_step: PerStep | None = None  # None: the equations alone
     heads: int = 1  # of each direction
+    normalised: Normalised | None = None  # None: products as they are
 
     @property
     def sides(self) -> int:

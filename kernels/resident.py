@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import per_step, widen
+from . import norm, per_step, widen
 from .config import ResidentConfig, power_of_two
 from .launch import launch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -25,7 +25,7 @@ def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> 
         return widen.forward(forward, run, operands, save, more)
     kept = Kept.empty(run, operands, save)
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
-    args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
+    args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back} | norm.forward_arguments(operands)
     _start(forward_kernel, args, run, operands)
     return kept
 
@@ -37,7 +37,7 @@ def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gr
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
-    args |= per_step.backward_arguments(operands, derivatives)
+    args |= per_step.backward_arguments(operands, derivatives) | norm.backward_arguments(operands)
     _start(bptt_kernel, args, run, operands)
     return derivatives
 

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .gates import reset_after_grad, reset_before_grad
 from .loop import Step, last_steps, next_steps
+from .norm import Norm, slopes, unnormalised
 from .per_step import (
     Beside,
     begin_back,
@@ -65,6 +66,9 @@ def bptt_kernel(
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
     lengths_ptr,  # (B,) int64, of sequences past whose ends nothing happens; or None
+    gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
+    hats_ptr,  # (N, 3H) or None
+    rstd_ptr,  # (N, 1) "torch", (N, 2) otherwise; float32; or None
     T,
     B,
     H,
@@ -93,6 +97,9 @@ def bptt_kernel(
         width = (2 if HEADS is None else tl.num_programs(1)) * H
         d_state_ptr += side * B * H
         w_hh_ptr = w_hh_ptr + side * (3 * H * H) if HEADS is not None else either(side, w_hh_ptr, w_hh_back_ptr)
+        if gain_ptr is not None:
+            gain_ptr += side * (3 * H)
+    norm = Norm(gain_ptr, units, hats_ptr, rstd_ptr, None if VARIANT == "torch" else 2)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
         FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
@@ -127,15 +134,30 @@ def bptt_kernel(
         if VARIANT == "torch":
             dr, d_an = reset_after_grad(dn, unless(read(reserve + 3 * H, live), idle), unless(r, idle))
             write(at(d_an_ptr, own_row, b, j, H), d_an, live)
+            by_r, by_z = dr, dz
+            if gain_ptr is not None:
+                mean, along = slopes(norm, (dr, dz, d_an), 0, own_row, b, j, here.count, H)
+                d_an = unnormalised(norm, d_an, 2, mean, along, own_row, b, j, here.count, H)
+                by_r = unnormalised(norm, dr, 0, mean, along, own_row, b, j, here.count, H)
+                by_z = unnormalised(norm, dz, 1, mean, along, own_row, b, j, here.count, H)
             d += multiply(w_n, d_an.to(dtype), zero, PRECISION)
         else:
-            d_rh = multiply(w_n, dn.to(dtype), zero, PRECISION)
+            by_n = dn
+            if gain_ptr is not None:
+                mean, along = slopes(norm, (dn,), 2, own_row, b, j, here.count, H)
+                by_n = unnormalised(norm, dn, 2, mean, along, own_row, b, j, here.count, H)
+            d_rh = multiply(w_n, by_n.to(dtype), zero, PRECISION)
             d_rh = units_only(d_rh, j, units, EXACT)
             dr, through = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
             d += through
+            by_r, by_z = dr, dz
+            if gain_ptr is not None:
+                mean, along = slopes(norm, (dr, dz), 0, own_row, b, j, here.count, H)
+                by_r = unnormalised(norm, dr, 0, mean, along, own_row, b, j, here.count, H)
+                by_z = unnormalised(norm, dz, 1, mean, along, own_row, b, j, here.count, H)
         write_gates(at(d_gates_ptr, own_row, b, j, 3 * H), (dr, dz, dn), live, H)
-        d = multiply(w_r, dr.to(dtype), d, PRECISION)
-        d = multiply(w_z, dz.to(dtype), d, PRECISION)
+        d = multiply(w_r, by_r.to(dtype), d, PRECISION)
+        d = multiply(w_z, by_z.to(dtype), d, PRECISION)
         if dropped_ptr is not None:
             d = direct + seen(d, dropped)
         d = units_only(d, j, units, EXACT)

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
 from .loop import Step, before_first, row_after, rows_of_all, step_after
+from .norm import Norm, moments, normalised
 from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, load_seed, place_of, row_of, seen
 from .products import multiply
 from .tiles import at, either, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
@@ -97,6 +98,7 @@ def forward_kernel(
     zoneout_below,
     begins_ptr,  # (N, H), out
     lengths_ptr,  # (B,) int64, of sequences past whose ends nothing happens; or None
+    gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
     T,
     B,
     H,
@@ -128,6 +130,9 @@ def forward_kernel(
         w_hh_ptr = w_hh_ptr + side * (3 * H * H) if HEADS is not None else either(side, w_hh_ptr, w_hh_back_ptr)
         if b_hn_ptr is not None:
             b_hn_ptr = b_hn_ptr + side * H if HEADS is not None else either(side, b_hn_ptr, b_hn_back_ptr)
+        if gain_ptr is not None:
+            gain_ptr += side * (3 * H)
+    norm = Norm(gain_ptr, units)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
         FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
@@ -158,12 +163,26 @@ def forward_kernel(
         x = shown.to(dtype)
         if begins_ptr is not None:
             write(at(begins_ptr, row_of(beside, row), b, j, H), shown, live)
-        r = sigmoid(gr + multiply(w_r, x, zero, PRECISION))
-        z = sigmoid(gz + multiply(w_z, x, zero, PRECISION))
-        if VARIANT == "torch":
-            an = multiply(w_n, x, zero, PRECISION) + b_hn
+        if gain_ptr is None:
+            r = sigmoid(gr + multiply(w_r, x, zero, PRECISION))
+            z = sigmoid(gz + multiply(w_z, x, zero, PRECISION))
+            if VARIANT == "torch":
+                an = multiply(w_n, x, zero, PRECISION) + b_hn
         else:
+            ar, az = multiply(w_r, x, zero, PRECISION), multiply(w_z, x, zero, PRECISION)
+            if VARIANT == "torch":
+                an = multiply(w_n, x, zero, PRECISION)
+                mean, rstd = moments(norm, (ar, az, an), j)
+                an = normalised(norm, an, 2, mean, rstd, j, H) + b_hn
+            else:
+                mean, rstd = moments(norm, (ar, az), j)
+            r = sigmoid(gr + normalised(norm, ar, 0, mean, rstd, j, H))
+            z = sigmoid(gz + normalised(norm, az, 1, mean, rstd, j, H))
+        if VARIANT != "torch":
             an = multiply(w_n, units_only(r * shown, j, units, EXACT).to(dtype), zero, PRECISION)
+            if gain_ptr is not None:
+                mean, rstd = moments(norm, (an,), j)
+                an = normalised(norm, an, 2, mean, rstd, j, H)
         n = candidate(gn, an, r, VARIANT)
         new = ended(h, units_only(blend(h, z, n, VARIANT), j, units, EXACT), amount, clip)
         h = tl.where((b < count)[None, :], new, h)

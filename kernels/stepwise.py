@@ -1,4 +1,6 @@
-"""The stepwise schedule: one launch a time step ("torch"), two for "cho" and "chung".
+"""The stepwise schedule: one launch a time step ("torch"), two for "cho" and "chung"; forward as many more where
+products are normalised, for what normalises one needs the whole of it. Backward finds the statistics of the step after
+by itself: its products read all of that step's derivatives.
 
 W_hh comes from L2 every step. It works for any shape on any device that Triton knows, and its launches can be captured
 in a CUDA graph. The running state and its derivative are float32; what is multiplied is rounded to the tensors' dtype,
@@ -12,12 +14,12 @@ from typing import Any
 
 import torch
 
-from . import per_step
+from . import norm, per_step
 from .config import StepwiseConfig
 from .launch import prepare
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
 from .stepwise_backward import bptt_reset_step, bptt_step
-from .stepwise_forward import candidate_step, forward_step, reset_update_step
+from .stepwise_forward import candidate_step, forward_step, product_step, reset_update_step
 
 
 def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> Kept:
@@ -28,10 +30,16 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
     state = per_step.first_state(operands, run.reverse)
     args, constexprs = kept.arguments(operands) | _sizes(operands) | {"state_ptr": state}, _constexprs(run)
     beside["direction"] = None if beside["begins_ptr"] is None else -1 if run.reverse else 1
+    normalised = operands.normalised is not None
+    products = h0.new_empty(*h0.shape[:-1], 3 * h0.shape[-1], dtype=torch.float32) if normalised else None
+    read = {name: args[name] for name in ("w_hh_ptr", "w_hh_back_ptr", "output_ptr", "H", "rows", "batch")}
+    read |= {"h0_ptr": h0, "begins_ptr": beside["begins_ptr"], "products_ptr": products}
+    args |= norm.forward_arguments(operands) | {"products_ptr": products}
     # What no step changes is put together before them: this is done in the time that a step takes on the device.
     if run.variant == "torch":
         first = args | beside | {"h0_ptr": h0, "b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         starts = [_prepare(forward_step, first, constexprs | shapes, _OF_A_STEP, operands, config)]
+        multiplied = [{"reset_state_ptr": None}]
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
         first = args | {"h0_ptr": h0} | {name: beside[name] for name in ("dropped_ptr", "begins_ptr")}
@@ -40,6 +48,11 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
             _prepare(reset_update_step, first, constexprs, _OF_A_STEP, operands, config),
             _prepare(candidate_step, args | beside, constexprs | shapes, _OF_A_STEP, operands, config),
         ]
+        multiplied = [{"reset_state_ptr": None}, {"reset_state_ptr": args["reset_state_ptr"]}]
+    if normalised:
+        fixed = constexprs | {"GATES": 3 if run.variant == "torch" else 2}
+        before = [_prepare(product_step, read | own, fixed, _OF_A_STEP, operands, config) for own in multiplied]
+        starts = [start for pair in zip(before, starts, strict=True) for start in pair]
     grid = _Grids(operands, config)
     for step in _walk(run, operands):
         for start in starts:
@@ -52,6 +65,7 @@ def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gr
     config, hidden_size = run.config, operands.h0.shape[-1]
     derivatives = Derivatives.empty(run, operands, gradients)
     args, constexprs = derivatives.arguments(operands, kept) | _sizes(operands), _constexprs(run)
+    args |= norm.backward_arguments(operands)
     shapes = per_step.constexprs(operands)
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
     first |= per_step.backward_arguments(operands, derivatives)

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .gates import reset_after_grad, reset_before_grad
 from .loop import Step
+from .norm import Norm, load_slopes, own_rows, unnormalised
 from .per_step import (
     Beside,
     amount_of,
@@ -32,16 +33,25 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
     """A tile of a step, as `bptt_step`; `before` and `width` as in `torch_tile` of stepwise_forward.py."""
     amount = amount_of(beside, here, b, j, H)  # early, for what is kept waits for it
     dh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
+    if beside.norm is not None:
+        gates: tl.constexpr = 3 if VARIANT == "torch" else 2
+        mean, along = load_slopes(beside.norm, d_gates_ptr, d_an_ptr, after, b, 0, gates, extent, H, BLOCK_K)
     for first in range(0, extent, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         known = there(k, b, H, after.count)
         d_gates = at(d_gates_ptr, after.row, b, k, 3 * H)
         dr = tl.load(d_gates, mask=known, other=0.0)
+        if beside.norm is not None:
+            dr = unnormalised(beside.norm, dr, 0, mean, along, after.row, b, k, after.count, H).to(dr.dtype)
         dh = multiply(load_weight_transposed(w_hh_ptr, 0, k, j, H), dr, dh, PRECISION)
         dz = tl.load(d_gates + H, mask=known, other=0.0)
+        if beside.norm is not None:
+            dz = unnormalised(beside.norm, dz, 1, mean, along, after.row, b, k, after.count, H).to(dz.dtype)
         dh = multiply(load_weight_transposed(w_hh_ptr, 1, k, j, H), dz, dh, PRECISION)
         if VARIANT == "torch":
             d_an = tl.load(at(d_an_ptr, after.row, b, k, H), mask=known, other=0.0)
+            if beside.norm is not None:
+                d_an = unnormalised(beside.norm, d_an, 2, mean, along, after.row, b, k, after.count, H).to(d_an.dtype)
             dh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
 
     live = there(j, b, H, here.count)
@@ -85,6 +95,9 @@ def bptt_step(
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what the step after begins from
+    gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
+    hats_ptr,
+    rstd_ptr,
     row,
     count,
     row_before,
@@ -120,6 +133,7 @@ def bptt_step(
     j, b = own_tile(BLOCK_H, BLOCK_B)
     behind, starts = None, None
     here, before, after, width = Step(row, count), Step(row_before, carried), Step(row_after, count_after), H
+    PRODUCTS: tl.constexpr = None if VARIANT == "torch" else 2
     if w_hh_back_ptr is not None:
         side, behind = own_side(rows)
         here = step_of(side, row, count, row_back, count_back)
@@ -133,12 +147,18 @@ def bptt_step(
         reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
         starts = side * batch
         d_state_ptr += side * batch * H
+        if gain_ptr is not None:
+            gain_ptr += side * (3 * H)
+            hats_ptr, rstd_ptr = own_rows(hats_ptr, rstd_ptr, behind, H, PRODUCTS)
         d_gates_ptr += behind * (3 * H)
         if VARIANT == "torch":
             d_an_ptr += behind * H
+    norm = None
+    if gain_ptr is not None:
+        norm = Norm(gain_ptr, H, hats_ptr, rstd_ptr, PRODUCTS)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, norm,
     )  # fmt: skip
     bptt_tile(
         grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, beside, j,
@@ -151,9 +171,13 @@ def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_ga
                     width, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of the second half of a step, as `bptt_reset_step`; `before` and `width` as in `bptt_tile`."""
     d_rh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
+    if beside.norm is not None:
+        mean, along = load_slopes(beside.norm, d_gates_ptr, None, here, b, 2, 3, H, H, BLOCK_K)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         dn = tl.load(at(d_gates_ptr, here.row, b, k, 3 * H) + 2 * H, mask=there(k, b, H, here.count), other=0.0)
+        if beside.norm is not None:
+            dn = unnormalised(beside.norm, dn, 2, mean, along, here.row, b, k, here.count, H).to(dn.dtype)
         d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
 
     live = there(j, b, H, here.count)
@@ -179,6 +203,9 @@ def bptt_reset_step(
     fresh_ptr,
     decay_ptr,
     dropped_ptr,
+    gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
+    hats_ptr,
+    rstd_ptr,
     row,
     count,
     row_before,
@@ -202,6 +229,7 @@ def bptt_reset_step(
     j, b = own_tile(BLOCK_H, BLOCK_B)
     behind, starts = None, None
     here, before, width = Step(row, count), Step(row_before, carried), H
+    PRODUCTS: tl.constexpr = 2
     if w_hh_back_ptr is not None:
         side, behind = own_side(rows)
         here = step_of(side, row, count, row_back, count_back)
@@ -213,10 +241,16 @@ def bptt_reset_step(
         reserve_ptr += behind * (3 * H)
         starts = side * batch
         d_state_ptr += side * batch * H
+        if gain_ptr is not None:
+            gain_ptr += side * (3 * H)
+            hats_ptr, rstd_ptr = own_rows(hats_ptr, rstd_ptr, behind, H, PRODUCTS)
         d_gates_ptr += behind * (3 * H)
+    norm = None
+    if gain_ptr is not None:
+        norm = Norm(gain_ptr, H, hats_ptr, rstd_ptr, PRODUCTS)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, HAS_AMOUNT, dropped_ptr, None, None, None, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT,
+        FRESH_BY_STEP, DECAY_BY_UNIT, norm=norm,
     )  # fmt: skip
     bptt_reset_tile(
         h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, beside, j, b, here, before,

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
 from .loop import Step
+from .norm import Norm, load_moments, load_normalised
 from .per_step import Beside, as_seen, end_from, load_seed, load_seen, pass_on
 from .products import multiply
 from .tiles import at, either, load_weight, read, read_gates, there, write, write_gates
@@ -63,9 +64,15 @@ def torch_tile(gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, 
                H, width, direction, batch, rows, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of a step of variant "torch". before: the step before, of which it counts what is alive `here` too. width:
     of the output's rows. direction, batch, rows: as `pass_on` takes them."""
-    ar, az, an = _state_products(
-        w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, 3, PRECISION, BLOCK_K
-    )  # fmt: skip
+    if beside.norm is None:
+        ar, az, an = _state_products(
+            w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, 3, PRECISION, BLOCK_K
+        )  # fmt: skip
+    else:
+        mean, rstd = load_moments(beside.norm, b, here.count, 0, 3, H, BLOCK_K)
+        ar = load_normalised(beside.norm, 0, mean, rstd, b, j, here.count, H)
+        az = load_normalised(beside.norm, 1, mean, rstd, b, j, here.count, H)
+        an = load_normalised(beside.norm, 2, mean, rstd, b, j, here.count, H)
     if b_hn_ptr is not None:
         an += read(b_hn_ptr + j, j < H)[:, None]
 
@@ -102,6 +109,8 @@ def forward_step(
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H): read at this step's rows, written at the next one's
+    gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
+    products_ptr,  # (B, 3H) float32, of `product_step`, or None
     row,
     count,
     row_before,
@@ -139,14 +148,20 @@ def forward_step(
         starts = side * batch
         if begins_ptr is not None:
             direction = 1 - 2 * side
+        if gain_ptr is not None:
+            gain_ptr += side * (3 * H)
+            products_ptr += side * batch * (3 * H)
         state_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
+    norm = None
+    if gain_ptr is not None:
+        norm = Norm(gain_ptr, H, products=products_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, norm,
     )  # fmt: skip
     torch_tile(
         gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, beside, j, b, here,
@@ -159,9 +174,14 @@ def reset_update_tile(gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, upd
                       beside, j, b, here, before, H, width, PRECISION: tl.constexpr,
                       BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of the first half of a step of "cho" and "chung"; `before` and `width` as in `torch_tile`."""
-    ar, az, _ = _state_products(
-        w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, 2, PRECISION, BLOCK_K
-    )  # fmt: skip
+    if beside.norm is None:
+        ar, az, _ = _state_products(
+            w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, 2, PRECISION, BLOCK_K
+        )  # fmt: skip
+    else:
+        mean, rstd = load_moments(beside.norm, b, here.count, 0, 2, H, BLOCK_K)
+        ar = load_normalised(beside.norm, 0, mean, rstd, b, j, here.count, H)
+        az = load_normalised(beside.norm, 1, mean, rstd, b, j, here.count, H)
 
     live = there(j, b, H, here.count)
     gates_in = at(gates_in_ptr, here.row, b, j, 3 * H)
@@ -187,6 +207,8 @@ def reset_update_step(
     reserve_ptr,  # (N, 3H): r, z, n; or None
     dropped_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent
     begins_ptr,  # (N, H)
+    gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
+    products_ptr,  # (B, 3H) float32, of `product_step`, or None
     row,
     count,
     row_before,
@@ -215,6 +237,9 @@ def reset_update_step(
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * batch * H
         starts = side * batch
+        if gain_ptr is not None:
+            gain_ptr += side * (3 * H)
+            products_ptr += side * batch * (3 * H)
         state_ptr += side * batch * H
         update_ptr += side * batch * H
         reset_state_ptr += side * batch * H
@@ -222,7 +247,10 @@ def reset_update_step(
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
-    beside = Beside(dropped=dropped_ptr, begins=begins_ptr, behind=behind, starts=starts)
+    norm = None
+    if gain_ptr is not None:
+        norm = Norm(gain_ptr, H, products=products_ptr)
+    beside = Beside(dropped=dropped_ptr, begins=begins_ptr, behind=behind, starts=starts, norm=norm)
     reset_update_tile(
         gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
         b, here, before, H, width, PRECISION, BLOCK_K,
@@ -230,15 +258,26 @@ def reset_update_step(
 
 
 @triton.jit
-def candidate_tile(gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
-                   b, here, H, width, direction, batch, rows, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
-                   BLOCK_K: tl.constexpr):  # fmt: skip
-    """A tile of the second half of a step of "cho" and "chung"; what it takes as `torch_tile`."""
+def _candidate_product(w_hh_ptr, reset_state_ptr, j, b, here, H, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):
+    """What the reset gate lets through multiplied by the weights of n."""
     an = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         rh = tl.load(at(reset_state_ptr, 0, b, k, H), mask=there(k, b, H, here.count), other=0.0)
         an = multiply(load_weight(w_hh_ptr, 2, j, k, H), rh, an, PRECISION)
+    return an
+
+
+@triton.jit
+def candidate_tile(gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
+                   b, here, H, width, direction, batch, rows, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
+                   BLOCK_K: tl.constexpr):  # fmt: skip
+    """A tile of the second half of a step of "cho" and "chung"; what it takes as `torch_tile`."""
+    if beside.norm is None:
+        an = _candidate_product(w_hh_ptr, reset_state_ptr, j, b, here, H, PRECISION, BLOCK_K)
+    else:
+        mean, rstd = load_moments(beside.norm, b, here.count, 2, 3, H, BLOCK_K)
+        an = load_normalised(beside.norm, 2, mean, rstd, b, j, here.count, H)
 
     live = there(j, b, H, here.count)
     n = candidate(read(at(gates_in_ptr, here.row, b, j, 3 * H) + 2 * H, live), an, 1.0, VARIANT)
@@ -270,6 +309,8 @@ def candidate_step(
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H): read at this step's rows, written at the next one's
+    gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
+    products_ptr,  # (B, 3H) float32, of `product_step`, or None
     row,
     count,
     row_before,  # of the first half only
@@ -304,6 +345,9 @@ def candidate_step(
         starts = side * batch
         if begins_ptr is not None:
             direction = 1 - 2 * side
+        if gain_ptr is not None:
+            gain_ptr += side * (3 * H)
+            products_ptr += side * batch * (3 * H)
         state_ptr += side * batch * H
         update_ptr += side * batch * H
         reset_state_ptr += side * batch * H
@@ -311,11 +355,69 @@ def candidate_step(
         width = 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
+    norm = None
+    if gain_ptr is not None:
+        norm = Norm(gain_ptr, H, products=products_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, norm,
     )  # fmt: skip
     candidate_tile(
         gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
         b, here, H, width, direction, batch, rows, VARIANT, PRECISION, BLOCK_K,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=PER_STEP)
+def product_step(
+    h0_ptr,  # (B, H)
+    w_hh_ptr,  # (3H, H)
+    w_hh_back_ptr,  # of the second direction, or None: one runs
+    output_ptr,  # (N, H)
+    reset_state_ptr,  # (B, H): r * h; or None
+    begins_ptr,  # (N, H) or None, see PerStep in recurrence.py
+    products_ptr,  # (B, 3H) float32, out
+    row,
+    count,
+    row_before,
+    carried,
+    row_back,  # of the second direction, or None
+    count_back,
+    row_before_back,
+    carried_back,
+    H,
+    rows,  # of all steps together, where both directions run, or None
+    batch,
+    GATES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A step's products, for the kernel behind it to normalise: of the state with the weights of the first GATES gates,
+    or of `reset_state` with those of n."""
+    j, b = own_tile(BLOCK_H, BLOCK_B)
+    here, before, width, behind = Step(row, count), Step(row_before, carried), H, None
+    if w_hh_back_ptr is not None:
+        side, behind = own_side(rows)
+        products_ptr += side * batch * (3 * H)
+        here = step_of(side, row, count, row_back, count_back)
+        before = step_of(side, row_before, carried, row_before_back, carried_back)
+        h0_ptr += side * batch * H
+        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        if reset_state_ptr is not None:
+            reset_state_ptr += side * batch * H
+        output_ptr += side * H
+        width = 2 * H
+    if reset_state_ptr is not None:
+        an = _candidate_product(w_hh_ptr, reset_state_ptr, j, b, here, H, PRECISION, BLOCK_K)
+        write(at(products_ptr + 2 * H, 0, b, j, 3 * H), an, there(j, b, H, here.count))
+    else:
+        beside = Beside(begins=begins_ptr, behind=behind)
+        ar, az, an = _state_products(
+            w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, GATES, PRECISION, BLOCK_K
+        )  # fmt: skip
+        live, to = there(j, b, H, here.count), at(products_ptr, 0, b, j, 3 * H)
+        write_gates(to, (ar, az), live, H)
+        if GATES == 3:
+            write(to + 2 * H, an, live)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .recurrence import Derivatives, Gradients, Kept, Operands, PerStep, Recurrence
+from .recurrence import Derivatives, Gradients, Kept, Normalised, Operands, PerStep, Recurrence
 
 Given = TypeVar("Given", Kept, Gradients)
 Found = TypeVar("Found", Kept, Derivatives)
@@ -65,7 +65,14 @@ def _operands(given: Operands, more: int) -> Operands:
         b_hn_back=None if given.b_hn_back is None else pad(given.b_hn_back, (0, more)),
         per_step=None if given.per_step is None else _per_step(given.per_step, given.h0.dim(), more),
         heads=given.heads,
+        normalised=None if given.normalised is None else _normalised(given.normalised, hidden_size, more),
     )
+
+
+def _normalised(given: Normalised, hidden_size: int, more: int) -> Normalised:
+    """The same: what is added is normalised to zero."""
+    hats = None if given.hats is None else _wider(given.hats, hidden_size, more)
+    return given._replace(gain=_wider(given.gain, hidden_size, more), hats=hats)
 
 
 def _per_step(given: PerStep, dims: int, more: int) -> PerStep:

@@ -10,6 +10,17 @@ def layer_of(*sizes, **options):
     return trigru.GRU(*sizes, dtype=torch.float64, **options)
 
 
+def normalised(*sizes, **options):
+    """With gains that are not 1."""
+    torch.manual_seed(0)
+    module = trigru.GRU(*sizes, norm="layer", **options)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "gain" in name:
+                parameter.uniform_(0.5, 1.5)
+    return module
+
+
 def randn(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 

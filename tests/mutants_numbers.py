@@ -14,6 +14,8 @@ _CARRIED = named("test_per_step_stepwise", "where_a_state_is_carried_on_nothing_
 _RESET = named("test_options", "a_reset_is_another_run")
 _PAIRS = named("test_options_together", "pairs_against_the_reference")
 _STACK = named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-resident]")
+_NORMED = named("test_norm_kernels", "against_the_reference[resident-torch-packed stack-torch.float32-sm_90]")
+_NORMED_STEP = named("test_norm_kernels", "against_the_reference[stepwise-cho-both directions-torch.bfloat16-sm_90]")
 _SIDES = named("test_persistent", "both_directions_at_once[torch-40-True-90-dtype0-data]")
 
 # By file: its text, what stands in its place, and the test that notices.
@@ -64,6 +66,14 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ("end = tl.where(amount == 0.0, begin, end)", "end = begin * 0.0 + end", _CARRIED),
         ("d_new = amount * d_new", "d_new = d_new", _OPTIONS),
     ],
+    "kernels/norm.py": [
+        ("gain_of(norm, gate, j, H) - mean - hat * along)", "gain_of(norm, gate, j, H) - mean)", _NORMED),
+        ("total += parts[g]", "total = parts[g]", _NORMED),
+        ("at_row = 2 * at_row + (gate == 2)", "at_row = 2 * at_row", _NORMED_STEP),
+    ],
+    "trigru/schedules/norm.py": [
+        ("(seen, r * seen)", "(seen, seen)", _NORMED_STEP),
+    ],
     "trigru/reference.py": [
         ("+ b_ir + h @ w_hr.T + b_hr)", "+ b_ir + h @ w_hr.T)", eager("torch")),
         ("r * (h @ w_hn.T + b_hn))", "r * (h @ w_hn.T) + b_hn)", eager("torch")),
@@ -94,8 +104,8 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ("new = blend(n, h, z, out=state)\n", "new = blend(h, n, z, out=state)\n", eager("torch")),
         ("torch.mul(r, seen, out=reset)", "torch.mul(z, seen, out=reset)", eager("cho")),
         (
-            "n.addmm_(r * before, self.w_hh[2 * size :].t())",
-            "n.addmm_(before, self.w_hh[2 * size :].t())",
+            "self._add(r * before, slice(2 * size, None), to=n)",
+            "self._add(before, slice(2 * size, None), to=n)",
             named("test_operators", "gates_computed_again_give_the_same_gradients[cho-tanh-False-False]"),
         ),
         ("leaving[count:alive] = x[count:]", "leaving[count:alive] = x[:1]", eager("torch", rows="packed")),
@@ -174,8 +184,8 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "trigru/schedules/recompute.py": [
         (
-            "linear(before, w_hn, b_hn))",
-            "linear(before, w_hn))",
+            "weights.hh.chunk(3)[2], b_hn)",
+            "weights.hh.chunk(3)[2])",
             named("test_schedules", "gates_computed_again_in_chunks[sm_90-stepwise-torch-padded-forward]"),
         ),
     ],

@@ -235,6 +235,9 @@ def test_deepfilternet(num_layers, groups, shuffle, bidirectional, how, bias):
     torch.testing.assert_close(output[..., order], want)
     back = h_n.unflatten(0, (num_layers, directions)).unflatten(3, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(0, 2)
     torch.testing.assert_close(back, want_states)
+    written = convert.to_deepfilternet(ours, shuffle=theirs.shuffle)
+    assert list(written) == list(theirs.state_dict())
+    assert all(torch.equal(written[name], x) for name, x in theirs.state_dict().items())
     if num_layers == 1:
         torch.testing.assert_close(convert.from_deepfilternet(theirs.grus[0])(x, hx), (output, h_n))
 
@@ -275,6 +278,9 @@ def test_gtcrn(options, how):
     linear = nn.Linear(len(order), 3, dtype=torch.float64)
     moved = nn.functional.linear(output, linear.weight[:, order.argsort()], linear.bias)
     torch.testing.assert_close(moved, linear(want))
+    written = convert.to_gtcrn(ours)
+    assert list(written) == list(theirs.state_dict())
+    assert all(torch.equal(written[name], x) for name, x in theirs.state_dict().items())
 
 
 def unlike():
@@ -328,6 +334,17 @@ REFUSED = {
         TypeError,
         "expected a GroupedGRU or GroupedGRULayer, got GRU",
     ),
+    "deepfilternet: groups that see others": (
+        lambda: convert.to_deepfilternet(trigru.GRU(4, 8, 2, groups=2)),
+        ValueError,
+        "weight_ih_l1: expected zeros where one of 2 groups sees another",
+    ),
+    "deepfilternet: other equations": (
+        lambda: convert.to_deepfilternet(trigru.GRU(4, 8, groups=2, variant="cho")),
+        ValueError,
+        "variant",
+    ),
+    "gtcrn: no halves": (lambda: convert.to_gtcrn(trigru.GRU(4, 8)), ValueError, "groups: expected 2"),
     "gtcrn: halves of two kinds": (lambda: convert.from_gtcrn(unlike()), ValueError, "groups: expected GRUs alike"),
     "gtcrn: another module": (lambda: convert.from_gtcrn(nn.GRU(2, 3)), TypeError, "its halves rnn1 and rnn2, got GRU"),
 }

@@ -96,8 +96,9 @@ def forward(arguments, case, *, save=True):
 
 def backward(arguments, forwards, grads, needs):
     part, run = forwards
-    d_input, d_h0, d_weights, _ = eager.backward(part, [Weights(*arguments[2:])], run, Upstream(*grads, tuple(needs)))
-    return d_input, d_h0, *d_weights
+    upstream = Upstream(*grads, (*needs, False))  # of no gain
+    d_input, d_h0, d_weights, _ = eager.backward(part, [Weights(*arguments[2:])], run, upstream)
+    return d_input, d_h0, *d_weights[:4]
 
 
 def call(case, needs, transform=lambda x: x, scale=1.0):

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trigru
+from trigru.blocks import narrow, whole
 from trigru.kernels.launch import using
 from trigru.kernels.offline import Recorder
 from trigru.operators import compute
@@ -121,6 +122,24 @@ def test_packed_reversed_and_derivatives_of_derivatives():
         found.append((output, h_n, *first, *second))
     for mine, other in zip(*found, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.interpretable
+@pytest.mark.parametrize("schedule", ["eager", "resident"] if INTERPRETED else ["eager"])
+def test_normalised_products_are_of_the_whole_matrix(monkeypatch, schedule):
+    """For their statistics are of all heads: as a layer whose matrix is written out."""
+    monkeypatch.setattr(configs, "HEADS_MULTIPLICATIONS", 1)
+    module, plain = (trigru.GRU(4, 12, num_heads=n, norm="layer", schedule=schedule) for n in (3, 1))
+    state = module.state_dict()
+    plain.load_state_dict(state | {"weight_hh_l0": whole(state["weight_hh_l0"], 3)})
+    x, found = torch.randn(5, 3, 4), []
+    for one in (module, plain):
+        output, h_n = one(x)
+        d_hh, d_gain = torch.autograd.grad(output.square().sum(), [one.weight_hh_l0, one.gain_l0])
+        found.append((output, h_n, d_hh if one is module else narrow(d_hh, 3), d_gain))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    with launched():
+        assert trigru.explain(module, x).reason.endswith("3 heads run as one matrix with zeros")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="by torch operations")

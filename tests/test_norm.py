@@ -1,11 +1,18 @@
-"""Normalised layers: haste's form in a loop, Dreamer's cell, and what has no schedule for them."""
+"""Normalised layers: haste's form in a loop, every schedule against the reference, and Dreamer's cell."""
 
 import pytest
 import torch
+from given import normalised
 from torch import nn
 from torch.nn.functional import layer_norm
 
 import trigru
+from trigru import operators
+from trigru.operators import compute
+
+
+def derivatives(results, leaves, upstream):
+    return torch.autograd.grad(results, leaves, upstream, retain_graph=True)
 
 
 def haste(module, x, h, reverse=False):
@@ -34,11 +41,7 @@ def haste(module, x, h, reverse=False):
 
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 def test_as_haste(variant):
-    torch.manual_seed(0)
-    module = trigru.GRU(3, 5, bidirectional=True, norm="layer", variant=variant, dtype=torch.float64)
-    with torch.no_grad():
-        for gain in (module.gain_l0, module.gain_l0_reverse):
-            gain.uniform_(0.5, 1.5)
+    module = normalised(3, 5, bidirectional=True, variant=variant, dtype=torch.float64)
     x, hx = torch.randn(6, 2, 3, dtype=torch.float64), torch.randn(2, 2, 5, dtype=torch.float64)
     output, h_n = module(x, hx)
     want = torch.cat([haste(module, x, hx[0]), haste(module, x, hx[1], reverse=True)], -1)
@@ -62,14 +65,90 @@ def test_with_lengths_resets_and_packed_rows():
     torch.testing.assert_close(module(x, reset=starts)[0][2:], module(x[2:])[0])
 
 
-def test_what_runs_it_is_said_and_no_schedule_is():
-    module, x = trigru.GRU(3, 5, norm="layer"), torch.zeros(50, 2, 3)
-    found = trigru.explain(module, x)
-    assert found.schedule == "reference"
-    assert "norm='layer'" in found.reason
-    module.schedule = "stepwise"
-    with pytest.raises(RuntimeError, match="schedule 'stepwise' cannot run here: with norm='layer'"):
-        module(x)
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("rows", ["padded", "packed"])
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_eager(variant, rows, memory):
+    """A stack in both directions, long enough for several chunks of a loop; each derivative alone, too."""
+    module = normalised(3, 24, 2, bidirectional=True, bias=rows == "padded", variant=variant, memory=memory)
+    module.double()
+    x, hx = torch.randn(70, 3, 3).double().requires_grad_(), torch.randn(4, 3, 24).double().requires_grad_()
+    records = module._records(x, hx)
+    if rows == "packed":
+        data, sizes, *_ = nn.utils.rnn.pack_padded_sequence(x, [70, 41, 3])
+        records = module._records(data, hx, sizes)
+    assert trigru.explain(module, x).schedule == "eager"
+    found, want = operators.gru(*records), compute.by_reference(*records)
+    torch.testing.assert_close(found, want)
+    upstream, leaves = [torch.randn_like(out) for out in want], [x, hx, *module.parameters()]
+    wanted = derivatives(want, leaves, upstream)
+    torch.testing.assert_close(derivatives(found, leaves, upstream), wanted)
+    for leaf, grad in zip(leaves, wanted, strict=True):
+        torch.testing.assert_close(derivatives(found, [leaf], upstream), (grad,))
+
+
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_derivatives_of_derivatives(variant):
+    module = normalised(2, 3, variant=variant, dtype=torch.float64)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+
+    def call(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(call, (x, *parameters))
+    torch.autograd.gradgradcheck(call, (x, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", trigru.VARIANTS)
+def test_in_narrow_numbers(variant, dtype):
+    module = normalised(3, 24, 2, variant=variant, dtype=dtype)
+    x = torch.randn(20, 3, 3, dtype=dtype).requires_grad_()
+    layer, weights, call = module._records(x, None)
+    wide = call._replace(input=call.input.double(), hx=call.hx.double(), gain=call.gain.double())
+    output, want = (
+        operators.gru(layer, weights, call)[0],
+        compute.by_reference(layer, [w.double() for w in weights], wide)[0],
+    )
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(output.double(), want, rtol=0, atol=tolerance)
+    upstream, leaves = torch.randn_like(output), [x, *module.parameters()]
+    grads = derivatives(output, leaves, upstream), derivatives(want, leaves, upstream.double())
+    for got, wanted in zip(*grads, strict=True):
+        assert (got.double() - wanted).norm() <= 2 * tolerance * wanted.norm()
+
+
+def test_transforms_autocast_and_checkpointing():
+    module = normalised(3, 5, dtype=torch.float64)
+    x = torch.randn(4, 6, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda one: module(one)[0])(x), torch.stack([module(one)[0] for one in x])
+    )
+    parameters = dict(module.named_parameters())
+
+    def loss(values, one):
+        return torch.func.functional_call(module, values, (one,))[0].square().sum()
+
+    by_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    want = torch.autograd.grad(loss(parameters, x[1]), list(parameters.values()))
+    torch.testing.assert_close([grad[1] for grad in by_sample.values()], list(want))
+    output = torch.utils.checkpoint.checkpoint(module, x[1], use_reentrant=False)[0]
+    torch.testing.assert_close(torch.autograd.grad(output.square().sum(), list(parameters.values())), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = module.float()(x[1].float(), torch.zeros(1, 2, 5).bfloat16())[0]
+        narrow.sum().backward()
+    assert narrow.dtype == torch.bfloat16
+    assert module.gain_l0.grad.dtype == torch.float32
+
+
+def test_taps_see_the_normalised_gates():
+    module, x = normalised(3, 5, dtype=torch.float64), torch.randn(6, 2, 3, dtype=torch.float64)
+    with trigru.tap(module) as found:
+        output, _ = module(x)
+    (gates,) = found
+    before = torch.cat([torch.zeros_like(output[:1]), output[:-1]])
+    torch.testing.assert_close((1 - gates.z) * gates.n + gates.z * before, output)
 
 
 def test_a_norm_starts_with_gains_of_one():

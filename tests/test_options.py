@@ -65,9 +65,10 @@ def test_stacked_resets_of_both_directions_meet_every_layer():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("norm", [None, "layer"])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_nan_stays_in_its_episode(variant, bidirectional):
-    module = layer_of(3, 4, bidirectional=bidirectional, variant=variant)
+def test_nan_stays_in_its_episode(variant, bidirectional, norm):
+    module = layer_of(3, 4, bidirectional=bidirectional, variant=variant, norm=norm)
     starts = torch.zeros(6, 2, dtype=torch.bool)
     starts[3, 0] = True
     x = randn(6, 2, 3).requires_grad_()

@@ -27,6 +27,8 @@ OPTIONS = {
     "all, recompute": {"zoneout": 0.3, "recurrent_dropout": 0.4, "clip": 0.5, "memory": "recompute"},
     "all": {"zoneout": 0.3, "recurrent_dropout": 0.4, "clip": 0.5},
 }
+if INTERPRETED:  # the others refuse it
+    OPTIONS["all, normalised"] = {**OPTIONS["all"], "norm": "layer"}
 
 
 def given_for(name, steps, batch, parts, hidden_size, dtype):
@@ -83,6 +85,7 @@ def test_against_the_reference(name, variant, schedule):
     layer, weights, call = records
     wide = [None if v is None else v.double() if v.is_floating_point() else v for v in call.given]
     exact = call._replace(input=call.input.double(), hx=call.hx.double(), given=trigru.layer.Given._make(wide))
+    exact = exact._replace(gain=None if call.gain is None else call.gain.double())
     want = compute.by_reference(layer, [w.double() for w in weights], exact)
     upstream = [torch.randn_like(out).to(dtype) for out in want]
 

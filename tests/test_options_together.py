@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from given import arguments_of, layer_of, randn, records_of
+from given import arguments_of, layer_of, normalised, randn, records_of
 
 import trigru
 from trigru import operators
@@ -13,7 +13,9 @@ from trigru.operators.schema import Recorded, flat
 
 VARIANTS = ("torch", "cho", "chung")
 
-PAIRS = [*itertools.combinations(["reset", "lengths", "mask", "decay", "attention", "zoneout", "dropout", "clip"], 2)]
+PAIRS = [
+    *itertools.combinations(["reset", "lengths", "mask", "decay", "attention", "zoneout", "dropout", "clip", "norm"], 2)
+]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -24,6 +26,7 @@ def test_pairs_against_the_reference(pair, variant):
     stacked = not {"decay", "attention"} & set(pair)
     options = {"zoneout": 0.4 * ("zoneout" in pair), "recurrent_dropout": 0.5 * ("dropout" in pair)}
     options |= {"clip": 0.3} if "clip" in pair else {}
+    options |= {"norm": "layer"} if "norm" in pair else {}
     module = trigru.GRU(3, 5, 1 + stacked, bidirectional=True, variant=variant, dtype=torch.float64, **options)
     parts = len(module._all_weights)
     given = {name: v for name, v in arguments_of((6, 3), 10, 2).items() if name in pair}
@@ -84,7 +87,7 @@ def test_derivatives_of_derivatives():
 
 
 def test_the_operator_as_torch_checks_it():
-    module = layer_of(2, 3, 2, bidirectional=True, clip=0.7, zoneout=0.3, recurrent_dropout=0.5)
+    module = layer_of(2, 3, 2, bidirectional=True, clip=0.7, zoneout=0.3, recurrent_dropout=0.5, norm="layer")
     x = randn(4, 2, 2).requires_grad_()
     given = arguments_of((4, 2), 3, 1)
     states = randn(4, 2, 3).requires_grad_()
@@ -93,7 +96,7 @@ def test_the_operator_as_torch_checks_it():
 
 
 def test_one_graph_with_everything():
-    module = trigru.GRU(3, 5, bidirectional=True, clip=0.5, learn_initial_state=True)
+    module = trigru.GRU(3, 5, bidirectional=True, clip=0.5, learn_initial_state=True, norm="layer")
     given = {name: v.float() if v.dtype == torch.float64 else v for name, v in arguments_of((6, 3), 10, 2).items()}
     lengths, x = torch.tensor([6, 0, 4]), torch.randn(6, 3, 3)
 
@@ -107,20 +110,21 @@ def test_one_graph_with_everything():
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("options", [{}, {"clip": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"clip": 0.5}, {"norm": "layer"}], ids=str)
 def test_a_graph_has_the_derivatives_of_what_steps_are_given(options):
     """The operator's last arguments have their default values here, and do not come with it."""
     torch.manual_seed(0)
     module, x = trigru.GRU(3, 5, **options), torch.randn(6, 2, 3)
     reset = torch.rand(6, 2) < 0.3
     leaves = [torch.rand(*shape).requires_grad_() for shape in [(1, 2, 5), (6, 2, 5), (6, 2)]]
+    every = [*leaves, *module.parameters()]
 
     def call(state, decay, attention):
         return module(x, reset=reset, reset_state=state, decay=decay, attention=attention)[0]
 
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    got, want = (torch.autograd.grad(f(*leaves).square().sum(), leaves) for f in (compiled, call))
+    got, want = (torch.autograd.grad(f(*leaves).square().sum(), every) for f in (compiled, call))
     torch.testing.assert_close(got, want)
     assert all(d.any() for d in got)
 
@@ -169,3 +173,8 @@ def test_the_function_takes_the_same():
     torch.testing.assert_close(h_n, want_h[0])
     got, _ = trigru.gru(x.flip(0), hx[0], *weights, reverse=True, reset=given["reset"])
     assert got.shape == want.shape
+    module = normalised(3, 5, dtype=torch.float64)
+    *weights, gain = module.parameters()
+    torch.testing.assert_close(trigru.gru(x, hx[0], *weights, gain=gain)[0], module(x, hx)[0])
+    with pytest.raises(RuntimeError, match=r"gain: expected shape \(2, 15\), got \(15,\)"):
+        trigru.gru(x, hx[0], *weights, gain=gain[0])

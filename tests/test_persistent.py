@@ -233,7 +233,7 @@ def test_where_programs_do_not_fit_auto_takes_a_schedule_that_does_not_wait(monk
             fused.forward(part, [weights], run)
         want, _ = reference.gru(*(t.double() for t in (x, h0, *weights[:2])), None, None, variant="torch")
         assert (run.output.double() - want.flatten(0, 1)).norm() <= 1.5e-2 * want.norm()
-        upstream = Upstream(run.output.view(3, 2, 32), None, (True,) * 4 + (False,) * 2)
+        upstream = Upstream(run.output.view(3, 2, 32), None, (True,) * 4 + (False,) * 3)
         with pytest.warns(RuntimeWarning, match="does not fit"):
             grads = fused.backward(part, [weights], run, upstream)
         assert all(grad.isfinite().all() for grad in (grads.input, grads.h0, *grads.weights[:2]))

@@ -133,11 +133,11 @@ def test_dropout_between_layers_is_that_of_the_layer_by_itself():
             torch.testing.assert_close(*found)
 
 
-def test_options_of_the_layer():
+@pytest.mark.parametrize("norm", [None, "layer"])
+def test_options_of_the_layer(norm):
     """Heads, other equations and a clip, against the module by itself; a learned state where an episode begins."""
-    ours = rl.GRUModule(
-        4, 6, 2, variant="cho", clip=0.4, num_heads=2, zoneout=0.2, learn_initial_state=True, **KEYS
-    ).eval()
+    options = {"variant": "cho", "clip": 0.4, "num_heads": 2, "zoneout": 0.2, "norm": norm}
+    ours = rl.GRUModule(4, 6, 2, learn_initial_state=True, **options, **KEYS).eval()
     torch.nn.init.normal_(ours.gru.h0)
     x, is_init = torch.randn(3, 9, 4), torch.rand(3, 9, 1) < 0.3
     is_init[:, 0] = True
@@ -240,8 +240,6 @@ def test_what_does_not_fit_is_refused():
             rl.GRUModule(*sizes, **options)
     with pytest.raises(ValueError, match="gru: expected alone"):
         rl.GRUModule(3, 5, gru=trigru.GRU(3, 5, batch_first=True), **KEYS)
-    with pytest.raises(ValueError, match="norm: expected None"):
-        rl.GRUModule(3, 5, norm="layer", **KEYS)
     with pytest.raises(ValueError, match="batch_first"):
         rl.GRUModule(gru=trigru.GRU(3, 5), **KEYS)
     ours = rl.GRUModule(3, 5, **KEYS)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 
 LAYERS = [
     {},
-    {"variant": "cho", "bias": False, "memory": "recompute"},
+    {"variant": "cho", "bias": False, "memory": "recompute", "norm": "layer"},
     {"num_layers": 2, "bidirectional": True, "batch_first": True, "variant": "chung"},
 ]
 

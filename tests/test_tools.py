@@ -42,10 +42,11 @@ def test_flops_are_those_of_nn_gru(options, needs, frozen):
     assert counted(ours, x, hx, frozen) == counted(theirs, x, hx, frozen) > 0
 
 
-def test_recompute_counts_its_second_forward():
+@pytest.mark.parametrize("options", [{"memory": "recompute"}, {"norm": "layer"}], ids=str)
+def test_products_made_again_are_counted(options):
     x, hx = torch.randn(12, 2, 4, requires_grad=True), torch.zeros(1, 2, 6, requires_grad=True)
-    keep, again = (counted(trigru.GRU(4, 6, memory=memory), x, hx, ()) for memory in ("keep", "recompute"))
-    assert again == keep + 2 * 24 * 18 * (4 + 6)
+    once, again = (counted(trigru.GRU(4, 6, **given), x, hx, ()) for given in ({}, options))
+    assert again == once + 2 * 24 * 18 * (4 + 6)
 
 
 def test_flops_are_registered_whichever_is_imported_first():

@@ -137,6 +137,14 @@ def test_direction_and_last_batch_make_no_binary(monkeypatch, memory, options):
     assert {target.arch for target in compiled} == {80}
 
 
+def test_normalised_products_have_a_kernel_of_their_own(monkeypatch):
+    monkeypatch.setattr(offline, "compile_launch", lambda start, target: None)
+    layer = trigru.GRU(8, 512, norm="layer", variant="cho", dtype=torch.bfloat16)
+    names = trigru.warm(layer, 64, device="h100", packed=False)
+    steps = {"reset_update_step", "candidate_step", "bptt_step", "bptt_reset_step"}
+    assert set(names) == {"product_step", *steps}
+
+
 def test_what_torch_operations_run_needs_no_kernel():
     assert trigru.warm(trigru.GRU(8, 16, dtype=torch.float64), 4, device="h100") == []
     assert trigru.warm(trigru.GRU(8, 16, schedule="eager"), 4, device="h100") == []

@@ -72,8 +72,8 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
             raise RuntimeError(f"{_name(layer, index)}: expected device {device} as input, got {weight.device}")
     if batch_sizes is not None:
         _check_sizes(batch_sizes)
-    if gain is not None and gain.shape != (layer.parts, 2, 3 * layer.hidden_size):
-        raise RuntimeError(f"gain: expected shape {(layer.parts, 2, 3 * layer.hidden_size)}, got {tuple(gain.shape)}")
+    if gain is not None:
+        expect("gain", gain, [(layer.parts, 2, 3 * layer.hidden_size)], [dtype], input)
     if given is not NOTHING:
         _check_given(layer, call)
 

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole
-from .checks import check, first_of, layer_of
+from .checks import check, expect, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
 from .reference import check_variant
@@ -44,6 +44,7 @@ def gru(
     clip: float | None = None,
     num_heads: int = 1,
     groups: int = 1,
+    gain: Tensor | None = None,
     training: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer in one direction, time-major. The equations are those of `trigru.reference`.
@@ -67,6 +68,7 @@ def gru(
             (seq_len, batch, hidden_size).
         zoneout, recurrent_dropout, weight_dropout, clip, num_heads, groups: as the arguments of `trigru.GRU`; w_hh is
             then (3 * hidden_size, hidden_size / num_heads), w_ih (3 * hidden_size, input_size / groups).
+        gain: normalises the products, as norm="layer" of `trigru.GRU`: (2, 3 * hidden_size); None for none.
         training: whether the three rates draw; if not, zoneout has its expected value and the others do nothing.
 
     All floating tensors share one dtype (float16, bfloat16, float32, float64) and one device. Under autocast they are
@@ -97,6 +99,7 @@ def gru(
 the tensors are torch.float64
     """
     options: dict[str, Any] = {"variant": variant, "schedule": schedule, "reverse": reverse, "memory": memory}
+    options["gain"] = gain
     if num_heads != 1 or groups != 1:
         options |= {"num_heads": num_heads, "groups": groups}
     arguments = per_call(reset, reset_state, lengths, mask, decay, attention)
@@ -134,6 +137,7 @@ def _prepared(
     training: bool = True,
     num_heads: int = 1,
     groups: int = 1,
+    gain: Tensor | None = None,
     **options: Any,
 ) -> tuple[Records, Finish | None]:
     """The records of a call of `gru`, checked, and cast, where autocast is on; and what its output still goes
@@ -157,6 +161,9 @@ def _prepared(
         batch = input.shape[1] if batch_sizes is None else first_of(batch_sizes)
         h0 = input.new_zeros(batch, layer.hidden_size)
     call, finish = Call(input, h0.unsqueeze(0), batch_sizes), None
+    if gain is not None:
+        expect("gain", gain, [(2, 3 * layer.hidden_size)], None, input)
+        call = call._replace(gain=gain.unsqueeze(0))
     if arguments is not NO_ARGUMENTS or of_steps is not NO_OPTIONS:
         state = arguments.reset_state
         if isinstance(state, Tensor):

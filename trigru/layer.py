@@ -59,11 +59,12 @@ class Layer:
         """Whether this direction, 0 or 1, goes from the last step to the first."""
         return self.reverse or direction == 1
 
-    def weights_of(self, weights: Sequence[Tensor], part: int) -> Weights:
-        """Those of one layer and direction, out of the flat sequence: as nn.GRU's `_flat_weights`."""
+    def weights_of(self, weights: Sequence[Tensor], part: int, gain: Tensor | None = None) -> Weights:
+        """Those of one layer and direction, out of the flat sequence: as nn.GRU's `_flat_weights`. gain: as in Call."""
+        own = None if gain is None else gain[part]
         if self.bias:
-            return Weights._make(weights[4 * part : 4 * part + 4])
-        return Weights(weights[2 * part], weights[2 * part + 1], None, None)
+            return Weights._make((*weights[4 * part : 4 * part + 4], own))
+        return Weights(weights[2 * part], weights[2 * part + 1], None, None, own)
 
 
 class Weights(NamedTuple):
@@ -73,6 +74,7 @@ class Weights(NamedTuple):
     hh: Tensor  # (3H, H), of several heads (3H, H / num_heads)
     bias_ih: Tensor | None  # (3H,)
     bias_hh: Tensor | None  # (3H,)
+    gain: Tensor | None = None  # (2, 3H), of the products with ih and hh, which are then normalised
 
 
 class Given(NamedTuple):
@@ -101,21 +103,16 @@ class Given(NamedTuple):
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """Those that may take a gradient: fresh, decay, amount."""
-        return differentiable(self)
+        return self.fresh, self.decay, self.amount
 
 
 NOTHING = Given()
 
 
-# Functions, for torch 2.9's compiler does not see what a NamedTuple has beside its fields.
+# Functions, as `differentiable`: torch 2.9's compiler does not see what a NamedTuple has beside its fields.
 def present(given: Given) -> list[str]:
     """The names of what is there."""
     return [name for name, x in zip(Given._fields, given, strict=True) if x is not None]
-
-
-def differentiable(given: Given) -> tuple[Tensor | None, ...]:
-    """What may take a gradient: fresh, decay, amount."""
-    return given.fresh, given.decay, given.amount
 
 
 def alive(seq_len: int, lengths: Tensor) -> Tensor:
@@ -130,7 +127,13 @@ class Call(NamedTuple):
     hx: Tensor  # (L * D, B, H)
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, as in PackedSequence; None: not packed
     given: Given = NOTHING  # not with batch_sizes
-    gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products: such a call runs by the reference
+    gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products
+
+
+def differentiable(call: Call) -> tuple[Tensor | None, ...]:
+    """What may take a gradient beside input, hx and the weights: fresh, decay, amount, gain."""
+    given = call.given
+    return given.fresh, given.decay, given.amount, call.gain
 
 
 class Records(NamedTuple):

@@ -72,8 +72,8 @@ class GRU(Leaf, nn.RNNBase):
         groups: so many groups of inputs, each seen by as many groups of units alone: W_ih is (3 * hidden_size, features
             / groups), and W_hh has at least as many heads (DeepFilterNet's and GTCRN's grouped layers).
         norm: "layer" normalises the products with the input and with the state, each with a gain of 3 * hidden_size
-            (`gain_l0`, ...: (2, 3 * hidden_size)) and no shift, as haste has it; see `trigru.reference`. It runs by the
-            reference, a step at a time: no schedule has it.
+            (`gain_l0`, ...: (2, 3 * hidden_size)) and no shift, as haste has it; see `trigru.reference`. For "eager",
+            "stepwise" and "resident"; the others' programs would have to exchange statistics in each step.
         learn_initial_state: a parameter `h0` (directions * num_layers, hidden_size), zeros at first: the state where
             no hx is given, and where an episode begins without a reset_state.
         proj_size: refused, as by `nn.GRU`.
@@ -336,10 +336,9 @@ class GRU(Leaf, nn.RNNBase):
             hx = initial.unsqueeze(1).expand(layer.parts, batch, self.hidden_size)
         elif hx is None:
             hx = input.new_zeros(layer.parts, batch, self.hidden_size)
-        call = Call(input, hx, batch_sizes)
+        call = Call(input, hx, batch_sizes, gain=self._gain())
         finish = None
-        gains = [self._weight(name) for name in self._gains()] if "gain_l0" in self._parameters else []
-        if given is not NO_ARGUMENTS or self._options is not None or gains:
+        if given is not NO_ARGUMENTS or self._options is not None:
             (layer, weights, call), finish = prepare(
                 Records(layer, weights, call),
                 given,
@@ -348,7 +347,6 @@ class GRU(Leaf, nn.RNNBase):
                 batched=batched,
                 sorted_indices=sorted_indices,
                 initial=initial,
-                gain=torch.stack(gains) if gains else None,
             )
         if torch._C._is_any_autocast_enabled():
             weights, call = cast(weights, call)
@@ -414,6 +412,10 @@ class GRU(Leaf, nn.RNNBase):
         parametrizations are seen."""
         weights = [self._weight(name) for names in self._all_weights for name in names]
         return weights if self._blocks is None else self._blocks.ungrouped(weights, len(self._all_weights[0]))
+
+    def _gain(self) -> Tensor | None:
+        """Of normalised products, (directions * num_layers, 2, 3 * hidden_size)."""
+        return torch.stack([self._weight(name) for name in self._gains()]) if "gain_l0" in self._parameters else None
 
     def _weight(self, name: str) -> Tensor:
         parameters = self._parameters  # where attributes of this kind are found last, and most weights are

@@ -193,7 +193,7 @@ def decompose(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """
     layer, weights, call, first_kept = recorded(*arguments)
     _expect_padded(call.batch_sizes is not None)
-    _expect_lengths_alone(call.given.present)
+    _expect_lengths_alone([*call.given.present, *(() if call.gain is None else ("gain",))])
     output, h_n = stack(Aten, layer, weights, call.input, call.hx, call.given.lengths)
     return output, h_n, empty_reserve(layer, call, first_kept)
 
@@ -204,7 +204,7 @@ def symbolic(g: Any, input: Any, hx: Any, weights: Any, batch_sizes: Any, *optio
     _expect_padded(not helper._is_none(batch_sizes))
     arguments = torch.ops.trigru.gru.default._schema.arguments[4:]
     given = {a.name: x for a, x in zip(arguments, options, strict=True) if not helper._is_none(x)}
-    _expect_lengths_alone([name for name in Given._fields if name in given])
+    _expect_lengths_alone([name for name in (*Given._fields, "gain") if name in given])
     lengths = given.pop("lengths", None)
     kinds = {a.name: str(a.type).removeprefix("Optional[")[0] for a in arguments}  # i, b, f or s
     named = {name: helper._maybe_get_const(x, kinds[name]) for name, x in given.items()}
@@ -221,7 +221,8 @@ def _expect_lengths_alone(given: Sequence[str]) -> None:
     others = [_GIVEN_BY.get(name, name) for name in given if name != "lengths"]
     if others:
         raise NotImplementedError(
-            f"{others[0]}: ONNX's GRU has nothing like it (trigru.onnx); of what a call gives each step it has lengths"
+            f"{others[0]}: ONNX's GRU has nothing like it (trigru.onnx); of what a step may do beside the "
+            "equations it has lengths"
         )
 
 
@@ -230,6 +231,7 @@ _GIVEN_BY = {
     "amount": "attention, mask or zoneout",
     "dropped": "recurrent_dropout",
     "seed": "zoneout",
+    "gain": "norm",
 }
 
 

@@ -118,7 +118,6 @@ def prepare(
     batched: bool = True,
     sorted_indices: Tensor | None = None,
     initial: Tensor | None = None,
-    gain: Tensor | None = None,
 ) -> tuple[Records, Finish | None]:
     """The records of the call that does what is asked for, and what its output still goes through.
 
@@ -126,7 +125,6 @@ def prepare(
         records: of the call without it; its input has a batch.
         batched: whether the user's own input had one.
         sorted_indices: of a packed call.
-        gain: as in Call.
         initial: (L * D, H), the state that an episode begins from where the call names none; None for zeros.
 
     Raises:
@@ -175,7 +173,7 @@ def prepare(
     given = Given.of((reset, fresh, decay, amount, dropped, seed, lengths))
     clip = None if options.clip is None else float(options.clip)
     layer = replace(layer, clip=clip, zoneout=zoneout)
-    return Records(layer, weights, Call(input, call.hx, None, given, gain)), finish
+    return Records(layer, weights, Call(input, call.hx, None, given, call.gain)), finish
 
 
 def _check_combination(layer: Layer, call: Call, arguments: PerCall) -> None:

@@ -98,7 +98,11 @@ def _normalised_gates(
     return r, z, torch.tanh(gn + hn)
 
 
-def layer_norm(x: Tensor, gain: Tensor, eps: float = 1e-5) -> Tensor:
+EPS = 1e-5
+"""Of `layer_norm`: what is added to a variance."""
+
+
+def layer_norm(x: Tensor, gain: Tensor, eps: float = EPS) -> Tensor:
     """x less its mean over the last dimension, by the root of its variance and eps, times the gain; no shift."""
     return torch.nn.functional.layer_norm(x, x.shape[-1:], gain, eps=eps)
 
@@ -236,6 +240,7 @@ def gru_packed(
     *,
     variant: str,
     reverse: bool = False,
+    gain: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `gru`, over sequences of different lengths, laid out as in `torch.nn.utils.rnn.PackedSequence`.
 
@@ -243,6 +248,7 @@ def gru_packed(
         data: (sum of lengths, input_size): the rows of step 0, then those of step 1, ...; longest sequence first.
         batch_sizes: number of sequences alive at each step, (seq_len,), decreasing.
         reverse: each sequence runs from its own last step to its first.
+        gain: as for `gru_cell`.
 
     Returns:
         output: (sum of lengths, hidden_size), laid out as `data`.
@@ -252,7 +258,7 @@ def gru_packed(
     h, outputs = h0, list(rows)
     for t in reversed(range(len(rows))) if reverse else range(len(rows)):
         alive = rows[t].shape[0]
-        outputs[t] = gru_cell(rows[t], h[:alive], w_ih, w_hh, b_ih, b_hh, variant=variant)
+        outputs[t] = gru_cell(rows[t], h[:alive], w_ih, w_hh, b_ih, b_hh, variant=variant, gain=gain)
         h = torch.cat([outputs[t], h[alive:]])
     return torch.cat(outputs), h
 
@@ -270,11 +276,11 @@ def layer(
     reverse: bool = False,
     options: Options = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """`gru`, or `gru_packed`, which has no options, where there are batch_sizes."""
+    """`gru`, or where there are batch_sizes `gru_packed`, which of the options has the gain alone."""
     weights = (w_ih, w_hh, b_ih, b_hh)
     if batch_sizes is None:
         return gru(input, h0, *weights, variant=variant, reverse=reverse, options=options)
-    return gru_packed(input, batch_sizes, h0, *weights, variant=variant, reverse=reverse)
+    return gru_packed(input, batch_sizes, h0, *weights, variant=variant, reverse=reverse, gain=options.gain)
 
 
 def stack(
@@ -293,7 +299,7 @@ def stack(
 
     Args:
         hx: (num_layers * directions, batch, hidden_size), the directions of a layer beside each other.
-        weights: w_ih, w_hh, b_ih, b_hh of each layer and direction, in the order of hx.
+        weights: of each layer and direction, in the order of hx; gains are those of `options`.
         reverse: a single direction runs from the last step to the first.
         masks: what the output of each layer but the last is multiplied with on its way to the next; None for nothing.
         options: of each layer and direction, in the order of hx; empty for none.
@@ -312,7 +318,7 @@ def stack(
             back = reverse or direction == 1
             own = options[part] if options else PLAIN
             output, h_n = layer(
-                input, hx[part], *weights[part], batch_sizes, variant=variant, reverse=back, options=own
+                input, hx[part], *weights[part][:4], batch_sizes, variant=variant, reverse=back, options=own
             )
             outputs.append(output)
             finals.append(h_n)

@@ -99,8 +99,6 @@ class GRUModule(_GRUModule):  # type: ignore[misc]  # of a library without types
             )
         elif options or input_size is not None or hidden_size is not None:
             raise ValueError("gru: expected alone, got other arguments of a trigru.GRU beside it")
-        if "norm" in gru.further():
-            raise ValueError("norm: expected None, as trigru.gru has none, got 'layer'")
         super().__init__(
             gru=gru,
             in_key=in_key,
@@ -165,6 +163,7 @@ class GRUModule(_GRUModule):  # type: ignore[misc]  # of a library without types
         directions = 2 if module.bidirectional else 1
         width = len(module._all_weights[0])
         weights = [module._weight(name) for names in module._all_weights for name in names]
+        gain = module._gain()
         outputs: list[Tensor] = []
         finals = []
         for part in range(len(module._all_weights)):
@@ -179,6 +178,7 @@ class GRUModule(_GRUModule):  # type: ignore[misc]  # of a library without types
                 reset=reset,
                 reset_state=begin,
                 reverse=back,
+                gain=None if gain is None else gain[part],
                 **self._options_of_a_layer(),
             )
             last = output.gather(0, first) if back else output
@@ -192,6 +192,7 @@ class GRUModule(_GRUModule):  # type: ignore[misc]  # of a library without types
 
     def _options_of_a_layer(self) -> dict[str, Any]:
         module = self.gru
-        further = {name: value for name, value in module.further().items() if name != "learn_initial_state"}
+        further = module.further()
+        further = {name: value for name, value in further.items() if name not in ("norm", "learn_initial_state")}
         ways = {"variant": module.variant, "schedule": module.schedule, "memory": module.memory}
         return {**ways, **further, "training": module.training}

@@ -108,8 +108,8 @@ def _gates(name: str, module: GRU, records: Records, state: Tensor, batched: boo
             own, reverse = states.chunk(layer.directions, 1)[direction], layer.runs_backwards(direction)
             given = of_part(layer, call, part) if is_given(layer, call) else None
             before = seen_before(Run(x, call.hx[part], steps, own, None, per_step=given), reverse)
-            parts = layer.weights_of(matrices, part)
-            r, z, n = reference.gates(x, before, *parts, variant=layer.variant)
+            parts = layer.weights_of(matrices, part, call.gain)
+            r, z, n = reference.gates(x, before, *parts[:4], variant=layer.variant, gain=parts.gain)
             rows = (stack.shaped(values, steps) for values in (r, z, n, own.contiguous()))
             turned = (stack.time_major(layer, call, values) for values in rows)
             shown = [values if batched or steps.packed else values.squeeze(1) for values in turned]

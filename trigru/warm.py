@@ -157,7 +157,8 @@ def _calls(
     rows = (batch * _STEPS,) if packed else steps
     sizes = torch.full((_STEPS,), batch) if packed else None
     hx = meta(layer.parts, batch, layer.hidden_size)
-    call = Call(meta(*rows, layer.input_size), hx, sizes)
+    gain = meta(layer.parts, 2, 3 * layer.hidden_size) if "norm" in module.further() else None
+    call = Call(meta(*rows, layer.input_size), hx, sizes, gain=gain)
     records = Records(layer, [meta(*weight.shape) for weight in weights], call)
     if not beside:
         yield from ((records, training) for training in (False, True))
@@ -190,6 +191,8 @@ def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
             layer.hidden_size,
             precision=precision_of(dtype),
             directions=layer.directions,
+            normalised=call.gain is not None,
         )
-        choice = planned(layer.schedule, device, sizes, direction, heads=layer.num_heads)
+        heads = layer.num_heads if call.gain is None else 1
+        choice = planned(layer.schedule, device, sizes, direction, heads=heads)
     return staged(layer.num_layers, layer.directions, choice, direction)

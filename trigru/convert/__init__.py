@@ -12,7 +12,7 @@ name. Nothing here needs the other library, but `from_onnx_model`, which reads m
 from .equinox import from_equinox, to_equinox
 from .flashrnn import from_flashrnn, to_flashrnn
 from .flax import from_flax_linen, from_flax_nnx, to_flax_linen, to_flax_nnx
-from .grouped import from_deepfilternet, from_gtcrn, grouped_order
+from .grouped import from_deepfilternet, from_gtcrn, grouped_order, to_deepfilternet, to_gtcrn
 from .grud import from_grud, to_grud
 from .haste import from_haste, to_haste
 from .keras import from_keras, from_keras_layer, to_keras
@@ -48,11 +48,13 @@ __all__ = [
     "stack_layers",
     "to_cell",
     "to_concatenated",
+    "to_deepfilternet",
     "to_equinox",
     "to_flashrnn",
     "to_flax_linen",
     "to_flax_nnx",
     "to_grud",
+    "to_gtcrn",
     "to_haste",
     "to_keras",
     "to_lfads",

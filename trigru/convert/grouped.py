@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..blocks import whole
 from ..modules import GRU
-from .weights import Weights, build, layers_of
+from .reverse import ReverseGRU
+from .weights import Module, Weights, build, layers_of, recast, variant_of
 
 
 def from_deepfilternet(module: nn.Module) -> GRU:
@@ -53,10 +54,31 @@ def from_deepfilternet(module: nn.Module) -> GRU:
     parts = [[_layers(f"grus[{i}].layers[{j}]", x, 1)[0] for j, x in enumerate(m)] for i, m in enumerate(members)]
     first = members[0][0]
     groups, hidden = len(parts[0]), first.hidden_size * len(parts[0])
-    order = grouped_order(groups, hidden, bidirectional=first.bidirectional)
-    if getattr(module, "shuffle", False):
-        order = order.view(-1, groups).transpose(0, 1).flatten()
+    order = _order_between(groups, hidden, first.bidirectional, getattr(module, "shuffle", False))
     return _build(parts, order, batch_first=first.batch_first)
+
+
+def to_deepfilternet(module: Module, *, shuffle: bool = True) -> dict[str, Tensor]:
+    """The state_dict of a GroupedGRU with as many layers, groups (`groups` of the module, else its num_heads) and
+    directions, for its `load_state_dict`; of a GroupedGRULayer, names go on behind "grus.0.".
+
+    Args:
+        shuffle: whether it shuffles between its layers.
+
+    Raises:
+        ValueError: a variant other than "torch"; a `ReverseGRU`; weights with which a group sees another one, as each
+            layer of a trigru.GRU with `groups` does where that one shuffles.
+        TypeError: the module is no GRU.
+
+    Example:
+        >>> list(trigru.convert.to_deepfilternet(trigru.GRU(6, 8, groups=2, bias=False)))[:2]
+        ['grus.0.layers.0.weight_ih_l0', 'grus.0.layers.0.weight_hh_l0']
+    """
+    found: dict[str, Tensor] = {}
+    for i, members in enumerate(_groups_of(module, shuffle)):
+        for j, layer in enumerate(members):
+            found |= _state_of(f"grus.{i}.layers.{j}.", 0, layer)
+    return found
 
 
 def from_gtcrn(module: nn.Module) -> GRU:
@@ -92,6 +114,27 @@ def from_gtcrn(module: nn.Module) -> GRU:
     return _build([list(layer) for layer in zip(*stacks, strict=True)], order, dropout, batch_first=first.batch_first)
 
 
+def to_gtcrn(module: Module) -> dict[str, Tensor]:
+    """The state_dict of a GRNN with as many layers and directions, for its `load_state_dict`.
+
+    Raises:
+        ValueError: as `to_deepfilternet`; other than two groups.
+        TypeError: the module is no GRU.
+
+    Example:
+        >>> list(trigru.convert.to_gtcrn(trigru.GRU(16, 8, groups=2, bias=False)))
+        ['rnn1.weight_ih_l0', 'rnn1.weight_hh_l0', 'rnn2.weight_ih_l0', 'rnn2.weight_hh_l0']
+    """
+    layers = _groups_of(module, shuffle=False)
+    if len(layers[0]) != 2:
+        raise ValueError(f"groups: expected 2, GTCRN's halves, got {len(layers[0])}")
+    found: dict[str, Tensor] = {}
+    for half in range(2):
+        for index, members in enumerate(layers):
+            found |= _state_of(f"rnn{half + 1}.", index, members[half])
+    return found
+
+
 def grouped_order(groups: int, hidden_size: int, *, bidirectional: bool = False) -> Tensor:
     """Where the outputs of a grouped GRU elsewhere are found in those here: theirs = ours[..., order].
 
@@ -107,6 +150,59 @@ def grouped_order(groups: int, hidden_size: int, *, bidirectional: bool = False)
     """
     directions = 2 if bidirectional else 1
     return torch.arange(directions * hidden_size).view(directions, groups, -1).transpose(0, 1).flatten()
+
+
+def _order_between(groups: int, hidden_size: int, bidirectional: bool, shuffle: bool) -> Tensor:
+    """Where in the output of a layer here the input of the one above lies, as it is there."""
+    order = grouped_order(groups, hidden_size, bidirectional=bidirectional)
+    return order.view(-1, groups).transpose(0, 1).flatten() if shuffle else order
+
+
+def _groups_of(module: Module, shuffle: bool) -> list[list[list[Weights]]]:
+    """The weights of each layer, group and direction."""
+    layers = [[recast(w, variant_of(module), "torch") for w in layer] for layer in layers_of(module)]
+    if isinstance(module, ReverseGRU):
+        raise ValueError("direction: expected forward or both, got reverse, which no grouped GRU has")
+    blocks = getattr(module, "_blocks", None)
+    groups = 1 if blocks is None else blocks.groups if blocks.groups > 1 else blocks.num_heads
+    order = _order_between(groups, layers[0][0].w_hh.shape[1], len(layers[0]) == 2, shuffle)
+    found = []
+    for index, layer in enumerate(layers):
+        cut = []
+        for weights in layer:
+            w_ih = weights.w_ih[:, order.to(weights.w_ih.device)] if index else weights.w_ih
+            names = (f"weight_ih_l{index}", f"weight_hh_l{index}")
+            matrices = [_cut(name, w, groups) for name, w in zip(names, (w_ih, weights.w_hh), strict=True)]
+            biases = [
+                [None] * groups if b is None else list(b.view(3, groups, -1).transpose(0, 1).flatten(1))
+                for b in (weights.b_ih, weights.b_hh)
+            ]
+            cut.append([Weights(*each) for each in zip(*matrices, *biases, strict=True)])
+        found.append([list(member) for member in zip(*cut, strict=True)])
+    return found
+
+
+def _cut(name: str, weight: Tensor, groups: int) -> list[Tensor]:
+    """The blocks of a whole matrix, (3H / groups, columns / groups) each."""
+    rows, columns = weight.shape
+    if columns % groups:
+        raise ValueError(f"{name}: expected columns for {groups} groups alike, got {columns}")
+    spread = weight.view(3, groups, rows // (3 * groups), groups, columns // groups)
+    own = torch.eye(groups, dtype=torch.bool, device=weight.device).view(groups, 1, groups, 1)
+    if spread.masked_fill(own, 0).any():
+        raise ValueError(f"{name}: expected zeros where one of {groups} groups sees another, got others")
+    return [spread[:, i, :, i].flatten(0, 1) for i in range(groups)]
+
+
+def _state_of(prefix: str, index: int, layer: Sequence[Weights]) -> dict[str, Tensor]:
+    """By their names in nn.GRU, of one layer's directions."""
+    found = {}
+    for weights, suffix in zip(layer, ("", "_reverse"), strict=False):
+        values = (weights.w_ih, weights.w_hh, weights.b_ih, weights.b_hh)
+        for kind, x in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), values, strict=True):
+            if x is not None:
+                found[f"{prefix}{kind}_l{index}{suffix}"] = x.clone()
+    return found
 
 
 def _layers(name: str, module: nn.Module | None, num_layers: int) -> list[list[Weights]]:

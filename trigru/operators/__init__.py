@@ -35,7 +35,7 @@ LIBRARY = new_library()
 
 def tensors_of(weights: Sequence[Tensor], call: Call) -> tuple[Tensor | None, ...]:
     """All that may take a gradient."""
-    return (call.input, call.hx, *weights, *differentiable(call.given))
+    return (call.input, call.hx, *weights, *differentiable(call))
 
 
 def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
@@ -78,7 +78,7 @@ def _backward_fake(*arguments):  # type: ignore[no-untyped-def]
         given.hx.new_empty(given.hx.shape) if need_hx else nothing.clone(),
         [
             x.new_empty(x.shape) if need and x is not None else nothing.clone()
-            for x, need in zip((*weights, *given.given.differentiable), need_weights, strict=False)
+            for x, need in zip((*weights, *differentiable(given)), need_weights, strict=False)
         ],
     )
 
@@ -154,7 +154,8 @@ def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
     """The lowest layer that takes part in a gradient. cuDNN goes back through all of them."""
     if layer.schedule == "cudnn" or call.input.requires_grad or call.hx.requires_grad:
         return 0
-    if call.given is not NOTHING and any(x is not None and x.requires_grad for x in differentiable(call.given)):
+    others = () if call.given is NOTHING and call.gain is None else differentiable(call)
+    if any(x is not None and x.requires_grad for x in others):
         return 0
     for index, weight in enumerate(weights):
         if weight.requires_grad:
@@ -177,9 +178,6 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     The caller has checked that everything fits: `trigru.checks`."""
     if is_transformed() or (not torch.compiler.is_compiling() and has_tangent(tensors_of(weights, call))):
         return compute.by_reference(layer, weights, call, _drawn(layer, call))
-    if call.gain is not None:
-        plan(layer, site_of(layer, weights, call))  # refuses a schedule by name
-        return compute.by_reference(layer, weights, call, _drawn(layer, call))
     if layer.dropout and is_batched():
         return _layer_by_layer(layer, weights, call)
     site = site_of(layer, weights, call)
@@ -199,7 +197,7 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
             forward = forward._replace(first_kept=0)
         has_input = by_cudnn or derivative.reads_input(forward, [w.requires_grad for w in weights])
         shape = None if has_input else derivative.Shape.apply(call.input)
-        given = () if call.given is NOTHING else call.given.differentiable
+        given = () if call.given is NOTHING and call.gain is None else differentiable(call)
         return _GRU.apply(forward, by, has_input, call.batch_sizes, call.input, shape, call.hx, *weights, *given)
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):
@@ -225,7 +223,8 @@ def _layer_by_layer(layer: Layer, weights: Sequence[Tensor], call: Call) -> tupl
             x = F.dropout(x, layer.dropout)
         one = replace(layer, input_size=x.shape[-1], num_layers=1, dropout=0.0)
         first, last = index * size, (index + 1) * size
-        part = Call(x, call.hx[first:last], call.batch_sizes, of_parts(layer, call, first, last))
+        gain = None if call.gain is None else call.gain[first:last]
+        part = Call(x, call.hx[first:last], call.batch_sizes, of_parts(layer, call, first, last), gain)
         x, h_n = gru(one, weights[index * width : (index + 1) * width], part)
         finals.append(h_n)
     return x, torch.cat(finals)

@@ -49,11 +49,11 @@ def forward(info, in_dims, *args):  # type: ignore[no-untyped-def]
     if layer.dropout:
         raise NotImplementedError("torch.ops.trigru.gru with dropout has no vmap; trigru.GRU has")
     # Batched tensors hide whether what they hold requires a gradient, so what is kept is settled here.
-    given = (call.input, call.hx, *weights, *call.given)
+    given = (call.input, call.hx, *weights, *call.given, call.gain)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
         first_kept = 0
     count, (dim_input, dim_hx, dims_of_weights, dim_sizes) = info.batch_size, in_dims[:4]
-    by_sample = call.given is not NOTHING or call.batch_sizes is not None or dim_sizes is not None
+    by_sample = call.given is not NOTHING or not (call.gain is call.batch_sizes is dim_sizes is None)
     if by_sample or any(dim is not None for dim in dims_of_weights):
         args = flat(Recorded(layer, weights, call, first_kept))
         dims = (*in_dims, *(None for _ in args[len(in_dims) :]))

@@ -28,7 +28,8 @@ def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = 
     input, hx, batch_sizes, *_ = call
     seq_len = input.shape[1 if layer.batch_first else 0] if batch_sizes is None else batch_sizes.shape[0]
     site = Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
-    return site._replace(given=names(layer, call)) if is_given(layer, call) else site
+    beside = is_given(layer, call) or call.gain is not None
+    return site._replace(given=names(layer, call)) if beside else site
 
 
 def forward(recorded: Recorded, by: Plan | None = None, *, alone: bool = False) -> stack.Result:
@@ -48,7 +49,8 @@ def forward(recorded: Recorded, by: Plan | None = None, *, alone: bool = False) 
 
 
 def backward(backward: Backward, *, alone: bool = False) -> list[Tensor | None]:
-    """Derivatives by input, hx and the weights, as far as they are asked for. alone: as for `forward`."""
+    """Derivatives by input, hx, the weights and what else `needs` has a place for, as far as they are asked for. alone:
+    as for `forward`."""
     (layer, weights, call, first_kept), grad_output, grad_h_n, reserve, _, needs = backward
     by = plan(layer, site_of(layer, call), "backward")
     given = 2 + len(weights)
@@ -75,7 +77,8 @@ _LARGEST = 1 << 24
 def _repeated(recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None], needs: tuple[bool, ...] = ()) -> Any:
     """What repeats calls of this kind, or None where none is."""
     layer, _, call, first_kept = recorded
-    if call.batch_sizes is not None or is_given(layer, call) or by.schedule not in KERNELS:
+    beside = is_given(layer, call) or call.gain is not None
+    if call.batch_sizes is not None or beside or by.schedule not in KERNELS:
         return None
     shape = call.input.shape
     if shape[0] * shape[1] * layer.parts * layer.hidden_size > _LARGEST:
@@ -115,7 +118,7 @@ def by_reference(
     output, h_n = reference.stack(
         stack.time_major(layer, call, call.input),
         call.hx,
-        [layer.weights_of(whole_weights(layer, weights), part) for part in range(layer.parts)],
+        [layer.weights_of(whole_weights(layer, weights), part, call.gain) for part in range(layer.parts)],
         variant=layer.variant,
         bidirectional=layer.bidirectional,
         reverse=layer.reverse,

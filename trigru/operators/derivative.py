@@ -15,8 +15,8 @@ from . import batching, compute, plain
 from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward
 
 _GIVEN = len(Given._fields)
-_DIFFERENTIABLE = slice(1, 4)
-"""fresh, decay and amount among the fields of Given."""
+_DIFFERENTIABLE = (1, 2, 3, _GIVEN + 2)
+"""Where fresh, decay and amount stand among the fields of Given, and the gain behind them, clip and zoneout."""
 _BEFORE_GIVEN = {"gru": 4 + NUM_OPTIONS, "gru_backward": 9 + NUM_OPTIONS}
 """Arguments of an operator before Given's first. Counted from the front: the last ones are not there where they have
 their default values."""
@@ -36,10 +36,12 @@ class Shape(torch.autograd.Function):
 
 def reads_input(forward: Recorded, need_weights: Sequence[bool]) -> bool:
     """Whether the derivative reads the input: where an input weight of the first layer needs a gradient, where gates
-    are computed again, where cuDNN does it, where there are heads, or where steps do more than the equations."""
+    are computed again, where cuDNN does it, where there are heads, or where steps do more than the equations or
+    products are normalised."""
     layer, weights, call, first_kept = forward
     of_input = need_weights[: len(weights) // layer.num_layers : 4 if layer.bias else 2]
-    always = layer.memory == "recompute" or layer.schedule == "cudnn" or is_given(layer, call) or layer.num_heads > 1
+    always = layer.memory == "recompute" or layer.schedule == "cudnn" or is_given(layer, call)
+    always = always or call.gain is not None or layer.num_heads > 1
     return first_kept == 0 and (always or any(of_input))
 
 
@@ -50,21 +52,22 @@ def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # ty
     below = len(weights) // layer.num_layers * first_kept
     read = [*(call.hx.new_empty(0) for _ in range(below)), *weights[below:]]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(call.input, call.hx, call.batch_sizes, *call.given, *read, *result.reserve, *states)
+    inputs = (call.input, call.hx, call.batch_sizes, *call.given, call.gain)
+    ctx.save_for_backward(*inputs, *read, *result.reserve, *states)
     ctx.recorded = (layer, len(weights), first_kept, has_input)
 
 
 def differentiate(  # type: ignore[no-untyped-def]
     ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """Derivatives by input, hx, each of the weights and, where `needs` goes so far, fresh, decay and amount; None for
-    those that it does not ask for."""
+    """Derivatives by input, hx, each of the weights and, where `needs` goes so far, fresh, decay, amount and gain; None
+    for those that it does not ask for."""
     if grad_output is None and grad_h_n is None:
         return [None] * len(needs)
     layer, count, first_kept, has_input = ctx.recorded
     input, hx, batch_sizes, *others = ctx.saved_tensors
-    given, others = Given.of(others[:_GIVEN]), others[_GIVEN:]
-    forward = Recorded(layer, others[:count], Call(input, hx, batch_sizes, given), first_kept)
+    given, gain, others = Given.of(others[:_GIVEN]), others[_GIVEN], others[_GIVEN + 1 :]
+    forward = Recorded(layer, others[:count], Call(input, hx, batch_sizes, given, gain), first_kept)
     backward = Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs)
     # With grad mode on this derivative may be differentiated again: only the operator can.
     if not torch.is_grad_enabled() and plain.is_plain((grad_output, grad_h_n)):
@@ -102,17 +105,17 @@ def backward_of_forward(ctx, grad_output, grad_h_n, _grads_of_reserve=None):  # 
 
 
 def _needs_of_given(name: str, asked_of: Sequence[bool]) -> list[bool]:
-    """Whether fresh, decay and amount take a gradient."""
-    found = list(asked_of[_BEFORE_GIVEN[name] :][_DIFFERENTIABLE])
-    return found + [False] * (3 - len(found))
+    """Whether fresh, decay, amount and gain take a gradient."""
+    came = asked_of[_BEFORE_GIVEN[name] :]
+    return [place < len(came) and came[place] for place in _DIFFERENTIABLE]
 
 
 def _with_given(name: str, asked_of: Sequence[bool], d_given: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """A gradient for each argument that came: those by fresh, decay and amount at their places."""
+    """A gradient for each argument that came: those by fresh, decay, amount and gain at their places."""
     grads: list[Tensor | None] = [None] * len(asked_of)
-    for place, d in enumerate(d_given, _BEFORE_GIVEN[name] + _DIFFERENTIABLE.start):
+    for place, d in zip(_DIFFERENTIABLE, d_given, strict=False):
         if d is not None:
-            grads[place] = d
+            grads[_BEFORE_GIVEN[name] + place] = d
     return grads
 
 
@@ -125,8 +128,8 @@ def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     input = backward.reserve[0] if first_kept else call.input
     gates = [] if has_input else backward.reserve[:2]  # of the first layer, and its states
     ctx.set_materialize_grads(False)
-    tensors = (backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *call.given, *weights)
-    ctx.save_for_backward(*tensors, *gates, *masks)
+    tensors = (backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *call.given, call.gain)
+    ctx.save_for_backward(*tensors, *weights, *gates, *masks)
     ctx.recorded = (layer, len(weights), first_kept, has_input, list(backward.needs))
 
 
@@ -134,7 +137,8 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
     """The first derivatives, taken through the reference, are differentiated again."""
     layer, count, first_kept, has_input, needs = ctx.recorded
     grad_output, grad_h_n, input, hx, batch_sizes, *others = ctx.saved_tensors
-    given, weights, others = Given.of(others[:_GIVEN]), others[_GIVEN:][:count], others[_GIVEN + count :]
+    given, gain, others = Given.of(others[:_GIVEN]), others[_GIVEN], others[_GIVEN + 1 :]
+    weights, others = others[:count], others[count:]
     gates, masks = ([], others) if has_input else (others[:2], others[2:])
     higher, skipped = torch.is_grad_enabled(), first_kept * layer.directions
     upper = replace(layer, num_layers=layer.num_layers - first_kept, input_size=input.shape[-1])
@@ -144,13 +148,13 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
         # An alias each: one tensor in two places (tied weights) has two derivatives here.
         primals = [
             None if x is None else x.view_as(x) if higher and x.requires_grad else x.detach().requires_grad_()
-            for x in (grad_output, grad_h_n, input, hx, *weights, *given.differentiable)
+            for x in (grad_output, grad_h_n, input, hx, *weights, *given.differentiable, gain)
         ]
-        grad_output, grad_h_n, input, hx, *weights, fresh, decay, amount = primals
+        grad_output, grad_h_n, input, hx, *weights, fresh, decay, amount, gain = primals
         call = Call(input, hx, batch_sizes, Given.of(given._replace(fresh=fresh, decay=decay, amount=amount)))
         # `upper` lays out what goes into it, as `input` is here
         given = of_parts(replace(layer, batch_first=upper.batch_first), call, skipped, layer.parts)
-        call = call._replace(hx=hx[skipped:], given=given)
+        call = call._replace(hx=hx[skipped:], given=given, gain=None if gain is None else gain[skipped:])
         given_weights = weights[count // layer.num_layers * first_kept :]
         if not has_input:
             call, given_weights = compute.without_input(layer, given_weights, call, gates)

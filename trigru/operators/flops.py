@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .schema import NUM_GIVEN
+
 Shape = Sequence[int]
 
 GATES = 3
@@ -53,7 +55,9 @@ def _backward(
     *options: Any,
     **__: Any,
 ) -> int:
-    memory, first_kept, _has_input, needs, *_ = options[_BEFORE_MEMORY:]
+    memory, first_kept, _has_input, needs, *given = options[_BEFORE_MEMORY:]
+    normalised = len(given) == NUM_GIVEN and given[-1] is not None
+    again = (memory == "recompute") + normalised  # for the gates, and for what was normalised
     need_input, need_hx, *need_weights = needs[: 2 + len(weights)]
     parts, batch, _ = hx
     width, rows, total = len(weights) // parts, _rows(input), 0
@@ -69,6 +73,5 @@ def _backward(
             continue
         # The recurrence ends at the first step unless the derivative by hx is asked for.
         total += own * rows * (to_input + need_ih) + recurrent * (rows * need_hh + rows - (0 if need_hx else batch))
-        if memory == "recompute":
-            total += (own + recurrent) * rows
+        total += again * (own + recurrent) * rows
     return 2 * total

@@ -2,11 +2,12 @@
 
     gru(input, hx, weights, batch_sizes, <options>, first_kept, <given>) -> (output, h_n, reserve)
 
-weights: w_ih, w_hh and, unless the layer has none, b_ih, b_hh of each layer and direction. reserve: what backward needs
-of the layers from `first_kept` on, laid out as `trigru.schedules.stack` says. gru_backward takes the reserve with the
-last layer's states at its end. has_input: whether `input` holds the input or, where backward needs no more, stands for
-its shape. needs: of the derivatives by input, hx, each of the weights and, where there are so many, by fresh, decay and
-amount of what was given for each step (`trigru.layer.Given`), which then stand behind those by the weights.
+weights: w_ih, w_hh and, unless the layer has none, b_ih, b_hh of each layer and direction. gain: of normalised
+products, see `trigru.layer.Call`; it stands last. reserve: what backward needs of the layers from `first_kept` on, laid
+out as `trigru.schedules.stack` says. gru_backward takes the reserve with the last layer's states at its end. has_input:
+whether `input` holds the input or, where backward needs no more, stands for its shape. needs: of the derivatives by
+input, hx, each of the weights and, where there are so many, by fresh, decay and amount of what was given for each step
+(`trigru.layer.Given`) and by the gain, which then stand behind those by the weights.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _OPTIONS = (
 )
 _GIVEN = (
     "Tensor? reset=None, Tensor? fresh=None, Tensor? decay=None, Tensor? amount=None, Tensor? dropped=None, "
-    "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0, int num_heads=1"
+    "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0, Tensor? gain=None, int num_heads=1"
 )
 _TENSORS = "Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes"
-NUM_OPTIONS, _NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
+NUM_OPTIONS, NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
 SCHEMAS = {
     "gru": f"({_TENSORS}, {_OPTIONS}, {_GIVEN}) -> (Tensor output, Tensor h_n, Tensor[] reserve)",
     "gru_backward": f"(Tensor? grad_output, Tensor? grad_h_n, {_TENSORS}, Tensor[] reserve, {_OPTIONS}, "
@@ -78,6 +79,7 @@ def flat(recorded: Recorded) -> tuple:
         *call.given,
         layer.clip,
         layer.zoneout,
+        call.gain,
         layer.num_heads,
     )
 
@@ -105,6 +107,7 @@ def recorded(
     lengths: Tensor | None = None,
     clip: float | None = None,
     zoneout: float = 0.0,
+    gain: Tensor | None = None,
     num_heads: int = 1,
 ) -> Recorded:
     """The inverse of `flat`."""
@@ -125,7 +128,7 @@ def recorded(
         num_heads=num_heads,
     )
     given = Given.of((reset, fresh, decay, amount, dropped, seed, lengths))
-    return Recorded(layer, weights, Call(input, hx, batch_sizes, given), first_kept)
+    return Recorded(layer, weights, Call(input, hx, batch_sizes, given, gain), first_kept)
 
 
 class Backward(NamedTuple):
@@ -142,7 +145,7 @@ class Backward(NamedTuple):
 def flat_backward(backward: Backward) -> tuple:
     """The arguments of `gru_backward`, in the schema's order."""
     input, hx, weights, batch_sizes, *options = flat(backward.forward)
-    options, given = options[:-_NUM_GIVEN], options[-_NUM_GIVEN:]
+    options, given = options[:-NUM_GIVEN], options[-NUM_GIVEN:]
     tensors = (input, hx, weights, batch_sizes, list(backward.reserve))
     needs = (backward.has_input, list(backward.needs))
     return (backward.grad_output, backward.grad_h_n, *tensors, *options, *needs, *given)

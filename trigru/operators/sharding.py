@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..layer import differentiable
 from .schema import Backward, Recorded, flat, flat_backward, recorded, recorded_backward
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class _Batch:
         self.module = module
         named = {"input": call.call.input, "hx": call.call.hx}
         named |= {f"weights[{i}]": weight for i, weight in enumerate(call.weights)}
+        if call.call.gain is not None:
+            named["gain"] = call.call.gain
         for name, x in named.items():
             if not isinstance(x, module.DTensor):
                 raise RuntimeError(
@@ -69,6 +72,7 @@ class _Batch:
         mine = call.call._replace(
             input=self.sequences(input, self.dim), hx=self.sequences(hx, 1), batch_sizes=_held(batch_sizes)
         )
+        mine = mine._replace(gain=_held(mine.gain))
         return call._replace(weights=[_held(w) for w in call.weights], call=mine)
 
     def sequences(self, x: Any, dim: int) -> Any:
@@ -118,6 +122,7 @@ def _backward(module: ModuleType, _cls: type, func: Callable, _types: Any, args:
     )
     d_input, d_hx, d_weights = func(*flat_backward(own))
     need_input, need_hx, *need_weights = call.needs
+    differentiated = (*call.forward.weights, *differentiable(given))
     everywhere = module.Replicate()
 
     def placed(d: Tensor, need: bool, placement: Placement, like: Any) -> DTensor:
@@ -131,6 +136,6 @@ def _backward(module: ModuleType, _cls: type, func: Callable, _types: Any, args:
         placed(d_hx, need_hx, module.Shard(1), given.hx),
         [
             placed(d, need, module.Partial(), weight)
-            for d, need, weight in zip(d_weights, need_weights, call.forward.weights, strict=True)
+            for d, need, weight in zip(d_weights, need_weights, differentiated, strict=False)
         ],
     )

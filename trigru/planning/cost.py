@@ -31,6 +31,7 @@ class Layer:
     training: bool = True
     precision: str = "ieee"
     directions: int = 1
+    normalised: bool = False  # the products, as norm="layer" does it
 
     @property
     def exchanges(self) -> int:
@@ -52,7 +53,8 @@ class Layer:
         if direction == "forward":  # gates' inputs; new state, r * h, what is kept
             return GATES + self.exchanges + self.kept
         derivatives = 4 if self.variant == "torch" else 3
-        return 2 + self.kept + derivatives  # the output's gradient, the state before, what was kept
+        normalised = GATES if self.normalised else 0
+        return 2 + self.kept + derivatives + normalised  # the output's gradient, the state before, what was kept
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,15 @@ def stepwise(layer: Layer, block_h: int, block_b: int, direction: str = "forward
     size = layer.dtype.itemsize
     weights, state = GATES * block_h * layer.hidden_size, layer.exchanged(direction) * block_b * layer.hidden_size
     gates = layer.own(direction) * block_h * block_b
+    # What normalises a product reads all of it, in float32, after a launch of its own; backward all of the
+    # derivatives by it once more, and what was normalised.
+    rows = GATES * block_b * layer.hidden_size if layer.normalised else 0
+    normalising = rows * (4 if direction == "forward" else 2 * size)
     return Step(
-        launches=layer.exchanges,
+        launches=layer.exchanges * (2 if layer.normalised and direction == "forward" else 1),
         exchanges=0,
         programs=layer.directions * cdiv(layer.hidden_size, block_h) * cdiv(layer.batch, block_b),
-        l2_bytes=size * (weights + state + gates),
+        l2_bytes=size * (weights + state + gates) + normalising,
         shared_bytes=size * (weights + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
     )

@@ -97,6 +97,8 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     if direction not in DIRECTIONS:
         raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
     found = [each(device, layer, direction) for each in (_stepwise, _walking, _resident, _persistent)]
+    if layer.normalised:
+        found = [(name, config, step, why or _NOT_NORMALISED.get(name)) for name, config, step, why in found]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
     listed = []
@@ -106,6 +108,9 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
 
 
+_NOT_NORMALISED = dict.fromkeys(
+    WAITING, "has no norm='layer': in each step its programs would exchange statistics, some 1,100 cycles by a model"
+)
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
@@ -245,11 +250,7 @@ def _not_now(schedule: str, layer: Layer, site: Site) -> str | None:
 
 def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     """`plan`, whatever was measured."""
-    if "norm" in site.given:
-        if layer.schedule not in ("auto", "eager"):
-            raise RuntimeError(f"schedule {layer.schedule!r} cannot run here: {_NORMALISED}")
-        choice = Choice("reference", _NORMALISED)
-    elif torch_serves(layer, site):
+    if torch_serves(layer, site):
         choice = _BY_TORCH
     elif layer.schedule == "cudnn":
         choice = _by_cudnn(cudnn.why_not(layer, site), site.plain)
@@ -263,10 +264,16 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
             variant=layer.variant,
             direction=direction,
             directions=layer.directions,
-            heads=layer.num_heads,
+            heads=1 if "norm" in site.given else layer.num_heads,
+            normalised="norm" in site.given,
         )
-    if layer.num_heads > 1 and choice.schedule != "resident":
-        apart = choice.schedule == "eager" and heads_apart(site.batch, layer.hidden_size, layer.num_heads)
+    normalised = "norm" in site.given
+    if layer.num_heads > 1 and (choice.schedule != "resident" or normalised):
+        apart = (
+            not normalised
+            and choice.schedule == "eager"
+            and heads_apart(site.batch, layer.hidden_size, layer.num_heads)
+        )
         how = "multiply by themselves" if apart else "run as one matrix with zeros"
         choice = replace(choice, reason=f"{choice.reason}; {layer.num_heads} heads {how}")
     return staged(layer.num_layers, layer.directions, choice, direction)
@@ -337,6 +344,7 @@ def choose(
     direction: str = "forward",
     directions: int = 1,
     heads: int = 1,
+    normalised: bool = False,
 ) -> Choice:
     """What runs one layer, forward or backward.
 
@@ -347,6 +355,7 @@ def choose(
         variant, direction: as for `candidates`.
         directions: of time, which run together.
         heads: of the hidden units.
+        normalised: whether the products are.
 
     Raises:
         ValueError: unknown schedule.
@@ -359,7 +368,7 @@ def choose(
         return _by_cudnn(cudnn.why_not_here(variant, device, dtype, batch))
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
     precision = precision_of(dtype)
-    sizes = batch, hidden_size, variant, direction, directions, heads
+    sizes = batch, hidden_size, variant, direction, directions, heads, normalised
     return _chosen(schedule, device, dtype, *sizes, precision, on_cpu)
 
 
@@ -375,7 +384,6 @@ def named(schedule: str, config: AnyConfig | None = None) -> Choice:
     return Choice(schedule, _BY_NAME.reason, config)
 
 
-_NORMALISED = "with norm='layer' torch operations run the equations a step at a time, under autograd"
 _BY_NAME = Choice("eager", "asked for by name")
 _CUDNN = Choice("cudnn", _BY_NAME.reason)
 _CUDNN_TWICE = Choice("cudnn", f"{_BY_NAME.reason}; backward runs forward again", CudnnConfig(keeps=False))
@@ -393,6 +401,7 @@ def _chosen(
     direction: str,
     directions: int,
     heads: int,
+    normalised: bool,
     precision: str,
     kernels_on_cpu: bool,
 ) -> Choice:
@@ -405,7 +414,9 @@ def _chosen(
             return Choice("eager", "on a CPU torch operations are the fastest schedule")
     elif obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {obstacle}")
-    layer = cost.Layer(variant, dtype, max(batch, 1), hidden_size, precision=precision, directions=directions)
+    layer = cost.Layer(
+        variant, dtype, max(batch, 1), hidden_size, precision=precision, directions=directions, normalised=normalised
+    )
     shared = schedule == "auto" and device in _SHARED
     return planned(schedule, _described(device), layer, direction, shared, heads)
 
@@ -467,7 +478,8 @@ def planned(
         best = ranked[0]
         if best.obstacle is not None:
             return Choice("eager", f"{best.obstacle}, so torch operations run")
-        unmeasured = _UNMEASURED if layer.variant == "torch" and torch.version.hip is None else ""
+        plain = layer.variant == "torch" and not layer.normalised and torch.version.hip is None
+        unmeasured = _UNMEASURED if plain else ""
         return best.chosen(_why(ranked, device, direction) + unmeasured, direction)
     named = next(candidate for candidate in ranked if candidate.schedule == schedule)
     if named.obstacle is not None:

@@ -19,7 +19,7 @@ In 16 bits the arithmetic is in float32, and the reserve keeps of r, z and n wha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ from torch import Tensor
 from ..blocks import narrow
 from ..kernels.recurrence import PerStep
 from ..layer import Weights
+from ..reference import EPS, layer_norm
 from .eager_kept import candidate, keep_, sides
 from .eager_layout import Layout
 from .eager_per_step import Back, Between
 from .eager_products import Heads, Linear, add_outer, affine, fast_linear, product
 from .eager_tanh import tanh_, tanh_in_steps
+from .norm import Rows
 from .part import Gradients, Part, Run, Upstream
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -86,6 +88,7 @@ class _Forward:
         self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
         self.bias, self.b_hn = self._biases(weights.bias_ih, weights.bias_hh)
         self.all, self.of_rz, self.of_n = heads_of(self.w_hh, layout)
+        self.gain_ih, self.gain_hh = layout.gains(weights.gain)
         self.buffers: tuple[Tensor, ...] = ()
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
@@ -127,7 +130,19 @@ class _Forward:
         if layout.reset_after:
             own = gates[:, : layout.hidden_size]
             own.zero_() if self.b_hn is None else own.copy_(self.b_hn)
-        affine(x, self.w_ih, self.bias, out=gates[:, (layout.planes - 3) * layout.hidden_size :])
+        place = gates[:, (layout.planes - 3) * layout.hidden_size :]
+        if self.gain_ih is None:
+            affine(x, self.w_ih, self.bias, out=place)
+        else:
+            products = product(x, self.w_ih.t())
+            place.copy_(torch.nn.functional.layer_norm(products, products.shape[1:], self.gain_ih, self.bias, EPS))
+
+    def _add(self, seen: Tensor, rows: slice, to: Tensor) -> None:
+        """Add to a place what some rows of the recurrent weights make of `seen`."""
+        if self.gain_hh is None:
+            to.addmm_(seen, self.w_hh[rows].t())
+        else:
+            to.add_(layer_norm(product(seen, self.w_hh[rows].t()), self.gain_hh[rows]))
 
     def again(self, x: Tensor | None, before: Tensor) -> Tensor:
         """The gates of rows whose states before are all known: what forward would have kept, without its loop."""
@@ -140,14 +155,14 @@ class _Forward:
             own = rz
         by_head = self.all if layout.reset_after else self.of_rz
         if by_head is None:
-            own.addmm_(before, self.w_hh[: own.shape[1]].t())
+            self._add(before, slice(own.shape[1]), to=own)
         else:
             own.add_(by_head.onto(before))
         r = rz[:, :size].sigmoid()
         if layout.reset_after:
             n.addcmul_(r, gates[:, :size])
         elif self.of_n is None:
-            n.addmm_(r * before, self.w_hh[2 * size :].t())
+            self._add(r * before, slice(2 * size, None), to=n)
         else:
             n.add_(self.of_n.onto(r * before))
         if layout.narrow:
@@ -181,13 +196,16 @@ class _Forward:
         w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
         linear = linear if self.all is None else self.all.onto
         tanh, apart, alive, between = self.tanh, self.layout.narrow, h.shape[0], self.between
+        normed, every = self.gain_hh is not None, slice(None)
         for count, own, an, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
             seen = h
             if between is not None:
                 h, seen = between.begin(h)
-            if linear is None:
+            if normed:
+                self._add(seen, every, to=own)
+            elif linear is None:
                 own.addmm_(seen, w)
             else:
                 own.add_(linear(seen, self.w_hh))
@@ -209,6 +227,7 @@ class _Forward:
             linear_rz, linear_n = self.of_rz.onto, self.of_n.onto
         tanh, apart, alive, chung = self.tanh, self.layout.narrow, h.shape[0], self.layout.variant == "chung"
         reset, between = torch.empty_like(h), self.between
+        normed, of_rz, of_n = self.gain_hh is not None, slice(2 * size), slice(2 * size, None)
         for count, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = _resize(h, count, h0, h_n), count
@@ -216,13 +235,17 @@ class _Forward:
             seen = h
             if between is not None:
                 h, seen = between.begin(h)
-            if linear_rz is None:
+            if normed:
+                self._add(seen, of_rz, to=before_rz)
+            elif linear_rz is None:
                 before_rz.addmm_(seen, w_rz)
             else:
                 before_rz.add_(linear_rz(seen, rows_rz))
             torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
             torch.mul(r, seen, out=reset)
-            if linear_n is None:
+            if normed:
+                self._add(reset, of_n, to=before_n)
+            elif linear_n is None:
                 before_n.addmm_(reset, w_n)
             else:
                 before_n.add_(linear_n(reset, rows_n))
@@ -280,6 +303,10 @@ class _Backward:
         self.views: list[tuple] = []
         self.buffers: tuple[Tensor, ...] = ()
         self.one = weights.ih.new_ones((), dtype=layout.dtype)
+        self.gain_ih, self.gain_hh = layout.gains(weights.gain)
+        self.d_gain = self.w_hh.new_zeros(2, 3 * size)
+        self.normed: list[Rows] = []  # the recurrent products of a chunk, one after another in a step
+        self.by_steps: tuple[Iterator[Rows], ...] = ()
 
     def chunk(self, gates: Tensor, before: Tensor, grad: Tensor | None, sizes: tuple[int, ...]) -> None:
         """Fill the buffers: in `factors` what a step's derivative is multiplied with, in `d_states` what the loss gives
@@ -317,6 +344,19 @@ class _Backward:
             new = self.keep * before + (z * n if chung else n - z * n)
             # Before the product, r has its derivative from the candidate's alone.
             self.back.of_ends(new, before, self.factors[:, 0 if layout.reset_after else size :], self.keep)
+        if self.gain_hh is not None:
+            self._normalise(seen, sizes, self.gain_hh)
+
+    def _normalise(self, seen: Tensor, sizes: tuple[int, ...], gain: Tensor) -> None:
+        """The recurrent products of a chunk anew, and of its steps in the order in which backward takes them."""
+        operands, size = [seen], self.layout.hidden_size
+        spans = [slice(3 * size)]
+        if not self.layout.reset_after:
+            operands, spans = [seen, self.reset * seen], [slice(2 * size), slice(2 * size, None)]
+        pairs = zip(operands, spans, strict=True)
+        self.normed = [Rows.of(product(x, self.w_hh[span].t()), gain[span]) for x, span in pairs]
+        steps = [rows.steps(sizes) for rows in self.normed]
+        self.by_steps = tuple(map(iter if self.layout.reverse else reversed, steps))
 
     def _views(self, sizes: tuple[int, ...]) -> list[tuple]:
         size, planes = self.layout.hidden_size, self.layout.planes
@@ -341,7 +381,7 @@ class _Backward:
         linear = fast_linear(w, self.layout.sizes[0], *w.shape) if self.all is None else self.all.back
         times: Linear = torch.mm if self.all is None else self.all.back
         alive, d_last, keep_last, own_last = -1, carry, carry, carry
-        back = self.back
+        back, (norm,) = self.back, self.by_steps or (None,)
         for count, d, d_wide, keep, gates, own in self.views:
             if count == alive and back is None:
                 d.addcmul_(d_last, keep_last)
@@ -355,7 +395,7 @@ class _Backward:
                 d.add_(_resize(carry, count, grad_h_n, d_h0))
                 alive = count
             gates.mul_(d_wide)
-            d_last, keep_last, own_last = d, keep, own
+            d_last, keep_last, own_last = d, keep, own if norm is None else next(norm).back(own)
         return self._carry(d_last * keep_last, times(own_last, w))
 
     def steps_reset_before(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
@@ -370,7 +410,7 @@ class _Backward:
             linear_n = self.of_n.back
         d_reset = torch.empty_like(carry)
         alive, d_last, keep_last, rz_last, r_last = -1, carry, carry, carry, carry
-        back = self.back
+        back, (norm_rz, norm_n) = self.back, self.by_steps or (None, None)
         for count, d, d_wide, keep, zn, rz, d_r, n, r in self.views:
             if count == alive and back is None:
                 d.addcmul_(d_last, keep_last).addcmul_(d_reset, r_last)
@@ -384,12 +424,13 @@ class _Backward:
                 d.add_(_resize(carry, count, grad_h_n, d_h0))
                 alive, d_reset = count, torch.empty_like(d)
             zn.mul_(d_wide)
+            of_n = n if norm_n is None else next(norm_n).back(n)
             if linear_n is None:
-                torch.mm(n, w_n, out=d_reset)
+                torch.mm(of_n, w_n, out=d_reset)
             else:
-                d_reset = linear_n(n, w_n_t)
+                d_reset = linear_n(of_n, w_n_t)
             d_r.mul_(d_reset)
-            d_last, keep_last, rz_last, r_last = d, keep, rz, r
+            d_last, keep_last, rz_last, r_last = d, keep, rz if norm_rz is None else next(norm_rz).back(rz), r
         return self._carry(d_last * keep_last, (d_reset * r_last).add_(times(rz_last, w_rz)))
 
     def _carry(self, direct: Tensor, products: Tensor) -> Tensor:
@@ -399,7 +440,10 @@ class _Backward:
     def products(self, x: Tensor | None, d_input: Tensor | None) -> None:
         """The chunk's share of what has no recurrence, from the derivatives that the steps have left in `factors`."""
         size = self.layout.hidden_size
-        outer = self.factors[:, (self.layout.planes - 3) * size :]
+        outer, own = self.factors[:, (self.layout.planes - 3) * size :], self.factors[:, : 3 * size]
+        if self.gain_ih is not None:
+            assert x is not None
+            outer, own = self._before_norms(outer, own, Rows.of(product(x, self.w_ih.t()), self.gain_ih))
         if d_input is not None:
             d_input.copy_(product(outer, self.w_ih).view_as(d_input))
         if self.d_bias is not None:
@@ -408,7 +452,6 @@ class _Backward:
             assert x is not None
             add_outer(self.d_w_ih, outer, x)
         if self.d_w_hh is not None:
-            own = self.factors[:, : 3 * size]
             if self.layout.reset_after:
                 add = add_outer if self.all is None else self.all.add_outer
                 add(self.d_w_hh, own, self.before)
@@ -420,12 +463,22 @@ class _Backward:
                 reset = torch.mul(self.reset, self.before, out=self.scratch)
                 add_n(self.d_w_hh[2 * size :], own[:, 2 * size :], reset)
 
+    def _before_norms(self, outer: Tensor, own: Tensor, of_input: Rows) -> tuple[Tensor, Tensor]:
+        """The derivatives by the chunk's products themselves, from those by the normalised ones."""
+        outer, d_gain = of_input.back_in_all(outer)
+        parts = own.split([rows.gain.shape[0] for rows in self.normed], 1)
+        found = [rows.back_in_all(d) for rows, d in zip(self.normed, parts, strict=True)]
+        self.d_gain += torch.stack([d_gain, torch.cat([d for _, d in found])])
+        return outer, torch.cat([d for d, _ in found], 1)
+
     def weights(self) -> tuple[Tensor | None, ...]:
-        """Derivatives by w_ih, w_hh, b_ih, b_hh, as far as they are needed."""
+        """Derivatives by w_ih, w_hh, b_ih, b_hh and the gain, as far as they are needed."""
         layout, size = self.layout, self.layout.hidden_size
         d_w_hh, d_b_ih, d_b_hh = self.d_w_hh, None, None
-        if d_w_hh is not None and layout.reset_after:
-            d_w_hh = torch.cat([d_w_hh[size:], d_w_hh[:size]])
+        d_gain_ih, d_gain_hh = self.d_gain
+        if layout.reset_after:
+            d_gain_hh = torch.cat([d_gain_hh[size:], d_gain_hh[:size]])
+            d_w_hh = None if d_w_hh is None else torch.cat([d_w_hh[size:], d_w_hh[:size]])
         if d_w_hh is not None and layout.heads > 1 and not layout.apart:
             d_w_hh = narrow(d_w_hh, layout.heads)
         if self.d_bias is not None:
@@ -433,7 +486,7 @@ class _Backward:
             d_b_hh = d_b_ih.clone()
             if layout.reset_after:
                 d_b_hh[2 * size :] = self.d_bias[:size]
-        found = (self.d_w_ih, d_w_hh, d_b_ih, d_b_hh)
+        found = (self.d_w_ih, d_w_hh, d_b_ih, d_b_hh, torch.stack([d_gain_ih, d_gain_hh]))
         return tuple(d if need else None for d, need in zip(found, self.needs[2:], strict=True))
 
 
@@ -458,7 +511,8 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
         before = layout.before(rows, run.h0, chunk)
         if back is not None:
             before = back.begin(before, chunk)
-        x = layout.rows(run.input, chunk) if upstream.needs[2] or again is not None else None
+        reads = upstream.needs[2] or again is not None or own.gain is not None
+        x = layout.rows(run.input, chunk) if reads else None
         if again is None:
             assert gates is not None
             kept = gates[chunk.start : chunk.stop].to(layout.dtype)

@@ -95,3 +95,7 @@ class Layout:
             return self.stack(w_hh)
         r, z, n = w_hh.to(self.dtype).chunk(3)
         return torch.cat([n, r, z])
+
+    def gains(self, gain: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Those of the products with the input and with the state, in the order of their weights."""
+        return (None, None) if gain is None else (self.stack(gain[0]), self.recurrent(gain[1]))

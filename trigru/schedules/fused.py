@@ -18,11 +18,12 @@ from ..kernels import persistent, resident, stepwise, walking
 from ..kernels.config import kept_values
 from ..kernels.errors import DoesNotFit
 from ..kernels.recurrence import Gradients as Upstreams
-from ..kernels.recurrence import Kept, Operands, PerStep, Recurrence
+from ..kernels.recurrence import Kept, Normalised, Operands, PerStep, Recurrence
 from ..layer import Weights
 from ..planning.plan import instead, precision_of
 from ..planning.stages import Choice
 from .heads import apart, final_states, together, upstream_of
+from .norm import Normed
 from .part import Found, Gradients, Part, Run, Upstream
 from .per_step import by_given, joined
 from .projections import final_state, gradients, project_input, state_into
@@ -72,8 +73,11 @@ def _operands(part: Part, weights: Sequence[Weights], run: Run) -> Operands:
         back = others[0] if others else None
     if per_step is not None:
         per_step = PerStep._make(x.contiguous() if isinstance(x, Tensor) else x for x in per_step)
-    fields: dict[str, Any] = {"w_hh_back": back, "per_step": per_step, "heads": part.heads}
-    return Operands(None, h0, w_hh, None, run.steps, run.output, run.gates, **fields)
+    gains, normalised = [one.gain[1] for one in weights if one.gain is not None], None
+    if gains:
+        normalised = Normalised(gains[0].contiguous() if len(gains) == 1 else torch.stack(gains))
+    more: dict[str, Any] = {"w_hh_back": back, "per_step": per_step, "normalised": normalised, "heads": part.heads}
+    return Operands(None, h0, w_hh, None, run.steps, run.output, run.gates, **more)
 
 
 def _directions(part: Part, weights: Sequence[Weights]) -> tuple[bool, ...]:
@@ -127,21 +131,21 @@ def _backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstre
         if chunk_length(steps, rows.shape[1]) < steps.seq_len:
             return _each_by_chunks(part, weights, run, d_rows, upstream)
         run = run._replace(gates=_gates_again(part, weights, run))
-    x = run.rows if any(need_weights[::4]) else None
-    d_gates, d_state, d_weights, given = _loop(
+    x = run.rows if any(need_weights[::5]) or weights[0].gain is not None else None
+    d_products, d_state, d_weights, given = _loop(
         part, weights, run, d_rows, upstream.h_n, x, need_weights, upstream.given
     )
     return Gradients(
-        _d_input(d_gates, weights).view(run.input.shape) if need_input else None,
+        _d_input(d_products, weights).view(run.input.shape) if need_input else None,
         d_state.to(rows.dtype) if need_h0 else None,
         d_weights,
         given,
     )
 
 
-def _d_input(d_gates: Tensor, weights: Sequence[Weights], out: Tensor | None = None) -> Tensor:
-    """The derivative by the input's rows: the directions' products summed as they are made."""
-    first, *others = _behind(d_gates, weights)
+def _d_input(d_products: Sequence[Tensor], weights: Sequence[Weights], out: Tensor | None = None) -> Tensor:
+    """The derivative by the input's rows, from those by each direction's products with it: summed as they are made."""
+    first, *others = d_products
     d_input = torch.mm(first, weights[0].ih) if out is None else torch.mm(first, weights[0].ih, out=out)
     for d, one in zip(others, weights[1:], strict=True):
         d_input.addmm_(d, one.ih)
@@ -182,11 +186,16 @@ def _loop(
     inputs: Tensor | None,
     needs: Sequence[bool],
     given: Sequence[bool],
-) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...], tuple[Found, ...]]:
-    """The reverse loop over the run's steps: derivatives by pre-activations, first state, weights and what was given
-    for each step."""
+) -> tuple[list[Tensor], Tensor, tuple[Tensor | None, ...], tuple[Found, ...]]:
+    """The reverse loop over the run's steps: derivatives by each direction's products with the input, by first state,
+    weights and what was given for each step."""
     assert run.gates is not None
     operands, kept = _operands(part, weights, run), Kept(run.output, run.gates)
+    normed = _normed(part, weights, run, inputs)
+    if operands.normalised is not None:
+        pairs = [(one.hats.to(run.output.dtype), one.rstd) for one in normed if one is not None]
+        hats, rstd = pairs[0] if len(pairs) == 1 else map(torch.stack, zip(*pairs, strict=True))
+        operands = operands._replace(normalised=operands.normalised._replace(hats=hats, rstd=rstd))
     if (per_step := operands.per_step) is not None:
         operands = operands._replace(per_step=per_step._replace(wants_d_begin=any(given)))
     d_gates, d_an, d_start, d_begin = _by_plan("backward", part, run, operands, kept, Upstreams(d_rows, d_h_n))
@@ -198,18 +207,34 @@ def _loop(
         nothing if d_begin is None else _behind(d_begin, weights),
         _beside(d_rows, weights),
         nothing if d_h_n is None else _behind(d_h_n, weights),
+        normed,
         strict=True,
     )
     found: list[Tensor | None] = []
-    of_given = []
-    for i, ((reverse, own), d, d_n, d_own_begin, d_output, d_own_h_n) in enumerate(sides):
-        assert own.gates is not None
-        r, asked = own.gates.narrow(1, 0, own.h0.shape[1]), needs[4 * i : 4 * i + 4]
-        before = seen_before(own, reverse) if asked[1] else None
-        found += gradients(d, d_n, r, inputs, before, asked)
+    of_input, of_given = [], []
+    for i, ((reverse, own_run), d, d_n, d_own_begin, d_output, d_own_h_n, own_normed) in enumerate(sides):
+        assert own_run.gates is not None
+        r, asked = own_run.gates.narrow(1, 0, own_run.h0.shape[1]), needs[5 * i : 5 * i + 5]
+        before = seen_before(own_run, reverse) if asked[1] else None
+        unnormed = None if own_normed is None else own_normed.back(d, d_n)
+        of_input.append(d if unnormed is None else unnormed.input)
+        found += gradients(d, d_n, r, inputs, before, asked, unnormed)
         if d_own_begin is not None:
-            of_given.append(by_given(part.variant, reverse, own, d_own_begin, d_output, d_own_h_n, given))
-    return d_gates, d_start, tuple(found), tuple(of_given)
+            of_given.append(by_given(part.variant, reverse, own_run, d_own_begin, d_output, d_own_h_n, given))
+    return of_input, d_start, tuple(found), tuple(of_given)
+
+
+def _normed(part: Part, weights: Sequence[Weights], run: Run, inputs: Tensor | None) -> list[Normed | None]:
+    """Each direction's products anew where they were normalised, of all steps together; else None."""
+    if weights[0].gain is None:
+        return [None] * len(weights)
+    found: list[Normed | None] = []
+    for (reverse, own), one in zip(_sides(part, weights, run), weights, strict=True):
+        assert own.gates is not None
+        assert inputs is not None
+        r = own.gates.narrow(1, 0, own.h0.shape[1])
+        found.append(Normed.of(one, part.variant, inputs, seen_before(own, reverse), r))
+    return found
 
 
 def _each_by_chunks(part: Part, weights: Sequence[Weights], run: Run, d_rows: Tensor, upstream: Upstream) -> Gradients:
@@ -222,7 +247,7 @@ def _each_by_chunks(part: Part, weights: Sequence[Weights], run: Run, d_rows: Te
         output, grad = (_beside(x, weights)[i].contiguous() for x in (run.output, d_rows))
         alone = run._replace(h0=run.h0[i], output=output, per_step=_own(run.per_step, weights, i))
         d_h_n = None if upstream.h_n is None else upstream.h_n[i]
-        asked = (need_input, need_h0, *need_weights[4 * i : 4 * i + 4])
+        asked = (need_input, need_h0, *need_weights[5 * i : 5 * i + 5])
         wanted = Upstream(None, d_h_n, asked, upstream.given)
         by_itself = part._replace(reverse=_directions(part, weights)[i], heads=1)
         found.append(_by_chunks(by_itself, one, alone, grad, wanted))
@@ -243,7 +268,7 @@ def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream:
     if upstream.h_n is not None:
         d_state.copy_(upstream.h_n)
     d_input = x.new_empty(x.shape) if need_input else None
-    totals: list[Tensor | None] = [None] * 4
+    totals: list[Tensor | None] = [None] * 5
     by_chunk: list[tuple[slice, Found]] = []
     length = chunk_length(steps, rows.shape[1])
     starts = range(0, steps.seq_len, length)
@@ -255,7 +280,7 @@ def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream:
         own = Run(x[here], start, chunk, rows[here], None, per_step=per_step)
         own = own._replace(gates=_gates_again(part, [weights], own))
         d_last = d_state[: chunk.batch]
-        d_gates, d_start, found, given = _loop(
+        d_products, d_start, found, given = _loop(
             part, [weights], own, d_rows[here], d_last, own.input, need_weights, upstream.given
         )
         by_chunk += [(here, of_given) for of_given in given]
@@ -264,7 +289,7 @@ def _by_chunks(part: Part, weights: Weights, run: Run, d_rows: Tensor, upstream:
             total = totals[i]
             totals[i] = new if new is None else new.float() if total is None else total.add_(new)
         if d_input is not None:
-            _d_input(d_gates, [weights], d_input[here])
+            _d_input(d_products, [weights], d_input[here])
     return Gradients(
         None if d_input is None else d_input.view(run.input.shape),
         d_state.to(h0.dtype) if need_h0 else None,

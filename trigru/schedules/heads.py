@@ -17,6 +17,7 @@ from ..layer import Weights
 from .part import Found, Gradients, Run, Upstream
 
 _GATES = 3
+_KINDS = len(Weights._fields)
 
 
 def _units(x: Tensor, heads: int) -> Tensor:
@@ -60,7 +61,7 @@ def final_states(h_n: Tensor, heads: int) -> list[Tensor]:
 def upstream_of(upstream: Upstream, heads: int) -> Upstream:
     """Of each head's results and weights."""
     first, needs = upstream.needs[:2], upstream.needs[2:]
-    directions = [needs[i : i + 4] for i in range(0, len(needs), 4)]
+    directions = [needs[i : i + _KINDS] for i in range(0, len(needs), _KINDS)]
     return upstream._replace(
         h_n=None if upstream.h_n is None else _units(upstream.h_n, heads),
         needs=(*first, *(need for own in directions for _ in range(heads) for need in own)),
@@ -69,13 +70,13 @@ def upstream_of(upstream: Upstream, heads: int) -> Upstream:
 
 def together(found: Gradients, heads: int) -> Gradients:
     """The derivatives of a part from those of its heads."""
-    h0, directions = found.h0, len(found.weights) // (4 * heads)
+    h0, directions = found.h0, len(found.weights) // (_KINDS * heads)
     if h0 is not None:
         h0 = h0.unflatten(0, (directions, heads)).movedim(1, -2).flatten(-2)
         h0 = h0.squeeze(0) if directions == 1 else h0
     weights: list[Tensor | None] = []
-    for first in range(0, len(found.weights), 4 * heads):
-        weights += [_whole(found.weights[first + kind : first + 4 * heads : 4]) for kind in range(4)]
+    for first in range(0, len(found.weights), _KINDS * heads):
+        weights += [_whole(found.weights[first + kind : first + _KINDS * heads : _KINDS]) for kind in range(_KINDS)]
     given = [found.given[first : first + heads] for first in range(0, len(found.given), heads)]
     return Gradients(found.input, h0, tuple(weights), tuple(map(_given, given)))
 

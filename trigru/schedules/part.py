@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 class Upstream(NamedTuple):
     """The loss's derivatives by the results, and which derivatives are wanted: by the input, the first state, and the
-    weights of each direction; by fresh, decay and amount of `per_step`."""
+    weights and the gain of each direction; by fresh, decay and amount of `per_step`."""
 
     output: Tensor | None  # (T, B, H), or (N, H) packed
     h_n: Tensor | None  # (B, H)
@@ -65,5 +65,5 @@ class Gradients(NamedTuple):
 
     input: Tensor | None
     h0: Tensor | None
-    weights: tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh of each direction
+    weights: tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh and gain of each direction
     given: tuple[Found, ...] = ()  # of each direction, where something is given for each step

@@ -18,8 +18,8 @@ from .projections import states_before
 
 
 def is_given(layer: Layer, call: Call) -> bool:
-    """Whether a step does anything beside the equations."""
-    return call.given is not NOTHING or layer.clip is not None or call.gain is not None
+    """Whether a step does anything beside the equations, normalised or not."""
+    return call.given is not NOTHING or layer.clip is not None
 
 
 def names(layer: Layer, call: Call) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def of_stage(layer: Layer, call: Call, stage: Stage) -> PerStep | None:
 
 def as_options(layer: Layer, call: Call) -> list[Options]:
     """Of each layer and direction, as the reference takes them."""
-    if not is_given(layer, call):
+    if not is_given(layer, call) and call.gain is None:
         return []
     seq_len, batch = seq_len_of(layer, call), call.hx.shape[1]
     options: list[Options] = []

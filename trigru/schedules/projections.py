@@ -14,13 +14,15 @@ from torch.nn.functional import linear
 
 from ..kernels.steps import Steps
 from ..layer import Weights
+from ..reference import EPS
+from .norm import Unnormed
 
 
 def project_input(
     input: Tensor, weights: Weights, variant: str, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The input's share of every pre-activation, (N, 3H), in memory of its own or in `out`, and the bias b_hn that
-    variant "torch" keeps apart, (H,).
+    """The input's share of every pre-activation, (N, 3H), in memory of its own or in `out`, normalised where there is a
+    gain, and the bias b_hn that variant "torch" keeps apart, (H,).
 
     Every other bias is folded into the first result."""
     b_ih, b_hh, b_hn = weights.bias_ih, weights.bias_hh, None
@@ -34,6 +36,10 @@ def project_input(
         bias.narrow(0, 0, 2 * hidden_size).add_(b_hrz)
     else:
         bias = b_hh if b_ih is None else b_ih + b_hh
+    if weights.gain is not None:
+        products = linear(input, weights.ih)
+        share = torch.nn.functional.layer_norm(products, products.shape[1:], weights.gain[0], bias, EPS)
+        return share if out is None else out.copy_(share), b_hn
     if out is None:
         return linear(input, weights.ih, bias), b_hn
     if bias is None:
@@ -83,27 +89,32 @@ def gradients(
     input: Tensor | None,
     before: Tensor | None,
     needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Derivatives by w_ih, w_hh, b_ih and b_hh; None for those that `needs` (in this order) does not ask for.
+    unnormed: Unnormed | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Derivatives by w_ih, w_hh, b_ih, b_hh and the gain; None for those that `needs` (in this order) does not ask for.
 
     before (N, H): what each step's recurrent products saw of the state before it, read for w_hh. `r` (N, H): the reset
-    gate, used for "cho" and "chung", where W_hn multiplies r * h."""
+    gate, used for "cho" and "chung", where W_hn multiplies r * h. unnormed: where products are normalised."""
     hidden_size = r.shape[1]
-    need_w_ih, need_w_hh, need_b_ih, need_b_hh = needs
-    d_w_ih = torch.mm(d_gates.t(), input) if need_w_ih and input is not None else None
+    need_w_ih, need_w_hh, need_b_ih, need_b_hh, need_gain = needs
+    of_input = d_gates if unnormed is None else unnormed.input
+    d_w_ih = torch.mm(of_input.t(), input) if need_w_ih and input is not None else None
     d_w_hh = None
     if need_w_hh:
         assert before is not None
         d_w_hh = d_gates.new_empty(3 * hidden_size, hidden_size)
         d_w_hrz, d_w_hn = d_w_hh.split_with_sizes((2 * hidden_size, hidden_size))
-        torch.mm(d_gates.narrow(1, 0, 2 * hidden_size).t(), before, out=d_w_hrz)
+        of_state = d_gates if unnormed is None else unnormed.state
+        of_n = of_state.narrow(1, 2 * hidden_size, hidden_size)
+        torch.mm(of_state.narrow(1, 0, 2 * hidden_size).t(), before, out=d_w_hrz)
         if d_an is None:
-            torch.mm(d_gates.narrow(1, 2 * hidden_size, hidden_size).t(), r * before, out=d_w_hn)
+            torch.mm(of_n.t(), r * before, out=d_w_hn)
         else:
-            torch.mm(d_an.t(), before, out=d_w_hn)
+            torch.mm((d_an if unnormed is None else of_n).t(), before, out=d_w_hn)
     d_b_ih = d_gates.sum(0) if need_b_ih or need_b_hh else None
     d_b_hh = None
     if need_b_hh:
         assert d_b_ih is not None
         d_b_hh = d_b_ih.clone() if d_an is None else torch.cat([d_b_ih.narrow(0, 0, 2 * hidden_size), d_an.sum(0)])
-    return d_w_ih, d_w_hh, d_b_ih if need_b_ih else None, d_b_hh
+    d_gain = unnormed.gain if need_gain and unnormed is not None else None
+    return d_w_ih, d_w_hh, d_b_ih if need_b_ih else None, d_b_hh, d_gain

@@ -29,11 +29,19 @@ def gates_again(run: Run, weights: Weights, variant: str, reverse: bool, out: Te
 
     run: of the steps in question, as if they were a sequence of their own, its input as (N, I)."""
     before = seen_before(run, reverse)
-    gates: tuple[Tensor, ...] = reference.gates(run.input, before, *weights, variant=variant)
+    gates: tuple[Tensor, ...] = reference.gates(run.input, before, *weights[:4], variant=variant, gain=weights.gain)
     if variant == "torch":
-        w_hn, b_hn = weights.hh.chunk(3)[2], None if weights.bias_hh is None else weights.bias_hh.chunk(3)[2]
-        gates = (*gates, torch.nn.functional.linear(before, w_hn, b_hn))
+        gates = (*gates, _recurrent_candidate(before, weights))
     torch.cat(gates, 1, out=out)
+
+
+def _recurrent_candidate(before: Tensor, weights: Weights) -> Tensor:
+    """W_hn h + b_hn of variant "torch", (N, H), its product normalised where there is a gain."""
+    b_hn = None if weights.bias_hh is None else weights.bias_hh.chunk(3)[2]
+    if weights.gain is None:
+        return torch.nn.functional.linear(before, weights.hh.chunk(3)[2], b_hn)
+    an = reference.layer_norm(torch.mm(before, weights.hh.t()), weights.gain[1]).chunk(3, 1)[2]
+    return an if b_hn is None else an + b_hn
 
 
 def seen_before(run: Run, reverse: bool) -> Tensor:

@@ -50,7 +50,7 @@ class Wanted(NamedTuple):
     grad_output: Tensor | None
     grad_h_n: Tensor | None
     needs: Sequence[bool]
-    given: Sequence[bool] = ()  # by fresh, decay, amount of the call's `given`; empty: none
+    given: Sequence[bool] = ()  # by fresh, decay and amount of the call's `given`, and by its gain; empty: none
 
 
 @functools.cache  # an import statement costs some 0.5 us a call
@@ -111,9 +111,10 @@ def new_output(layer: Layer, call: Call, features: int) -> Tensor:
     )
 
 
-def heads_of(layer: Layer, plan: Plan) -> int:
-    """Of which the plan's schedule takes the weights as they are; 1 where it takes whole matrices."""
-    return layer.num_heads if plan.schedule in TAKES_HEADS else 1
+def heads_of(layer: Layer, call: Call, plan: Plan) -> int:
+    """Of which the plan's schedule takes the weights as they are; 1 where it takes whole matrices, as where products
+    are normalised: over all heads."""
+    return layer.num_heads if plan.schedule in TAKES_HEADS and call.gain is None else 1
 
 
 def part_of(layer: Layer, stage: Stage, heads: int) -> Part:
@@ -138,7 +139,7 @@ def state_of(layer: Layer, stage: Stage, x: Tensor) -> Tensor:
 
 def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, first_kept: int) -> Result:
     """The results, and what backward needs of the layers from `first_kept` on (num_layers: of none)."""
-    heads = heads_of(layer, plan)
+    heads = heads_of(layer, call, plan)
     if heads < layer.num_heads:
         layer, weights = replace(layer, num_heads=1), whole_weights(layer, weights)
     if plan.schedule == "cudnn":
@@ -169,7 +170,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
                 of_stage(layer, call, stage),
             )
             schedule = _module_of(stage.choice.schedule)
-            schedule.forward(part_of(layer, stage, heads), _weights_of(layer, weights, stage), run)
+            schedule.forward(part_of(layer, stage, heads), _weights_of(layer, weights, call, stage), run)
         if gates is not None:
             reserve.append(gates)
             if not in_place:
@@ -191,10 +192,10 @@ def _layer_of(stage: Stage) -> int:
     return index
 
 
-def _weights_of(layer: Layer, weights: Sequence[Tensor], stage: Stage) -> list[Weights]:
+def _weights_of(layer: Layer, weights: Sequence[Tensor], call: Call, stage: Stage) -> list[Weights]:
     """Of each of its directions."""
     first = stage.layers[0] * layer.directions
-    return [layer.weights_of(weights, first + direction) for direction in stage.directions]
+    return [layer.weights_of(weights, first + direction, call.gain) for direction in stage.directions]
 
 
 def shaped(states: Tensor, steps: Steps) -> Tensor:
@@ -298,11 +299,12 @@ def backward(
     reserve: Sequence[Tensor],
     wanted: Wanted,
 ) -> list[Tensor | None]:
-    """Derivatives by the input, hx and each of the weights, and where `wanted.given` asks for any by fresh, decay and
-    amount; None for those that are not asked for.
+    """Derivatives by the input, hx and each of the weights, and where `wanted.given` asks for any by fresh, decay,
+    amount and gain; None for those that are not asked for.
 
-    call.input is read only where a weight of the first layer needs a gradient or its gates were not kept."""
-    heads = heads_of(layer, plan)
+    call.input is read only where a weight of the first layer needs a gradient, its gates were not kept, or products are
+    normalised."""
+    heads = heads_of(layer, call, plan)
     if heads < layer.num_heads:
         found = backward(
             replace(layer, num_heads=1), whole_weights(layer, weights), call, plan, first_kept, reserve, wanted
@@ -317,13 +319,14 @@ def backward(
     entry, kept = _unfold(layer, reserve, first_kept)
     need_input, need_hx, *need_weights = wanted.needs
     width = 4 if layer.bias else 2
-    sums, call = Sums(layer, call, wanted.given), before_their_ends(layer, call)
-    asked = [need_input or need_hx or any(sums.needs) or need for need in need_weights]
+    sums, call = Sums(layer, call, wanted.given[:3]), before_their_ends(layer, call)
+    d_gain = None if call.gain is None or not any(wanted.given[3:]) else torch.zeros_like(call.gain)
+    asked = [need_input or need_hx or any(sums.needs) or d_gain is not None or need for need in need_weights]
     lowest = asked.index(True) // (width * directions) if any(asked) else layer.num_layers
     d_hx = torch.empty(call.hx.shape, dtype=call.hx.dtype, device=call.hx.device) if need_hx else None
     d_weights: list[Tensor | None] = [None] * len(need_weights)
     grad = None if wanted.grad_output is None else time_major(layer, call, wanted.grad_output)
-    biases = () if layer.bias else (False, False)
+    rest = (d_gain is not None,) if layer.bias else (False, False, d_gain is not None)
     for index, stages in groupby(plan.stages, key=_layer_of):
         if index < lowest:
             break
@@ -343,7 +346,7 @@ def backward(
             places = [slice((index * directions + i) * width, (index * directions + i + 1) * width) for i in own]
             found = _module_of(stage.choice.schedule).backward(
                 part_of(layer, stage, heads),
-                _weights_of(layer, weights, stage),
+                _weights_of(layer, weights, call, stage),
                 Run(
                     x,
                     state_of(layer, stage, call.hx),
@@ -355,18 +358,20 @@ def backward(
                 Upstream(
                     None if grad is None else share_of(layer, own, grad, -1),
                     None if wanted.grad_h_n is None else state_of(layer, stage, wanted.grad_h_n),
-                    (below, need_hx, *(need for place in places for need in (*need_weights[place], *biases))),
+                    (below, need_hx, *(need for place in places for need in (*need_weights[place], *rest))),
                     sums.needs,
                 ),
             )
             for direction, of_given in zip(own, found.given, strict=False):
                 sums.add(index * directions + direction, of_given)
-            for i, place in enumerate(places):
-                d_weights[place] = found.weights[4 * i : 4 * i + width]
+            for i, (direction, place) in enumerate(zip(own, places, strict=True)):
+                d_weights[place] = found.weights[5 * i : 5 * i + width]
+                if d_gain is not None:
+                    d_gain[index * directions + direction] = found.weights[5 * i + 4]
             if d_hx is not None:
                 state_of(layer, stage, d_hx).copy_(found.h0)
             if below:
                 d_x = found.input if d_x is None else d_x.add_(found.input)
         grad = d_x if scale is None or d_x is None else d_x.mul_(scale)
     d_input = None if grad is None or not need_input else time_major(layer, call, grad)
-    return [d_input, d_hx, *d_weights, *(sums.in_all() if wanted.given else ())]
+    return [d_input, d_hx, *d_weights, *((*sums.in_all(), d_gain) if wanted.given else ())]
