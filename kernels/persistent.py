@@ -51,7 +51,7 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
     if begins is None:
         exchange.reserve(kept.output, config.protocol)
-        args["h0_ptr"] = _first_state(operands.h0, config.protocol)
+        args["h0_ptr"] = first_state(operands.h0, config.protocol)
     else:  # of h0, too, programs pass on what the first step's products see
         exchange.reserve(begins, config.protocol)
     if run.variant == "torch":
@@ -103,7 +103,7 @@ def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:
     return run.config if _protocol is None else replace(run.config, protocol=_protocol)
 
 
-def _first_state(h0: Tensor, protocol: Protocol) -> Tensor:
+def first_state(h0: Tensor, protocol: Protocol) -> Tensor:
     """h0 as the kernels can wait for it: without the reserved pattern, at an address of whole chunks."""
     if protocol == "data":
         return exchange.canonical_nan(h0)
@@ -111,7 +111,7 @@ def _first_state(h0: Tensor, protocol: Protocol) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _constexprs(
+def constexprs_of(
     config: PersistentConfig,
     size: tuple[int, int],
     dtype: torch.dtype,
@@ -161,7 +161,7 @@ def _start(
     args |= {"host_ptr": watched.word, "number": watched.number}
     timeout = exchange.default_timeout() if config.timeout is None else config.timeout
     size = hidden_size, operands.added
-    constexprs |= _constexprs(config, size, h0.dtype, steps.packed, run.precision, timeout)
+    constexprs |= constexprs_of(config, size, h0.dtype, steps.packed, run.precision, timeout)
     constexprs |= per_step.constexprs(operands)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     at_once = config.tiles_at_once or groups
