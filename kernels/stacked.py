@@ -16,16 +16,17 @@ from . import exchange
 from .config import PersistentConfig, kept_values, persistent_width
 from .launch import prepare
 from .persistent import constexprs_of, first_state
-from .recurrence import Recurrence
+from .recurrence import Gradients, Recurrence
+from .stacked_backward import stacked_back_reset_first, stacked_back_torch
 from .stacked_forward import stacked_reset_first, stacked_torch
 from .steps import Steps
 from .watch import watch
 
 
 class Layers(NamedTuple):
-    """What forward reads, and where its results go."""
+    """What forward reads, and where its results go. backward reads its results, h0 and W."""
 
-    gates_in: Tensor  # (N, 3H) input's share of the lowest layer's pre-activations, with its biases but b_hn
+    gates_in: Tensor | None  # (N, 3H) input's share of the lowest layer's pre-activations, with its biases but b_hn
     h0: Tensor  # (L, B, H)
     w_ih: Tensor  # (L - 1, 3H, H) of the layers above the lowest
     w_hh: Tensor  # (L, 3H, H)
@@ -84,6 +85,56 @@ def forward(run: Recurrence[PersistentConfig], layers: Layers) -> None:
         if buffer is not None:
             exchange.reserve(buffer, run.config.protocol)
     _start(kernel, args, constexprs, run, layers.h0, layers.steps)
+
+
+class Derivatives(NamedTuple):
+    """What backward gives, of all layers."""
+
+    d_gates: Tensor  # (L, N, 3H), by the pre-activations of r, z, n
+    d_an: Tensor | None  # (L, N, H), "torch": by W_hn h + b_hn; None otherwise, where it is dn
+    d_state: Tensor  # (L, B, H) float32, by h0
+
+
+def backward(
+    run: Recurrence[PersistentConfig], layers: Layers, grad_output: Tensor, grad_h_n: Tensor | None
+) -> Derivatives:
+    """Back-propagation through time of all layers.
+
+    Args:
+        layers: with the reserve.
+        grad_output: (N, H), by the last layer's output.
+        grad_h_n: (L, B, H), of any strides, or float32; None: zeros.
+
+    Raises:
+        As `forward`.
+    """
+    h0, none = layers.h0, layers.h0.new_zeros
+    count, _, hidden_size = h0.shape
+    rows, protocol = count * layers.output.shape[0], run.config.protocol
+    memory = h0.new_empty((4 if run.variant == "torch" else 3) * rows * hidden_size)
+    exchange.reserve(memory, protocol)  # what is exchanged lies together, so that one launch fills it
+    d_gates, d_an = memory.split_with_sizes((3 * rows * hidden_size, memory.numel() - 3 * rows * hidden_size))
+    d_gates = d_gates.view(count, -1, 3 * hidden_size)
+    args: dict[str, Any] = {
+        "grad_output_ptr": grad_output,
+        "h0_ptr": h0,
+        "w_above_ptr": torch.cat([layers.w_ih, none(1, 3 * hidden_size, hidden_size)]),
+        "w_hh_ptr": layers.w_hh,
+        "states_ptr": layers.states,
+        "output_ptr": layers.output,
+        "stays_ptr": None if layers.stays is None else layers.stays.view(torch.uint8),
+        "reserve_ptr": layers.reserve,
+        "d_state_ptr": Gradients(grad_output, grad_h_n).last_state(h0),
+        "d_gates_ptr": d_gates,
+        "nothing_ptr": none(3 * hidden_size),
+        "scale": None if layers.stays is None else layers.scale,
+    }
+    if run.variant == "torch":
+        args["d_an_ptr"] = d_an = d_an.view(count, -1, hidden_size)
+        _start(stacked_back_torch, args, {}, run, h0, layers.steps)
+        return Derivatives(d_gates, d_an, args["d_state_ptr"])
+    _start(stacked_back_reset_first, args, {"VARIANT": run.variant}, run, h0, layers.steps)
+    return Derivatives(d_gates, None, args["d_state_ptr"])
 
 
 def _start(

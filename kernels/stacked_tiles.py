@@ -10,7 +10,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .persistent_tiles import await_rows, await_rows_of, one_look, readable, rows_at, state_rows, tile_at
+from .parts import one_gate
+from .persistent_tiles import await_rows, await_rows_of, load_columns, one_look, readable, state_rows, tile_at
 
 
 class Level(NamedTuple):
@@ -53,3 +54,54 @@ def await_pair(output_ptr, h0_ptr, below, own, here, before, i, S: tl.constexpr)
         return await_rows_of((rows, below), own, here, None, S)
     else:
         return await_rows(rows, own, here, None, S), await_rows(below, own, here, None, S)
+
+
+@triton.jit
+def load_columns_of(w_ptr, own, S: tl.constexpr):
+    """The own units' columns of the three gates' weights: left operands."""
+    return load_columns(w_ptr, 0, own, S), load_columns(w_ptr, 1, own, S), load_columns(w_ptr, 2, own, S)
+
+
+@triton.jit
+def rows_of_gates(pointer, own, here, moves, S: tl.constexpr):
+    """`rows_or_zeros` of the derivatives by three gates."""
+    rows = rows_or_zeros(pointer, own, here, moves, 3, S)
+    return rows, rows + S.H, rows + 2 * S.H
+
+
+@triton.constexpr_function
+def tiles_at_once(bits, tiles, S):
+    """How many of so many tiles a program looks at together: registers hold four of 64 columns."""
+    if not one_look(bits, S):
+        return 1
+    return tiles if tiles * S.DEPTH * bits <= 4096 or tiles < 4 else tiles // 2
+
+
+@triton.jit
+def await_all(tiles, own, here, AT_ONCE: tl.constexpr, S: tl.constexpr):
+    """Wait for several tiles, so many of them with one look."""
+    found = ()
+    for first in tl.static_range(0, len(tiles), AT_ONCE):
+        if AT_ONCE == 1:
+            some = (await_rows(tiles[first], own, here, None, S),)
+        else:
+            some = await_rows_of(tiles[first : first + AT_ONCE], own, here, None, S)
+        found = found + some  # type: ignore[assignment]  # noqa: RUF005, Triton knows no unpacking
+    return found
+
+
+@triton.jit
+def share_of_gates(weights, tiles, PRECISION: tl.constexpr, S: tl.constexpr):
+    """The sum of the products of three gates' weights and derivatives."""
+    a = tl.dot(weights[0], tiles[0], input_precision=PRECISION)
+    a = tl.dot(weights[1], tiles[1], a, input_precision=PRECISION)
+    a = tl.dot(weights[2], tiles[2], a, input_precision=PRECISION)
+    return one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+
+
+@triton.jit
+def passed_down(d, stays, scale):
+    """A derivative by what the layer above saw, as one by the state."""
+    if stays is not None:
+        d = d * tl.where(stays != 0, scale, 0.0)
+    return d
