@@ -47,7 +47,7 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         return widen.forward(forward, run, operands, save, more)
-    config, kept, begins = _config(run), Kept.empty(run, operands, save), operands.begins
+    config, kept, begins = config_of(run), Kept.empty(run, operands, save), operands.begins
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
     if begins is None:
         exchange.reserve(kept.output, config.protocol)
@@ -82,7 +82,7 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
 
 def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradients: Gradients) -> Derivatives:
     """Memory for them; what is exchanged lies together, so that one launch fills it."""
-    protocol = _config(run).protocol
+    protocol = config_of(run).protocol
     if run.variant != "torch":
         derivatives = Derivatives.empty(run, operands, gradients)
         exchange.reserve(derivatives.d_gates, protocol)
@@ -98,7 +98,7 @@ def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradient
     return Derivatives(d_gates, d_an, gradients.last_state(h0), d_begin)
 
 
-def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:
+def config_of(run: Recurrence[PersistentConfig]) -> PersistentConfig:
     """The run's, with the protocol that is in force."""
     return run.config if _protocol is None else replace(run.config, protocol=_protocol)
 
@@ -143,7 +143,7 @@ def _start(
     operands: Operands,
 ) -> None:
     """Launch for all batch tiles, with what forward and backward share."""
-    config, steps, h0 = _config(run), operands.steps, operands.h0
+    config, steps, h0 = config_of(run), operands.steps, operands.h0
     if h0.dtype == torch.float32 and run.precision != "tf32":
         raise ValueError(
             f'the persistent schedule multiplies float32 with precision "tf32" only, got {run.precision!r}'

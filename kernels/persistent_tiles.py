@@ -52,10 +52,8 @@ def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None):
     batch tiles and both directions of each; where a launch has several layers, of batch tiles and the layers of
     each."""
     group = tl.program_id(1) + first_tile
-    if layers is not None:
-        tile = group // layers
-    else:
-        tile = group if S.SIDES == 1 else group // 2
+    together = S.SIDES if layers is None else layers
+    tile = group if together == 1 else group // together
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
     row = b if S.PACKED else tl.minimum(b, B - 1)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from . import exchange
-from .config import PersistentConfig, kept_values, persistent_width
+from .config import PersistentConfig, why_not_stacked
 from .launch import prepare
-from .persistent import constexprs_of, first_state
+from .persistent import config_of, constexprs_of, first_state
 from .recurrence import Gradients, Recurrence
 from .stacked_backward import stacked_back_reset_first, stacked_back_torch
 from .stacked_forward import stacked_reset_first, stacked_torch
@@ -40,25 +40,15 @@ class Layers(NamedTuple):
     scale: float = 1.0  # of what stays, as the dtype has it
 
 
-def why_not(dtype: torch.dtype, hidden_size: int, precision: str) -> str | None:
-    """Why no launch has several layers of such a size, or None."""
-    if dtype == torch.float32 and precision != "tf32":
-        return "float32 without TF32 does not fit registers"
-    if persistent_width(dtype, hidden_size) != hidden_size:
-        return "its kernels add no hidden units"
-    largest = 1024 // dtype.itemsize
-    return f"W_ih beside W_hh does not fit registers above hidden_size {largest}" if hidden_size > largest else None
-
-
 def forward(run: Recurrence[PersistentConfig], layers: Layers) -> None:
     """All layers; results go where `layers` says. The programs of a batch tile, of all layers, must fit on the device
     together.
 
     Raises:
-        ValueError: a size, dtype or precision of which `why_not` says so.
+        ValueError: a size, dtype or precision of which `why_not_stacked` says so.
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
-    count, batch, hidden_size = layers.h0.shape
+    count, _, hidden_size = layers.h0.shape
     reserved, none = [layers.states, layers.output], layers.h0.new_zeros
     args: dict[str, Any] = {
         "gates_in_ptr": layers.gates_in,
@@ -146,11 +136,12 @@ def _start(
     steps: Steps,
 ) -> None:
     """Launch for all batch tiles, with what forward and backward share."""
-    config, (layers, batch, hidden_size) = run.config, h0.shape
+    config, (layers, batch, hidden_size) = config_of(run), h0.shape
     if config.protocol != "data" or steps.packed:
-        raise ValueError('several layers run together on padded sequences, by protocol "data" only')
-    if (reason := why_not(h0.dtype, hidden_size, run.precision)) is not None:
-        raise ValueError(reason)
+        given = f"{'packed' if steps.packed else 'padded'} sequences by protocol {config.protocol!r}"
+        raise ValueError(f'several layers in a launch: expected padded sequences by protocol "data", got {given}')
+    if (reason := why_not_stacked(run.variant, h0.dtype, hidden_size, run.precision)) is not None:
+        raise ValueError(f"several layers in a launch: {reason}")
     if not batch:
         return
     programs, batch_tiles = config.grid(hidden_size, batch)

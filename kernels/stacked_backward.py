@@ -1,8 +1,8 @@
 """Several layers of the persistent schedule in one cooperative launch, back-propagation through time.
 
-The mirror image of `stacked_forward`: a layer's programs wait for their own layer's derivatives by the gates of the step
-that forward took after this one, and for those of this step of the layer above, and multiply each by their columns of
-W_hh and of the W_ih of the layer above. So layer l is at step t while layer l + 1 is at step t - 1. Only the lowest
+The mirror image of `stacked_forward`: a layer's programs wait for their own layer's derivatives by the gates of the
+step that forward took after this one, and for those of this step of the layer above, and multiply each by their columns
+of W_hh and of the W_ih of the layer above. So layer l is at step t while layer l + 1 is at step t - 1. Only the lowest
 layer's derivative by its input is left for after the launch. The last layer waits for a row of zeros, and adds the
 derivative by its output, which is the launch's.
 
@@ -120,7 +120,7 @@ def stacked_back_torch(
         tl.debug_barrier()
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
         sources = (source, source + H, rows_at(d_an_ptr, here.row, own, 1, S))
-        sources = sources + rows_of_gates(above_ptr, own, following, level.has_above, S)  # noqa: RUF005
+        sources = sources + rows_of_gates(above_ptr, own, following, level.has_above, S)
         tiles = await_all(sources, own, here, tiles_at_once(BITS, 6, S), S)
         dh = direct + share_of_gates(w, tiles[:3], PRECISION, S)
         from_above = passed_down(share_of_gates(w_above, tiles[3:], PRECISION, S), stays, scale)

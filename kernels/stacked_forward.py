@@ -63,7 +63,8 @@ def _pass_up(to_ptr, h, stays, scale, own, here, level, S: tl.constexpr):
     if stays is not None:
         stored = h.to(to_ptr.dtype.element_ty).to(tl.float32)
         seen = stored * tl.where(stays != 0, scale, 0.0)
-        publish(tile_at(to_ptr, here.row, own, 1, S), seen, there(own, here.count, S) & level.has_above, None, S.PROTOCOL)
+        exists = there(own, here.count, S) & level.has_above
+        publish(tile_at(to_ptr, here.row, own, 1, S), seen, exists, None, S.PROTOCOL)
 
 
 @triton.jit(do_not_specialize=["T", "B", "layers", "first_tile", "direction", "number"])

@@ -86,7 +86,7 @@ def await_all(tiles, own, here, AT_ONCE: tl.constexpr, S: tl.constexpr):
             some = (await_rows(tiles[first], own, here, None, S),)
         else:
             some = await_rows_of(tiles[first : first + AT_ONCE], own, here, None, S)
-        found = found + some  # type: ignore[assignment]  # noqa: RUF005, Triton knows no unpacking
+        found = found + some  # type: ignore[assignment]
     return found
 
 

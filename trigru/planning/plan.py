@@ -30,6 +30,7 @@ from .configs import CudnnConfig
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
 from .stages import WHOLE, AnyConfig, Choice, Plan, staged
+from .together import Stack, together
 from .triton_state import why_unusable
 
 SCHEDULES = ("auto", "eager", "stepwise", "walking", "resident", "persistent", "cudnn")
@@ -262,7 +263,42 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
             direction=direction,
             directions=layer.directions,
         )
+        if layer.num_layers > 1 and choice.schedule in KERNELS:
+            return _stacked(layer, site, choice, direction)
     return staged(layer.num_layers, layer.directions, choice, direction)
+
+
+def _stacked(layer: Layer, site: Site, choice: Choice, direction: str) -> Plan:
+    """The plan of several layers, by a choice of Triton's kernels for one."""
+    why = why_apart(layer, direction, packed=site.packed, given=bool(site.given))
+    if has_a_part_of(site.device):
+        why = _DID_NOT_FIT
+    sizes = cost.Layer(
+        layer.variant,
+        site.dtype,
+        max(site.batch, 1),
+        layer.hidden_size,
+        precision=precision_of(site.dtype),
+        directions=layer.directions,
+    )
+    stack = Stack(layer.num_layers, site.seq_len, why)
+    return together(choice, _described(site.device), sizes, stack, direction)
+
+
+def why_apart(layer: Layer, direction: str, *, packed: bool = False, given: bool = False) -> str | None:
+    """Why layers cannot run together in a launch, whatever the sizes and the device; None where they may. given: what
+    steps do beside the equations."""
+    if layer.schedule not in ("auto", "persistent"):
+        return f"asked for {layer.schedule!r} by name"
+    if layer.bidirectional:
+        return "each needs both directions of the one below"
+    if packed:
+        return "a launch of several takes no packed sequences"
+    if given:
+        return "a launch of several runs the equations alone"
+    if direction == "backward" and layer.memory == "recompute":
+        return "gates are computed again layer by layer"
+    return None
 
 
 def torch_serves(layer: Layer, site: Site) -> bool:
@@ -421,7 +457,7 @@ def instead(refused: Choice, error: Exception, state: torch.Tensor, variant: str
     Raises:
         Exception: the given one, where the refused schedule was asked for by name.
     """
-    if refused.reason == _BY_NAME.reason:
+    if refused.reason.startswith(_BY_NAME.reason):
         raise error
     _SHARED.add(state.device)
     _chosen.cache_clear()
