@@ -120,7 +120,7 @@ def test_batches_that_do_not_fit_at_once_take_turns():
 def test_what_it_does_not_run_is_refused():
     case = stack(2, 2, 3, 32)
     config = stacked_config(torch.bfloat16, 3, 32)
-    with pytest.raises(ValueError, match='by protocol "data", got padded sequences by protocol \'flags\''):
+    with pytest.raises(ValueError, match="by protocol \"data\", got padded sequences by protocol 'flags'"):
         stacked.forward(Recurrence("torch", False, "ieee", replace(config, protocol="flags")), case.layers)
     with exchanging_by("flags"), pytest.raises(ValueError, match="'flags'"):
         stacked.forward(Recurrence("torch", False, "ieee", config), case.layers)
