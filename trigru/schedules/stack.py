@@ -257,7 +257,7 @@ def backward(
     for layers, stages in groupby(_apart(plan.stages, lowest), key=_layers_of):
         first, scale = layers[0], None
         if first < lowest:
-            break
+            continue
         if first == first_kept:
             x = time_major(layer, call, call.input) if kept.entry is None else kept.entry
         else:
