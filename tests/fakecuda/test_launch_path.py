@@ -91,12 +91,12 @@ def test_a_stack_in_one_launch():
     module = trigru.GRU(8, 64, 3, schedule="persistent", device="cuda", dtype=HALF)
     x = torch.randn(3, 5, 8, device="cuda", dtype=HALF, requires_grad=True)
     assert "3 layers in a launch" in trigru.explain(module, x).reason
-    waits = fakecuda.counts()["waits"]
+    waits = fakecuda.counts()["synchronisations"]
     output, h_n = module(x)
     (output.float().square().sum() + h_n.float().sum()).backward()
     with torch.no_grad():
         again, _ = module(x)
-    assert fakecuda.counts()["waits"] == waits
+    assert fakecuda.counts()["synchronisations"] == waits
     kernels = [(run["kernel"], run["grid"][:2], run["cooperative"]) for run in fakecuda.launches]
     names = "stacked_torch", "stacked_back_torch", "stacked_torch"
     assert kernels == [(name, (4, 3), True) for name in names]
