@@ -20,9 +20,8 @@ from trigru.kernels.launch import using
 from trigru.layer import Weights
 from trigru.planning import cost, plan
 from trigru.planning.devices import PRESETS
-from trigru.planning.plan import why_apart
 from trigru.planning.stages import Choice, grouped, staged
-from trigru.planning.together import Stack, together
+from trigru.planning.together import Stack, together, why_apart
 from trigru.schedules.reserve import scaled
 from trigru.schedules.stack import dropout_mask
 

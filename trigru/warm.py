@@ -15,9 +15,9 @@ from .layer import Call, Layer
 from .modules import GRU
 from .planning import cost
 from .planning.devices import Device, present, preset
-from .planning.plan import DIRECTIONS, DTYPES, planned, precision_of, why_apart
+from .planning.plan import DIRECTIONS, DTYPES, planned, precision_of
 from .planning.stages import Choice, Plan, staged
-from .planning.together import Stack, together
+from .planning.together import Stack, together, why_apart
 from .planning.triton_state import interpreted, why_unusable
 from .schedules import stack
 from .schedules.reserve import shares_output

@@ -14,9 +14,9 @@ import torch
 from ..checks import layer_of
 from ..planning.cost import Layer
 from ..planning.devices import PRESETS, Device, preset
-from ..planning.plan import DIRECTIONS, MICRO, Site, candidates, measured_on, plan, planned, why_apart
+from ..planning.plan import DIRECTIONS, MICRO, Site, candidates, measured_on, plan, planned
 from ..planning.stages import Choice, Plan
-from ..planning.together import Stack, together
+from ..planning.together import Stack, together, why_apart
 from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
 from . import explain_workloads

@@ -13,8 +13,8 @@ from ..explain import CELL_REASONS
 from ..functional import cell_way
 from ..planning.cost import Layer
 from ..planning.devices import Device
-from ..planning.plan import DIRECTIONS, MICRO, Site, plan, planned, why_apart
-from ..planning.together import Stack, together
+from ..planning.plan import DIRECTIONS, MICRO, Site, plan, planned
+from ..planning.together import Stack, together, why_apart
 from .tables import fitted, wrapped
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -30,7 +30,7 @@ from .configs import CudnnConfig
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
 from .stages import WHOLE, AnyConfig, Choice, Plan, staged
-from .together import Stack, together
+from .together import Stack, together, why_apart
 from .triton_state import why_unusable
 
 SCHEDULES = ("auto", "eager", "stepwise", "walking", "resident", "persistent", "cudnn")
@@ -283,22 +283,6 @@ def _stacked(layer: Layer, site: Site, choice: Choice, direction: str) -> Plan:
     )
     stack = Stack(layer.num_layers, site.seq_len, why)
     return together(choice, _described(site.device), sizes, stack, direction)
-
-
-def why_apart(layer: Layer, direction: str, *, packed: bool = False, given: bool = False) -> str | None:
-    """Why layers cannot run together in a launch, whatever the sizes and the device; None where they may. given: what
-    steps do beside the equations."""
-    if layer.schedule not in ("auto", "persistent"):
-        return f"asked for {layer.schedule!r} by name"
-    if layer.bidirectional:
-        return "each needs both directions of the one below"
-    if packed:
-        return "a launch of several takes no packed sequences"
-    if given:
-        return "a launch of several runs the equations alone"
-    if direction == "backward" and layer.memory == "recompute":
-        return "gates are computed again layer by layer"
-    return None
 
 
 def torch_serves(layer: Layer, site: Site) -> bool:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ..kernels.config import PersistentConfig, cdiv, stacked_config, why_not_stacked
+from ..layer import Layer
 from . import cost
 from .devices import Device
 from .stages import Choice, Plan, Stage, grouped, staged
@@ -24,6 +25,22 @@ class Stack(NamedTuple):
     why_apart: str | None  # why none of them can run together, as far as it has nothing to do with sizes
 
 
+def why_apart(layer: Layer, direction: str, *, packed: bool = False, given: bool = False) -> str | None:
+    """Why layers cannot run together in a launch, whatever the sizes and the device; None where they may. given: what
+    steps do beside the equations."""
+    if layer.schedule not in ("auto", "persistent"):
+        return f"asked for {layer.schedule!r} by name"
+    if layer.bidirectional:
+        return "each needs both directions of the one below"
+    if packed:
+        return "a launch of several takes no packed sequences"
+    if given:
+        return "a launch of several runs the equations alone"
+    if direction == "backward" and layer.memory == "recompute":
+        return "gates are computed again layer by layer"
+    return None
+
+
 @functools.lru_cache(maxsize=1024)
 def together(single: Choice, device: Device, layer: cost.Layer, stack: Stack, direction: str) -> Plan:
     """The plan of a stack of which `single` is the best for a layer by itself: layer by layer, or several in a launch,
@@ -31,23 +48,33 @@ def together(single: Choice, device: Device, layer: cost.Layer, stack: Stack, di
     apart = staged(stack.num_layers, layer.directions, single, direction)
     if stack.num_layers == 1:
         return apart
-    seconds = apart.seconds(stack.seq_len, device.launch_time)
-    why = stack.why_apart or _obstacle(device, layer)
-    found: list[tuple[float, Plan]] = []
-    for most in range(2, stack.num_layers + 1) if why is None else ():
-        plan = _of(most, single, device, layer, stack, direction)
-        if plan is not None and (predicted := plan.seconds(stack.seq_len, device.launch_time)) is not None:
-            found.append((predicted, plan))
-    if why is None and not found:
-        programs = cdiv(layer.hidden_size, PersistentConfig.block_h)
-        why = f"two need {2 * programs} programs at once, {device.multiprocessors} multiprocessors have too few"
-    if why is None and seconds is not None:
-        predicted, best = min(found, key=lambda one: one[0])
-        if predicted < seconds:
+    best, why = fastest(single.reason, device, layer, stack, direction)
+    if best is not None:
+        seconds, alone = (plan.seconds(stack.seq_len, device.launch_time) for plan in (best, apart))
+        if seconds is None or alone is None or seconds < alone:
             return best
-        why = f"together {predicted * MICRO:.0f} us instead of {seconds * MICRO:.0f} predicted"
+        why = f"together {seconds * MICRO:.0f} us instead of {alone * MICRO:.0f} predicted"
     said = replace(single, reason=f"{single.reason}; layer by layer: {why}")
     return staged(stack.num_layers, layer.directions, said, direction)
+
+
+def fastest(
+    reason: str, device: Device, layer: cost.Layer, stack: Stack, direction: str
+) -> tuple[Plan | None, str | None]:
+    """The plan with several layers in a launch that is predicted the fastest, or why there is none. reason: of the
+    schedule."""
+    why = stack.why_apart or _obstacle(device, layer)
+    if why is not None:
+        return None, why
+    sizes = range(2, stack.num_layers + 1)
+    found = [plan for most in sizes if (plan := _of(most, reason, device, layer, stack, direction)) is not None]
+    if not found:
+        programs = cdiv(layer.hidden_size, PersistentConfig.block_h)
+        return (
+            None,
+            f"two need {2 * programs} programs at once, more than {device.multiprocessors} multiprocessors hold",
+        )
+    return min(found, key=lambda plan: plan.seconds(stack.seq_len, device.launch_time) or 0.0), None
 
 
 def _obstacle(device: Device, layer: cost.Layer) -> str | None:
@@ -59,12 +86,12 @@ def _obstacle(device: Device, layer: cost.Layer) -> str | None:
     return None if why is None else f"in a launch of several {why}"
 
 
-def _of(most: int, single: Choice, device: Device, layer: cost.Layer, stack: Stack, direction: str) -> Plan | None:
+def _of(most: int, reason: str, device: Device, layer: cost.Layer, stack: Stack, direction: str) -> Plan | None:
     """With so many layers at most in a launch; None where their programs are too many, or a layer is left alone."""
     groups = grouped(stack.num_layers, most, direction)
     if min(len(group) for group in groups) == 1:
         return None
-    choices = {size: _choice(size, single, device, layer, stack, direction) for size in {len(g) for g in groups}}
+    choices = {size: _choice(size, reason, device, layer, stack, direction) for size in {len(g) for g in groups}}
     stages = []
     for group in groups:
         if (choice := choices[len(group)]) is None:
@@ -73,9 +100,7 @@ def _of(most: int, single: Choice, device: Device, layer: cost.Layer, stack: Sta
     return Plan(tuple(stages))
 
 
-def _choice(
-    layers: int, single: Choice, device: Device, layer: cost.Layer, stack: Stack, direction: str
-) -> Choice | None:
+def _choice(layers: int, reason: str, device: Device, layer: cost.Layer, stack: Stack, direction: str) -> Choice | None:
     config = stacked_config(layer.dtype, layer.batch, layer.hidden_size)
     programs, _ = config.grid(layer.hidden_size, layer.batch)
     tiles = config.on_a_multiprocessor * device.multiprocessors // (programs * layers)
@@ -85,8 +110,8 @@ def _choice(
     step = cost.stacked(layer, config.block_h, config.block_b, layers, direction)
     step = replace(step, sharing=config.on_a_multiprocessor)
     turns, seconds = cost.turns(step, device), cost.time(step, device, layer)
-    reason = (
-        f"{single.reason}; {layers} layers in a launch, each a step behind the one before it: {seconds * MICRO:.1f} us "
+    said = (
+        f"{reason}; {layers} layers in a launch, each a step behind the one before it: {seconds * MICRO:.1f} us "
         f"a step, {stack.seq_len + layers - 1} steps"
     )
-    return Choice("persistent", reason, config, turns, (0, turns), seconds)
+    return Choice("persistent", said, config, turns, (0, turns), seconds)
