@@ -55,7 +55,7 @@ def forward(run: Recurrence[PersistentConfig], layers: Layers) -> None:
         "h0_ptr": first_state(layers.h0, run.config.protocol),
         "w_ih_ptr": torch.cat([none(1, 3 * hidden_size, hidden_size), layers.w_ih]),
         "w_hh_ptr": layers.w_hh,
-        "bias_ptr": none(count, 3 * hidden_size),
+        "bias_ptr": none(1 if layers.bias is not None else count, 3 * hidden_size),
         "states_ptr": layers.states,
         "output_ptr": layers.output,
         "reserve_ptr": layers.reserve,
@@ -64,7 +64,7 @@ def forward(run: Recurrence[PersistentConfig], layers: Layers) -> None:
         "scale": None if layers.stays is None else layers.scale,
     }
     if layers.bias is not None:
-        args["bias_ptr"][1:] = layers.bias
+        args["bias_ptr"] = torch.cat([args["bias_ptr"], layers.bias])
     if run.variant == "torch":
         kernel, args["b_hn_ptr"], constexprs = stacked_torch, layers.b_hn, {}
     else:

@@ -50,7 +50,7 @@ def together(single: Choice, device: Device, layer: cost.Layer, stack: Stack, di
         return apart
     best, why = fastest(single.reason, device, layer, stack, direction)
     if best is not None:
-        seconds, alone = (plan.seconds(stack.seq_len, device.launch_time) for plan in (best, apart))
+        seconds, alone = (plan.seconds(stack.seq_len, device.eager_launch_time) for plan in (best, apart))
         if seconds is None or alone is None or seconds < alone:
             return best
         why = f"together {seconds * MICRO:.0f} us instead of {alone * MICRO:.0f} predicted"
@@ -74,7 +74,7 @@ def fastest(
             None,
             f"two need {2 * programs} programs at once, more than {device.multiprocessors} multiprocessors hold",
         )
-    return min(found, key=lambda plan: plan.seconds(stack.seq_len, device.launch_time) or 0.0), None
+    return min(found, key=lambda plan: plan.seconds(stack.seq_len, device.eager_launch_time) or 0.0), None
 
 
 def _obstacle(device: Device, layer: cost.Layer) -> str | None:
@@ -109,9 +109,10 @@ def _choice(layers: int, reason: str, device: Device, layer: cost.Layer, stack: 
     config = replace(config, tiles_at_once=tiles * layers, layers=layers)
     step = cost.stacked(layer, config.block_h, config.block_b, layers, direction)
     step = replace(step, sharing=config.on_a_multiprocessor)
-    turns, seconds = cost.turns(step, device), cost.time(step, device, layer)
+    turns = cost.turns(step, device)
+    seconds, in_graph = (cost.time(step, device, layer, graph=graph) for graph in (False, True))
     said = (
         f"{reason}; {layers} layers in a launch, each a step behind the one before it: {seconds * MICRO:.1f} us "
         f"a step, {stack.seq_len + layers - 1} steps"
     )
-    return Choice("persistent", said, config, turns, (0, turns), seconds)
+    return Choice("persistent", said, config, turns, (0, turns), seconds, in_graph)

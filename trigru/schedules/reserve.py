@@ -73,32 +73,34 @@ class Reserve(NamedTuple):
         """(N, D * H) of a layer."""
         place = index - self.first_kept
         if self.states is not None and place < self.states.shape[0]:
-            return self.states[place]
+            return self.states.select(0, place)
         assert self.output is not None
         return self.output
 
     def inner(self, layers: Sequence[int]) -> Tensor | None:
         """(L - 1, N, D * H) of several layers but the last of them; None for a single one."""
-        return None if self.states is None or len(layers) == 1 else self.states[self._places(layers, 1)]
+        return None if self.states is None or len(layers) == 1 else self._of(layers, self.states, 1)
 
     def masks_in(self, layers: Sequence[int]) -> Tensor | None:
         """The masks between several layers, (L - 1, ..., D * H); None without dropout, or for a single one."""
-        return None if self.masks is None or len(layers) == 1 else self.masks[self._places(layers, 1)]
+        return None if self.masks is None or len(layers) == 1 else self._of(layers, self.masks, 1)
 
     def mask_behind(self, index: int) -> Tensor | None:
         """Of the dropout behind a layer; None without any, and for layers that are not kept."""
         place = index - self.first_kept
-        return None if self.masks is None or not 0 <= place < self.masks.shape[0] else self.masks[place]
+        return None if self.masks is None or not 0 <= place < self.masks.shape[0] else self.masks.select(0, place)
 
     def gates_of(self, layer: Layer, layers: Sequence[int]) -> Tensor | None:
         """(L, D, N, values * H), or None where none are kept."""
         if layer.memory != "keep":
             return None
         kept, width = layer.num_layers - self.first_kept, kept_values(layer.variant) * layer.hidden_size
-        return self.gates.view(kept, layer.directions, -1 if self.gates.numel() else 0, width)[self._places(layers)]
+        gates = self.gates.view(kept, layer.directions, -1 if self.gates.numel() else 0, width)
+        return self._of(layers, gates)
 
-    def _places(self, layers: Sequence[int], but: int = 0) -> slice:
-        return slice(layers[0] - self.first_kept, layers[-1] + 1 - but - self.first_kept)
+    def _of(self, layers: Sequence[int], x: Tensor, but: int = 0) -> Tensor:
+        """What belongs to the layers, but for so many of the last."""
+        return x.narrow(0, layers[0] - self.first_kept, len(layers) - but)
 
 
 def empty_reserve(layer: Layer, call: Call, first_kept: int) -> list[Tensor]:
@@ -118,7 +120,7 @@ def lowest_kept(layer: Layer, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor
     kept = Reserve.of(layer, tensors, 0)
     gates = kept.gates_of(layer, (0,))
     assert gates is not None
-    return gates[0], kept.states_of(0)
+    return gates.select(0, 0), kept.states_of(0)
 
 
 def scaled(mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:

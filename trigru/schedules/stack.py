@@ -172,7 +172,7 @@ def _together(
     if layer.dropout:
         if masks is None:
             masks = x.new_empty(len(layers) - 1, *shaped(states, steps).shape, dtype=torch.bool)
-        for mask, one in zip(masks, inner, strict=True):
+        for mask, one in zip(masks.unbind(0), inner.unbind(0), strict=True):
             dropout_mask(shaped(one, steps), layer.dropout, mask)
     return Together(inner, masks, layer.dropout)
 
@@ -183,7 +183,7 @@ def _layers_of(stage: Stage) -> tuple[int, ...]:
 
 def _gates_of(layer: Layer, stage: Stage, gates: Tensor) -> Tensor:
     """What is a stage's of (L, D, N, values * H)."""
-    return share_of(layer, stage.directions, gates[0], 0) if len(stage.layers) == 1 else gates.squeeze(1)
+    return share_of(layer, stage.directions, gates.select(0, 0), 0) if len(stage.layers) == 1 else gates.squeeze(1)
 
 
 def _weights_of(layer: Layer, weights: Sequence[Tensor], stage: Stage) -> list[Weights]:

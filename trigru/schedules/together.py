@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     except DoesNotFit as error:
         _forward_apart(_other(part, run, error, "forward"), weights, run)
         return
-    for states, h_n in zip(_states(run), run.h_n, strict=True):
+    for states, h_n in zip(_states(run), run.h_n.unbind(0), strict=True):
         final_state(states, run.steps, part.reverse, out=h_n)
 
 
@@ -53,15 +54,15 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
         asked = need_weights[4 * i : 4 * i + 4]
         assert own.gates is not None
         d_weights += gradients(
-            found.d_gates[i],
-            None if found.d_an is None else found.d_an[i],
+            found.d_gates.select(0, i),
+            None if found.d_an is None else found.d_an.select(0, i),
             own.gates.narrow(1, 0, rows.shape[1]),
             _input_of(run, i).reshape(rows.shape[0], -1) if asked[0] else None,
             seen_before(own, part.reverse) if asked[1] else None,
             asked,
         )
     return Gradients(
-        torch.mm(found.d_gates[0], weights[0].ih).view(run.input.shape) if need_input else None,
+        torch.mm(found.d_gates.select(0, 0), weights[0].ih).view(run.input.shape) if need_input else None,
         found.d_state.to(rows.dtype) if need_h0 else None,
         tuple(d_weights),
     )
@@ -79,7 +80,6 @@ def _between(run: Run) -> Together:
 def _layers(weights: Sequence[Weights], run: Run) -> stacked.Layers:
     """What both passes read and write."""
     between = _between(run)
-    kept = torch.ones((), dtype=torch.bool, device="cpu")
     return stacked.Layers(
         None,
         run.h0.contiguous(),
@@ -92,13 +92,19 @@ def _layers(weights: Sequence[Weights], run: Run) -> stacked.Layers:
         run.output,
         run.gates,
         None if between.masks is None else between.masks.view(between.states.shape),
-        scaled(kept, between.dropout, run.output.dtype).item() if between.masks is not None else 1.0,
+        1.0 if between.masks is None else _scale(between.dropout, run.output.dtype),
     )
+
+
+@functools.cache
+def _scale(p: float, dtype: torch.dtype) -> float:
+    """What stays is multiplied by."""
+    return scaled(torch.ones((), dtype=torch.bool, device="cpu"), p, dtype).item()
 
 
 def _states(run: Run) -> list[Tensor]:
     """(N, H) of each layer."""
-    return [*_between(run).states, run.output]
+    return [*_between(run).states.unbind(0), run.output]
 
 
 def _input_of(run: Run, index: int) -> Tensor:
@@ -106,15 +112,16 @@ def _input_of(run: Run, index: int) -> Tensor:
     between = _between(run)
     if index == 0:
         return run.input
-    x = between.states[index - 1].view(run.steps.seq_len, run.steps.batch, -1)
-    return x if between.masks is None else x * scaled(between.masks[index - 1], between.dropout, x.dtype)
+    x = between.states.select(0, index - 1).view(run.steps.seq_len, run.steps.batch, -1)
+    return x if between.masks is None else x * scaled(between.masks.select(0, index - 1), between.dropout, x.dtype)
 
 
 def _apart(run: Run) -> list[Run]:
     """Each layer's own, without its input."""
-    h_n = [None] * len(run.h0) if run.h_n is None else run.h_n
-    gates = [None] * len(run.h0) if run.gates is None else run.gates
-    each = zip(run.h0, _states(run), gates, h_n, strict=True)
+    nothing = [None] * run.h0.shape[0]
+    h_n = nothing if run.h_n is None else run.h_n.unbind(0)
+    gates = nothing if run.gates is None else run.gates.unbind(0)
+    each = zip(run.h0.unbind(0), _states(run), gates, h_n, strict=True)
     return [Run(run.input, h0, run.steps, states, own, last) for h0, states, own, last in each]
 
 
