@@ -67,10 +67,12 @@ def test_time_is_of_all_steps_and_layers_but_one():
     (stage,) = found.stages
     assert stage.layers == (0, 1, 2, 3, 4)
     assert found.launches(200) == 1
-    assert found.seconds(200, H100.eager_launch_time) == pytest.approx(204 * stage.choice.seconds + H100.launch_time)
+    assert found.seconds(200, H100.eager_launch_time) == pytest.approx(
+        204 * stage.choice.seconds + H100.eager_launch_time
+    )
     apart = planned(5, why="a reason")
     assert [stage.layers for stage in apart.stages] == [(0,), (1,), (2,), (3,), (4,)]
-    assert found.seconds(200, H100.eager_launch_time) < apart.seconds(200, H100.launch_time) / 3
+    assert found.seconds(200, H100.eager_launch_time) < apart.seconds(200, H100.eager_launch_time) / 3
 
 
 def test_more_layers_than_fit_run_in_groups_as_equal_as_can_be():
