@@ -26,26 +26,23 @@ from .stacked_tiles import (
     passed_down,
     rows_of_gates,
     share_of_gates,
-    tiles_at_once,
 )
 from .tiles import read, write
 
 
 @triton.jit
-def _places(level, kept, states_ptr, stays_ptr, d_state_ptr, d_gates_ptr, nothing_ptr, own, B, GATES: tl.constexpr,
+def _places(level, kept, states_ptr, d_state_ptr, d_gates_ptr, nothing_ptr, own, B, GATES: tl.constexpr,
             S: tl.constexpr):  # fmt: skip
-    """A layer's own of what both kernels are given: what `load_step` reads, its dropout, the derivatives by its state
-    and its gates, and by the gates of the layer above."""
+    """A layer's own of what both kernels are given: what `load_step` reads, the derivatives by its state and its gates,
+    and by the gates of the layer above."""
     grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
     h0_ptr += level.number * B * S.H
     output_ptr = tl.where(level.has_above, states_ptr + level.number * level.plane, output_ptr)
     reserve_ptr += level.number * (GATES * level.plane)
-    if stays_ptr is not None:
-        stays_ptr += tl.where(level.has_above, level.number, 0) * level.plane
     d_state = tile_at(d_state_ptr + level.number * B * S.H, 0, own, 1, S)
     above_ptr = tl.where(level.has_above, d_gates_ptr + (level.number + 1) * (3 * level.plane), nothing_ptr)
     d_gates_ptr += level.number * (3 * level.plane)
-    return (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr), stays_ptr, d_state, d_gates_ptr, above_ptr
+    return (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr), d_state, d_gates_ptr, above_ptr
 
 
 @triton.jit(do_not_specialize=["T", "B", "layers", "first_tile", "direction", "number"])
@@ -89,21 +86,22 @@ def stacked_back_torch(
     own = own_tile(first_tile, B, status_ptr, S, layers)
     level = level_of(own, layers, T, B, S)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    kept, stays_ptr, d_state, d_gates_ptr, above_ptr = _places(
-        level, kept, states_ptr, stays_ptr, d_state_ptr, d_gates_ptr, nothing_ptr, own, B, 4, S
+    kept, d_state, d_gates_ptr, above_ptr = _places(
+        level, kept, states_ptr, d_state_ptr, d_gates_ptr, nothing_ptr, own, B, 4, S
     )
+    if stays_ptr is not None:
+        stays_ptr += level.behind
     d_an_ptr += level.number * level.plane
     w = load_columns_of(w_hh_ptr + level.number * (3 * H * H), own, S)
     w_above = load_columns_of(w_above_ptr + level.number * (3 * H * H), own, S)
 
-    BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
     exists = there(own, B, S)
     dh = read(d_state, exists)
     t, here, before = last_steps(None, T, B, direction, PACKED)
     loaded = load_step(kept, own, here, before, T == 1, 4, S, not level.has_above)
     first_stays = load_stays(stays_ptr, own, here, S)
     first_sources = rows_of_gates(above_ptr, own, here, level.has_above, S)
-    first = await_all(first_sources, own, here, tiles_at_once(BITS, 3, S), S)
+    first = await_all(first_sources, own, here, S)
     from_above = passed_down(share_of_gates(w_above, first, PRECISION, S), first_stays, scale)
     for i in range(T):
         dy, h, r, z, n, an = in_float32(loaded)
@@ -121,7 +119,7 @@ def stacked_back_torch(
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
         sources = (source, source + H, rows_at(d_an_ptr, here.row, own, 1, S))
         sources = sources + rows_of_gates(above_ptr, own, following, level.has_above, S)
-        tiles = await_all(sources, own, here, tiles_at_once(BITS, 6, S), S)
+        tiles = await_all(sources, own, here, S)
         dh = direct + share_of_gates(w, tiles[:3], PRECISION, S)
         from_above = passed_down(share_of_gates(w_above, tiles[3:], PRECISION, S), stays, scale)
         here = following
@@ -170,20 +168,21 @@ def stacked_back_reset_first(
     own = own_tile(first_tile, B, status_ptr, S, layers)
     level = level_of(own, layers, T, B, S)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    kept, stays_ptr, d_state, d_gates_ptr, above_ptr = _places(
-        level, kept, states_ptr, stays_ptr, d_state_ptr, d_gates_ptr, nothing_ptr, own, B, 3, S
+    kept, d_state, d_gates_ptr, above_ptr = _places(
+        level, kept, states_ptr, d_state_ptr, d_gates_ptr, nothing_ptr, own, B, 3, S
     )
+    if stays_ptr is not None:
+        stays_ptr += level.behind
     w_r, w_z, w_n = load_columns_of(w_hh_ptr + level.number * (3 * H * H), own, S)
     w_above = load_columns_of(w_above_ptr + level.number * (3 * H * H), own, S)
 
-    BITS: tl.constexpr = d_gates_ptr.dtype.element_ty.primitive_bitwidth
     exists = there(own, B, S)
     dh = read(d_state, exists)
     t, here, before = last_steps(None, T, B, direction, PACKED)
     loaded = load_step(kept, own, here, before, T == 1, 3, S, not level.has_above)
     first_stays = load_stays(stays_ptr, own, here, S)
     first_sources = rows_of_gates(above_ptr, own, here, level.has_above, S)
-    first = await_all(first_sources, own, here, tiles_at_once(BITS, 3, S), S)
+    first = await_all(first_sources, own, here, S)
     from_above = passed_down(share_of_gates(w_above, first, PRECISION, S), first_stays, scale)
     for i in range(T):
         dy, h, r, z, n, _ = in_float32(loaded)
@@ -196,13 +195,13 @@ def stacked_back_reset_first(
         stays = load_stays(stays_ptr, own, following, S)
         tl.debug_barrier()
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
-        x_n, x_z = await_all((source + 2 * H, source + H), own, here, tiles_at_once(BITS, 2, S), S)
+        x_n, x_z = await_all((source + 2 * H, source + H), own, here, S)
         d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
         dr, through_reset = reset_before_grad(d_rh, h, r)
         publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, exists, None, PROTOCOL)
         a = tl.dot(w_z, x_z, input_precision=PRECISION)
         sources = (source,) + rows_of_gates(above_ptr, own, following, level.has_above, S)  # noqa: RUF005
-        tiles = await_all(sources, own, here, tiles_at_once(BITS, 4, S), S)
+        tiles = await_all(sources, own, here, S)
         a = tl.dot(w_r, tiles[0], a, input_precision=PRECISION)
         dh = direct + through_reset + one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
         from_above = passed_down(share_of_gates(w_above, tiles[1:], PRECISION, S), stays, scale)

@@ -18,6 +18,7 @@ from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
 from .loop import Step, step_after
 from .parts import four_gates, one_gate
+from .per_step import absent
 from .persistent_tiles import (
     Own,
     Shape,
@@ -36,17 +37,13 @@ from .tiles import either, read
 
 
 @triton.jit
-def _places(level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, stays_ptr, passed_ptr, B, S: tl.constexpr):
+def _places(level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S: tl.constexpr):
     """A layer's own of what both kernels are given: where its gates' inputs are, what it sees of the layer below, its
-    states, the first one, its dropout and what it passes up."""
+    states and the first one."""
     inputs = either(level.number, gates_in_ptr, bias_ptr + level.number * (3 * S.H))
     below_ptr = (states_ptr if passed_ptr is None else passed_ptr) + (level.number - 1) * level.plane
     to_ptr = tl.where(level.has_above, states_ptr + level.number * level.plane, output_ptr)
-    if stays_ptr is not None:
-        stays_ptr += tl.where(level.has_above, level.number, 0) * level.plane
-        passed_ptr += level.number * level.plane
-    h0_ptr += level.number * B * S.H
-    return inputs, either(level.number, bias_ptr, below_ptr), to_ptr, h0_ptr, stays_ptr, passed_ptr
+    return inputs, either(level.number, bias_ptr, below_ptr), to_ptr, h0_ptr + level.number * B * S.H
 
 
 @triton.jit
@@ -60,7 +57,7 @@ def _load_inputs(inputs, own, here, level, S: tl.constexpr):
 @triton.jit
 def _pass_up(to_ptr, h, stays, scale, own, here, level, S: tl.constexpr):
     """Publish what the layer above sees of the state, where that is not the state itself."""
-    if stays is not None:
+    if not absent(stays):
         stored = h.to(to_ptr.dtype.element_ty).to(tl.float32)
         seen = stored * tl.where(stays != 0, scale, 0.0)
         exists = there(own, here.count, S) & level.has_above
@@ -107,9 +104,12 @@ def stacked_torch(
     S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S, layers)
     level = level_of(own, layers, T, B, S)
-    inputs, below_ptr, to_ptr, h0_ptr, stays_ptr, passed_ptr = _places(
-        level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, stays_ptr, passed_ptr, B, S
+    inputs, below_ptr, to_ptr, h0_ptr = _places(
+        level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S
     )
+    if stays_ptr is not None:
+        stays_ptr += level.behind
+        passed_ptr += level.behind
     if reserve_ptr is not None:
         reserve_ptr += level.number * (4 * level.plane)
     first_row = level.number * (3 * H * H)
@@ -184,9 +184,12 @@ def stacked_reset_first(
     S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own = own_tile(first_tile, B, status_ptr, S, layers)
     level = level_of(own, layers, T, B, S)
-    inputs, below_ptr, to_ptr, h0_ptr, stays_ptr, passed_ptr = _places(
-        level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, stays_ptr, passed_ptr, B, S
+    inputs, below_ptr, to_ptr, h0_ptr = _places(
+        level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S
     )
+    if stays_ptr is not None:
+        stays_ptr += level.behind
+        passed_ptr += level.behind
     reset_state_ptr += level.number * level.plane
     if reserve_ptr is not None:
         reserve_ptr += level.number * (3 * level.plane)

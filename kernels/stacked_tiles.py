@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .parts import one_gate
+from .per_step import absent
 from .persistent_tiles import await_rows, await_rows_of, load_columns, one_look, readable, state_rows, tile_at
 
 
@@ -21,22 +22,24 @@ class Level(NamedTuple):
     is_lowest: tl.tensor
     has_above: tl.tensor
     plane: tl.tensor  # elements of a tensor of one layer, for each value of a unit
+    behind: tl.tensor  # elements before its own in a tensor that the last layer has no part in
 
 
 @triton.jit
 def level_of(own, layers, T, B, S: tl.constexpr):
     """The own layer: batch tiles lie behind each other, the layers of each beside each other."""
     number = (own.group % layers).to(tl.int64)
-    return Level(number, number == 0, number + 1 < layers, T.to(tl.int64) * B * S.H)
+    has_above, plane = number + 1 < layers, T.to(tl.int64) * B * S.H
+    return Level(number, number == 0, has_above, plane, tl.where(has_above, number, 0) * plane)
 
 
 @triton.jit
 def load_stays(stays_ptr, own, here, S: tl.constexpr):
-    """Which units' states pass the dropout behind their layer, as it lies in memory; None without any."""
-    if stays_ptr is not None:
-        return tl.load(tile_at(stays_ptr, here.row, own, 1, S), mask=readable(own, here.count, S), other=0)
+    """Which units' states pass the dropout behind their layer, as it lies in memory; see `absent`."""
+    if stays_ptr is None:
+        return ()
     else:
-        return None
+        return tl.load(tile_at(stays_ptr, here.row, own, 1, S), mask=readable(own, here.count, S), other=0)
 
 
 @triton.jit
@@ -70,23 +73,25 @@ def rows_of_gates(pointer, own, here, moves, S: tl.constexpr):
 
 
 @triton.constexpr_function
-def tiles_at_once(bits, tiles, S):
-    """How many of so many tiles a program looks at together: registers hold four of 64 columns."""
-    if not one_look(bits, S):
-        return 1
-    return tiles if tiles * S.DEPTH * bits <= 4096 or tiles < 4 else tiles // 2
+def _at_once(tiles, bits):
+    """How many of so many tiles, whose parts have rows of so many bits, a program looks at together: registers
+    hold four of 64 columns of 16 bits."""
+    return tiles if tiles * bits <= 4096 or tiles < 4 else tiles // 2
 
 
 @triton.jit
-def await_all(tiles, own, here, AT_ONCE: tl.constexpr, S: tl.constexpr):
-    """Wait for several tiles, so many of them with one look."""
+def await_all(tiles, own, here, S: tl.constexpr):
+    """Wait for several tiles, with as few looks as registers allow."""
+    BITS: tl.constexpr = tiles[0].dtype.element_ty.primitive_bitwidth
     found = ()
-    for first in tl.static_range(0, len(tiles), AT_ONCE):
-        if AT_ONCE == 1:
-            some = (await_rows(tiles[first], own, here, None, S),)
-        else:
+    if one_look(BITS, S):
+        AT_ONCE: tl.constexpr = _at_once(len(tiles), S.DEPTH * BITS)
+        for first in tl.static_range(0, len(tiles), AT_ONCE):
             some = await_rows_of(tiles[first : first + AT_ONCE], own, here, None, S)
-        found = found + some  # type: ignore[assignment]
+            found = found + some  # type: ignore[assignment]
+    else:
+        for i in tl.static_range(len(tiles)):
+            found = found + (await_rows(tiles[i], own, here, None, S),)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 
@@ -102,6 +107,4 @@ def share_of_gates(weights, tiles, PRECISION: tl.constexpr, S: tl.constexpr):
 @triton.jit
 def passed_down(d, stays, scale):
     """A derivative by what the layer above saw, as one by the state."""
-    if stays is not None:
-        d = d * tl.where(stays != 0, scale, 0.0)
-    return d
+    return d if absent(stays) else d * tl.where(stays != 0, scale, 0.0)
