@@ -109,7 +109,7 @@ def stacked_torch(
     )
     if stays_ptr is not None:
         stays_ptr += level.behind
-        passed_ptr += level.behind
+        passed_ptr += level.number * level.plane
     if reserve_ptr is not None:
         reserve_ptr += level.number * (4 * level.plane)
     first_row = level.number * (3 * H * H)
@@ -189,7 +189,7 @@ def stacked_reset_first(
     )
     if stays_ptr is not None:
         stays_ptr += level.behind
-        passed_ptr += level.behind
+        passed_ptr += level.number * level.plane
     reset_state_ptr += level.number * level.plane
     if reserve_ptr is not None:
         reserve_ptr += level.number * (3 * level.plane)
