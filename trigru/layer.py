@@ -89,12 +89,12 @@ class Given(NamedTuple):
     def of(cls, fields: Iterable[Tensor | None]) -> Given:
         """Of all fields; NOTHING where none is there, which a call is asked for by identity."""
         given = cls._make(fields)
-        return given if given.present else NOTHING
+        return given if present(given) else NOTHING
 
     @property
     def present(self) -> list[str]:
         """The names of what is there."""
-        return [name for name, x in zip(self._fields, self, strict=True) if x is not None]
+        return present(self)
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -103,6 +103,11 @@ class Given(NamedTuple):
 
 
 NOTHING = Given()
+
+
+def present(given: Given) -> list[str]:
+    """`given.present`, as torch's compiler follows it since 2.9."""
+    return [name for name, x in zip(Given._fields, given, strict=True) if x is not None]
 
 
 def alive(seq_len: int, lengths: Tensor) -> Tensor:
