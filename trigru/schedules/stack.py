@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib import import_module
 from itertools import groupby
 from types import ModuleType
 from typing import NamedTuple
@@ -44,14 +43,22 @@ class Wanted(NamedTuple):
 
 
 @functools.cache  # an import statement costs some 0.5 us a call
-def _module_named(name: str) -> ModuleType:
-    return import_module(f".{name}", __package__)
+def _module_for(schedule: str, several: bool) -> ModuleType:
+    if schedule == "eager":
+        from . import eager
+
+        return eager
+    if several:
+        from . import together
+
+        return together
+    from . import fused
+
+    return fused
 
 
 def _module_of(stage: Stage) -> ModuleType:
-    if len(stage.layers) > 1:
-        return _module_named("together")
-    return _module_named("eager" if stage.choice.schedule == "eager" else "fused")
+    return _module_for(stage.choice.schedule, len(stage.layers) > 1)
 
 
 def steps_of(layer: Layer, call: Call) -> Steps:
