@@ -99,15 +99,21 @@ class Given(NamedTuple):
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """Those that may take a gradient: fresh, decay, amount."""
-        return self.fresh, self.decay, self.amount
+        return differentiable(self)
 
 
 NOTHING = Given()
 
 
+# Functions, for torch 2.9's compiler does not see what a NamedTuple has beside its fields.
 def present(given: Given) -> list[str]:
-    """`given.present`, as torch's compiler follows it since 2.9."""
+    """The names of what is there."""
     return [name for name, x in zip(Given._fields, given, strict=True) if x is not None]
+
+
+def differentiable(given: Given) -> tuple[Tensor | None, ...]:
+    """What may take a gradient: fresh, decay, amount."""
+    return given.fresh, given.decay, given.amount
 
 
 def alive(seq_len: int, lengths: Tensor) -> Tensor:
