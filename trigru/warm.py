@@ -17,10 +17,13 @@ from .planning import cost
 from .planning.devices import Device, present, preset
 from .planning.plan import DIRECTIONS, DTYPES, planned, precision_of
 from .planning.stages import Choice, Plan, staged
+from .planning.together import Stack, together, why_apart
 from .planning.triton_state import interpreted, why_unusable
 from .schedules import stack
+from .schedules.reserve import shares_output
 
 _STEPS = 3  # how many there are is nothing that a kernel is compiled for
+_MANY = 1 << 16
 
 
 def warm(
@@ -106,17 +109,19 @@ def _launches(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool, 
     layer, weights, call = _records(module, batch, dtype, packed)
     if call.input.dtype not in DTYPES or layer.schedule == "cudnn":
         return []
-    forward, backward = (_plan(layer, call, device, direction) for direction in DIRECTIONS)
     recorder = Recorder()
-    with using(recorder), torch.no_grad():
-        if forward.schedule != "eager":
-            stack.forward(layer, weights, call, forward, layer.num_layers)
-        if forward.schedule != "eager" or backward.schedule != "eager":
-            output, h_n, reserve = stack.forward(layer, weights, call, forward, 0)
-            if stack.shares_output(call.input.device):
-                reserve = [*reserve, output]
-            wanted = stack.Wanted(output, h_n, [True] * (2 + len(weights)))
-            stack.backward(layer, weights, call, backward, 0, reserve, wanted)
+    # Layers that run together in a long call may run one after another in a short one.
+    for seq_len in (1, _MANY) if layer.num_layers > 1 else (_MANY,):
+        forward, backward = (_plan(layer, call, device, direction, seq_len) for direction in DIRECTIONS)
+        with using(recorder), torch.no_grad():
+            if forward.schedule != "eager":
+                stack.forward(layer, weights, call, forward, layer.num_layers)
+            if forward.schedule != "eager" or backward.schedule != "eager":
+                output, h_n, reserve = stack.forward(layer, weights, call, forward, 0)
+                if shares_output(call.input.device):
+                    reserve = [*reserve, output]
+                wanted = stack.Wanted(output, h_n, [True] * (2 + len(weights)))
+                stack.backward(layer, weights, call, backward, 0, reserve, wanted)
     return recorder.launches
 
 
@@ -136,7 +141,7 @@ def _records(module: GRU, batch: int, dtype: torch.dtype | None, packed: bool) -
     return layer, [meta(*weight.shape) for weight in given], call
 
 
-def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
+def _plan(layer: Layer, call: Call, device: Device, direction: str, seq_len: int) -> Plan:
     if layer.schedule == "eager":
         choice = Choice("eager", "asked for by name")
     else:
@@ -151,4 +156,7 @@ def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
             normalised=call.gain is not None,
         )
         choice = planned(layer.schedule, device, sizes, direction)
+        if choice.schedule != "eager":
+            why = why_apart(layer, direction, packed=call.batch_sizes is not None)
+            return together(choice, device, sizes, Stack(layer.num_layers, seq_len, why), direction)
     return staged(layer.num_layers, layer.directions, choice, direction)

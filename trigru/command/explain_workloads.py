@@ -14,10 +14,12 @@ from ..functional import cell_way
 from ..planning.cost import Layer
 from ..planning.devices import Device
 from ..planning.plan import DIRECTIONS, MICRO, Site, plan, planned
-from ..planning.stages import staged
+from ..planning.together import Stack, together, why_apart
 from .tables import fitted, wrapped
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PACKED = ("packed", "resets")
+"""Rows that reach a layer as a PackedSequence."""
 MOST_TURNS = 2
 """With more turns, or a launch a step, the reason is printed too."""
 
@@ -43,12 +45,17 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
         return {**_nothing_counted(*_on_cpu(gru, number, direction, recording)), **sizes}
     precision = "tf32" if number == torch.float32 else "ieee"
     layer = Layer(gru.variant, number, gru.sequences, gru.hidden_size, precision=precision, directions=gru.directions)
-    taken = staged(gru.num_layers, gru.directions, planned("auto", device, layer, direction), direction)
     times, steps = (gru.calls * gru.seq_len, 1) if gru.cell else (gru.calls, gru.seq_len)
+    choice = planned("auto", device, layer, direction)
+    if choice.schedule == "eager":
+        return {**_nothing_counted(choice.schedule, choice.reason), **sizes}
+    why = why_apart(gru.layer, direction, packed=gru.rows in PACKED)
+    taken = together(choice, device, layer, Stack(gru.num_layers, steps, why), direction)
     started, seconds = taken.launches(steps), taken.seconds(steps, device.eager_launch_time)
     in_graph = taken.seconds(steps, device.launch_time, graph=True)
-    if started is None or seconds is None or in_graph is None:
-        return {**_nothing_counted(taken.schedule, taken.reason), **sizes}
+    assert started is not None  # of kernels all is counted
+    assert seconds is not None
+    assert in_graph is not None
     return {
         "schedule": taken.schedule,
         "launches": times * started,
@@ -65,7 +72,7 @@ def _on_cpu(gru: Gru, dtype: torch.dtype, direction: str, recording: bool) -> tu
     if gru.cell:
         way = cell_way(gru.variant)
         return way, CELL_REASONS[way]
-    packed = gru.rows in ("packed", "resets")
+    packed = gru.rows in PACKED
     site = Site(torch.device("cpu"), dtype, gru.seq_len, gru.sequences, packed, recording, plain=True)
     taken = plan(gru.layer, site, direction)
     return taken.schedule, taken.reason
