@@ -175,7 +175,8 @@ class PersistentConfig:
     warps. A launch has at most `tiles_at_once` batch tiles (None: all), a tile counted twice where both directions run,
     because all its programs must be on the device together; others follow in launches of their own. `protocol`: how
     programs learn that a value is there, "data" or "flags" (see exchange.py). `timeout`: seconds after
-    which a wait gives up; None: those of `exchange.default_timeout`. `registers`: the most that a thread takes."""
+    which a wait gives up; None: those of `exchange.default_timeout`. `registers`: the most that a thread takes.
+    `layers`: at most so many run in one launch (see stacked.py), where a tile counts as often."""
 
     block_h: int = 16
     block_b: int = 16
@@ -184,6 +185,7 @@ class PersistentConfig:
     tiles_at_once: int | None = None
     protocol: Protocol = "data"
     timeout: float | None = None
+    layers: int = 1
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:
@@ -245,6 +247,33 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     fours = 8 if block_b == 8 else 4  # groups that four warps take
     warps = 2 if groups <= 2 else 4 if groups <= fours else 8
     return PersistentConfig(block_b=block_b, num_warps=warps, registers=128 if warps == 8 and groups <= 8 else 256)
+
+
+def stacked_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
+    """Tile sizes of a launch that runs several layers: those of one layer, with all registers, for W_ih is kept too;
+    where warps have columns that do not exist, all 8 warps, with which the masks fit."""
+    config = replace(persistent_config(dtype, batch, hidden_size), registers=256)
+    return config if _fills_warps(config, dtype, hidden_size) else replace(config, num_warps=8)
+
+
+def _fills_warps(config: PersistentConfig, dtype: torch.dtype, hidden_size: int) -> bool:
+    return config.depth(hidden_size, dtype) * config.num_warps == hidden_size
+
+
+def why_not_stacked(variant: str, dtype: torch.dtype, hidden_size: int, precision: str) -> str | None:
+    """Why no launch runs several layers of such a size, or None."""
+    if dtype == torch.float32 and precision != "tf32":
+        return "float32 without TF32 does not fit its registers"
+    if not waits_by_thread() or (variant != "torch" and one_use_of_a_fragment()):
+        return "this version of Triton has another layout of what programs wait for"
+    if persistent_width(dtype, hidden_size) != hidden_size:
+        return "it adds no hidden units"
+    largest = 1024 // dtype.itemsize
+    if hidden_size > largest:
+        return f"its registers spill above hidden_size {largest}"
+    if hidden_size > largest // 2 and not _fills_warps(PersistentConfig(), dtype, hidden_size):
+        return f"between hidden_size {largest // 2} and {largest} its registers spill"
+    return None
 
 
 Config = StepwiseConfig | WalkingConfig | ResidentConfig | PersistentConfig

@@ -5,7 +5,8 @@ every time step. Before the launch the host fills these places with a reserved p
 payload no arithmetic produces.
 
 Who writes, who reads. Each element is written once, by the one program that owns its hidden unit (where that has more
-threads than elements, by two of them, with the same value); every program of the batch tile reads it.
+threads than elements, by two of them, with the same value); every program of the batch tile reads it, and where several
+layers run together (stacked.py), every program of the layer beside its own.
 In words of 32 bits. Values of 16 bits are stored two at once, neighbours of a row (`publish`), and looked at in vectors
 of words. Where a store and a look race, the rules of PTX's memory consistency model (PTX ISA, chapter 8) hold:
 - A vector access is one access for each of its elements, in no order (8.2, vector data types): so a look is loads of
@@ -37,7 +38,11 @@ bits: any NaN may travel. The cost is a barrier, an atomic operation, and a seco
 counter has yet to load. The gain is that nothing is compared and nothing has to be filled before the launch.
 
 Both. No deadlock: the launch is cooperative, so all programs run; a program publishes a step before it waits for values
-that need that step, so the program that is furthest behind never waits. Bounded: a wait that has lasted TIMEOUT ticks
+that need that step, so the program that is furthest behind never waits. Where a layer waits for the one below it too,
+at the same step, that is the one whose step and layer have the smallest sum, and among those the lowest: what it waits
+for, the own layer's step before and the lower layer's step, has a smaller sum, and so has been published. Going back,
+steps and layers are counted from their other ends. No layer waits for a place that is written before it has read it,
+for no place serves two steps: layers may drift apart as far as they like. Bounded: a wait that has lasted TIMEOUT ticks
 of the GPU's clock sets the error word; every other wait looks at the error word now and then and stops waiting too. A
 program that stopped waiting runs its remaining steps on what it has, without waiting: all leave. Told: they tell the
 host as they do (`report`), which raises `KernelTimeout` (see watch.py): a program that stopped waiting does so whether

@@ -49,11 +49,11 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         return widen.forward(forward, run, operands, save, more)
-    config, kept, begins = _config(run), Kept.empty(run, operands, save), operands.begins
+    config, kept, begins = config_of(run), Kept.empty(run, operands, save), operands.begins
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
     if begins is None:
         exchange.reserve(kept.output, config.protocol)
-        args["h0_ptr"] = _first_state(operands.h0, config.protocol)
+        args["h0_ptr"] = first_state(operands.h0, config.protocol)
     else:  # of h0, too, programs pass on what the first step's products see
         exchange.reserve(begins, config.protocol)
     if run.variant == "torch":
@@ -84,7 +84,7 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
 
 def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradients: Gradients) -> Derivatives:
     """Memory for them; what is exchanged lies together, so that one launch fills it."""
-    protocol = _config(run).protocol
+    protocol = config_of(run).protocol
     if run.variant != "torch":
         derivatives = Derivatives.empty(run, operands, gradients)
         exchange.reserve(derivatives.d_gates, protocol)
@@ -100,12 +100,12 @@ def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradient
     return Derivatives(d_gates, d_an, gradients.last_state(h0), d_begin)
 
 
-def _config(run: Recurrence[PersistentConfig]) -> PersistentConfig:
+def config_of(run: Recurrence[PersistentConfig]) -> PersistentConfig:
     """The run's, with the protocol that is in force."""
     return run.config if _protocol is None else replace(run.config, protocol=_protocol)
 
 
-def _first_state(h0: Tensor, protocol: Protocol) -> Tensor:
+def first_state(h0: Tensor, protocol: Protocol) -> Tensor:
     """h0 as the kernels can wait for it: without the reserved pattern, at an address of whole chunks."""
     if protocol == "data":
         return exchange.canonical_nan(h0)
@@ -113,7 +113,7 @@ def _first_state(h0: Tensor, protocol: Protocol) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _constexprs(
+def constexprs_of(
     config: PersistentConfig,
     size: tuple[int, int],
     dtype: torch.dtype,
@@ -145,7 +145,7 @@ def _start(
     operands: Operands,
 ) -> None:
     """Launch for all batch tiles, with what forward and backward share."""
-    config, steps, h0 = _config(run), operands.steps, operands.h0
+    config, steps, h0 = config_of(run), operands.steps, operands.h0
     if h0.dtype == torch.float32 and run.precision != "tf32":
         raise ValueError(
             f'the persistent schedule multiplies float32 with precision "tf32" only, got {run.precision!r}'
@@ -163,7 +163,7 @@ def _start(
     args |= {"host_ptr": watched.word, "number": watched.number}
     timeout = exchange.default_timeout() if config.timeout is None else config.timeout
     size = hidden_size, operands.added
-    constexprs |= _constexprs(config, size, h0.dtype, steps.packed, run.precision, timeout)
+    constexprs |= constexprs_of(config, size, h0.dtype, steps.packed, run.precision, timeout)
     constexprs |= per_step.constexprs(operands)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
     at_once = config.tiles_at_once or groups

@@ -50,12 +50,14 @@ from .tiles import either, read, write
 
 
 @triton.jit
-def _load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr):
+def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None):
     """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
-    (else n again). kept: pointers to the output's derivative, h0, the output and the reserve."""
+    (else n again). kept: pointers to the output's derivative, h0, the output and the reserve. is_last: where a launch
+    has several layers, whether the own layer's output is the last one's; of others dy is 0."""
     grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
     mask = readable(own, here.count, S)
-    dy = tl.load(tile_at(grad_output_ptr, here.row, own, S.SIDES, S), mask=mask, other=0.0)
+    has_dy = mask if is_last is None else mask & is_last
+    dy = tl.load(tile_at(grad_output_ptr, here.row, own, S.SIDES, S), mask=has_dy, other=0.0)
     state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
     h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
     reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
@@ -67,8 +69,8 @@ def _load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.conste
 
 
 @triton.jit
-def _in_float32(step):
-    """`_load_step`'s values for arithmetic: not before they are used, for a conversion waits for its load."""
+def in_float32(step):
+    """`load_step`'s values for arithmetic: not before they are used, for a conversion waits for its load."""
     dy, h, r, z, n, an = step
     return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
 
@@ -154,12 +156,12 @@ def backward_torch(
     dh = read(d_state, exists)
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    loaded = _load_step(kept, own, here, before, T == 1, 4, S)
+    loaded = load_step(kept, own, here, before, T == 1, 4, S)
     place = own_place(own, B, S)
     dropped = load_dropped(beside, place)
     of_step = load_of_step(beside, here.row, place)
     for i in range(T):
-        dy, h, r, z, n, an = _in_float32(loaded)
+        dy, h, r, z, n, an = in_float32(loaded)
         amount, beginning = of_step
         h = begun(h, beginning)
         idle = carries_on(amount)
@@ -175,7 +177,7 @@ def backward_torch(
         direct = where_alive(own, here, direct, dh, S)
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
-        loaded = _load_step(kept, own, following, before, i + 2 >= T, 4, S)
+        loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S)
         of_step = load_of_step(beside, following.row, place)
         tl.debug_barrier()
 
@@ -274,12 +276,12 @@ def backward_reset_first(
     dh = read(d_state, exists)
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    loaded = _load_step(kept, own, here, before, T == 1, 3, S)
+    loaded = load_step(kept, own, here, before, T == 1, 3, S)
     place = own_place(own, B, S)
     dropped = load_dropped(beside, place)
     of_step = load_of_step(beside, here.row, place)
     for i in range(T):
-        dy, h, r, z, n, _ = _in_float32(loaded)
+        dy, h, r, z, n, _ = in_float32(loaded)
         amount, beginning = of_step
         h = begun(h, beginning)
         idle = carries_on(amount)
@@ -292,7 +294,7 @@ def backward_reset_first(
         direct = where_alive(own, here, direct, dh, S)
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
-        loaded = _load_step(kept, own, following, before, i + 2 >= T, 3, S)
+        loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S)
         of_step = load_of_step(beside, following.row, place)
         tl.debug_barrier()
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
-from .loop import before_first, row_after, step_after
+from .loop import row_after, step_after
 from .parts import four_gates, one_gate, two_gates
 from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, load_seed, row_of, seen
 from .persistent_tiles import (
@@ -22,11 +22,13 @@ from .persistent_tiles import (
     await_rows,
     await_state,
     flags_of,
+    keep,
+    load_inputs,
     load_rows,
+    load_start,
     own_place,
     own_side,
     own_tile,
-    readable,
     rows_at,
     there,
     tile_at,
@@ -36,23 +38,6 @@ from .persistent_tiles import (
 from .tiles import either, read, write
 
 _ONE_USE = tl.constexpr(one_use_of_a_fragment())
-
-
-@triton.jit
-def _load_start(h0_ptr, own, T, B, direction, S: tl.constexpr):
-    """The own tile of h0, and what stands for the step before the first."""
-    h = read(tile_at(h0_ptr, 0, own, 1, S), there(own, B, S))
-    return h, before_first(T, B, direction)
-
-
-@triton.jit
-def _load_inputs(gates_in_ptr, own, here, S: tl.constexpr):
-    """The input's share of the pre-activations of r, z, n, as it lies in memory: a conversion would wait for it."""
-    gates, mask = tile_at(gates_in_ptr, here.row, own, 3, S), readable(own, here.count, S)
-    r = tl.load(gates, mask=mask, other=0.0)
-    z = tl.load(gates + S.H, mask=mask, other=0.0)
-    n = tl.load(gates + 2 * S.H, mask=mask, other=0.0)
-    return r, z, n
 
 
 @triton.jit
@@ -86,14 +71,6 @@ def _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, 
         begin = _begin(beside, new, row, beginning, dropped, own, exists & (i + 1 < T), flag, S)
         write(tile_at(output_ptr, here.row, own, S.SIDES, S), new, exists)
         return begin
-
-
-@triton.jit
-def _keep(reserve_ptr, own, here, values, S: tl.constexpr):
-    """Store what backward needs of a step."""
-    VALUES: tl.constexpr = len(values)
-    for g in tl.static_range(VALUES):
-        write(tile_at(reserve_ptr, here.row, own, VALUES, S, g), values[g], there(own, here.count, S))
 
 
 @triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
@@ -163,13 +140,13 @@ def forward_torch(
         b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
 
     flags = flags_of(own, 0, T, B, S)
-    h, before = _load_start(h0_ptr, own, T, B, direction, S)
+    h, before = load_start(h0_ptr, own, T, B, direction, S)
     place = own_place(own, B, S)
     dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
     h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
-        gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
+        gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
         amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
         beginning = load_beginning(beside, row, place)
         tl.debug_barrier()
@@ -183,7 +160,7 @@ def forward_torch(
         new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, clip)
         h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
         if reserve_ptr is not None:
-            _keep(reserve_ptr, own, here, (r, z, n, an), S)
+            keep(reserve_ptr, own, here, (r, z, n, an), S)
         before = here
     report(status_ptr, host_ptr, number)
 
@@ -258,13 +235,13 @@ def forward_reset_first(
     w_n = load_rows(w_hh_ptr, 2, 1, own, S)
 
     flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
-    h, before = _load_start(h0_ptr, own, T, B, direction, S)
+    h, before = load_start(h0_ptr, own, T, B, direction, S)
     place = own_place(own, B, S)
     dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
     h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
-        gr, gz, gn = _load_inputs(gates_in_ptr, own, here, S)
+        gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
         amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
         beginning = load_beginning(beside, row, place)
         tl.debug_barrier()
@@ -289,6 +266,6 @@ def forward_reset_first(
         new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, clip)
         h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
         if reserve_ptr is not None:
-            _keep(reserve_ptr, own, here, (r, z, n), S)
+            keep(reserve_ptr, own, here, (r, z, n), S)
         before = here
     report(status_ptr, host_ptr, number)

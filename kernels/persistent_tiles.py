@@ -14,8 +14,9 @@ import triton.language as tl
 
 from .exchange import await_tile, await_tiles, by_thread, first_flag
 from .fragments import load_weights
-from .loop import rows_of_all
+from .loop import before_first, rows_of_all
 from .per_step import Place
+from .tiles import read, write
 
 
 class Shape(NamedTuple):
@@ -46,11 +47,13 @@ class Own(NamedTuple):
 
 
 @triton.jit
-def own_tile(first_tile, B, status_ptr, S: tl.constexpr):
+def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None):
     """What this program owns. first_tile: number of the launch's first group, of batch tiles in one direction, or of
-    batch tiles and both directions of each."""
+    batch tiles and both directions of each; where a launch has several layers, of batch tiles and the layers of
+    each."""
     group = tl.program_id(1) + first_tile
-    tile = group if S.SIDES == 1 else group // 2
+    together = S.SIDES if layers is None else layers
+    tile = group if together == 1 else group // together
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
     row = b if S.PACKED else tl.minimum(b, B - 1)
@@ -185,15 +188,18 @@ def await_rows_of(tiles, own, step, flag, S: tl.constexpr):
 
 
 @triton.jit
-def load_rows(w_hh_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, own, S: tl.constexpr):
+def load_rows(w_hh_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, own, S: tl.constexpr, ABSENT: tl.constexpr = None):
     """The own units' rows of W_hh, so many gates from number FIRST on stacked in one left operand. Beyond n it is n
-    again: a fourth gate makes three a power of two."""
+    again: a fourth gate makes three a power of two. Zeros in place number ABSENT."""
     line = tl.arange(0, GATES * S.BLOCK_H)
     unit = tl.program_id(0) * S.BLOCK_H + line % S.BLOCK_H
     rows = w_hh_ptr + (tl.minimum(FIRST + line // S.BLOCK_H, 2) * S.H + unit) * S.H
-    MASKED: tl.constexpr = not (S.EVEN_H and S.EVEN_K)
+    MASKED: tl.constexpr = ABSENT is not None or not (S.EVEN_H and S.EVEN_K)
+    exists = unit < S.H
+    if ABSENT is not None:
+        exists = exists & (line // S.BLOCK_H != ABSENT)
     return load_weights(
-        rows, own.status_ptr, unit < S.H, S.H, 1, S.SPLIT, S.DEPTH, GATES * S.BLOCK_H, MASKED
+        rows, own.status_ptr, exists, S.H, 1, S.SPLIT, S.DEPTH, GATES * S.BLOCK_H, MASKED
     )  # fmt: skip
 
 
@@ -203,3 +209,28 @@ def load_columns(w_hh_ptr, gate, own, S: tl.constexpr):
     columns = w_hh_ptr + gate * S.H * S.H + own.j
     MASKED: tl.constexpr = not (S.EVEN_H and S.EVEN_K)
     return load_weights(columns, own.status_ptr, own.j < S.H, S.H, S.H, S.SPLIT, S.DEPTH, S.BLOCK_H, MASKED)
+
+
+@triton.jit
+def load_start(h0_ptr, own, T, B, direction, S: tl.constexpr):
+    """The own tile of h0, and what stands for the step before the first."""
+    h = read(tile_at(h0_ptr, 0, own, 1, S), there(own, B, S))
+    return h, before_first(T, B, direction)
+
+
+@triton.jit
+def load_inputs(gates_in_ptr, own, here, S: tl.constexpr):
+    """The input's share of the pre-activations of r, z, n, as it lies in memory: a conversion would wait for it."""
+    gates, mask = tile_at(gates_in_ptr, here.row, own, 3, S), readable(own, here.count, S)
+    r = tl.load(gates, mask=mask, other=0.0)
+    z = tl.load(gates + S.H, mask=mask, other=0.0)
+    n = tl.load(gates + 2 * S.H, mask=mask, other=0.0)
+    return r, z, n
+
+
+@triton.jit
+def keep(reserve_ptr, own, here, values, S: tl.constexpr):
+    """Store what backward needs of a step."""
+    VALUES: tl.constexpr = len(values)
+    for g in tl.static_range(VALUES):
+        write(tile_at(reserve_ptr, here.row, own, VALUES, S, g), values[g], there(own, here.count, S))

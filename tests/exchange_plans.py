@@ -57,8 +57,10 @@ def two_exchanges(programs: int, steps: int, elements: int, one_place: bool = Fa
     return plan
 
 
-def stack(layers: int, programs: int, steps: int, elements: int) -> Plan:
-    """Layers in one launch, so many programs each: a step waits for the layer's own last one and for the one below."""
+def stack(layers: int, programs: int, steps: int, elements: int, both: bool = False) -> Plan:
+    """Layers in one launch, so many programs each: a step waits for the layer's own last one and for the one below; or
+    in back-propagation, which is the same with layers and steps counted from the other end, for the one above. `both`:
+    exchanges of a step, of r * h too."""
     plan: Plan = []
     for i in range(layers):
         for p in range(programs):
@@ -68,6 +70,9 @@ def stack(layers: int, programs: int, steps: int, elements: int) -> Plan:
                 needed = [(i, t - 1)] * (t > 0) + [(i - 1, t)] * (i > 0)
                 if needed:
                     tasks.append(Wait(sum((_tile("h", *at, units=everyone) for at in needed), ()), tuple(needed)))
+                if both:
+                    tasks.append(Publish(_tile("rh", i, t, units=own), ("rh", i, t)))
+                    tasks.append(Wait(_tile("rh", i, t, units=everyone), (("rh", i, t),)))
                 tasks.append(Publish(_tile("h", i, t, units=own), (i, t)))
             plan.append(tasks)
     return plan
@@ -80,6 +85,7 @@ SMALL = {
     "two batch tiles": layer(2, 2, 1, tiles=2),
     "a stack of 2 layers": stack(2, 1, 3, 1),
     "a stack of 3 layers": stack(3, 1, 2, 1),
+    "a stack of 2 layers of two exchanges": stack(2, 1, 2, 1, both=True),
 }
 ALL = SMALL | {
     "1 program, 3 steps, 3 elements": layer(1, 3, 3),
@@ -91,11 +97,13 @@ ALL = SMALL | {
     "2 programs, 3 steps, three batch tiles": layer(2, 3, 1, tiles=3),
     "a stack of 3 layers, 3 steps": stack(3, 1, 3, 1),
     "a stack of 2 layers, 2 steps, 2 programs each": stack(2, 2, 2, 1),
+    "a stack of 2 layers of two exchanges, 3 steps": stack(2, 1, 3, 1, both=True),
 }
 BEYOND = {
     "5 programs, 6 steps, 3 elements each, two batch tiles": layer(5, 6, 3, tiles=2),
     "4 programs, 6 steps of two exchanges, 2 elements each": two_exchanges(4, 6, 2),
     "a stack of 4 layers, 2 programs each, 5 steps": stack(4, 2, 5, 2),
+    "a stack of 3 layers of two exchanges, 2 programs each, 4 steps": stack(3, 2, 4, 2, both=True),
 }
 WALKING = "two exchanges a step, one in the same memory at every step"  # as the walking kernels have it
 IN_ONE_PLACE = {WALKING: two_exchanges(2, 2, 1, one_place=True)}

@@ -71,9 +71,14 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "trigru/planning/stages.py": [
         (
-            'order = layers if direction == "forward" else reversed(layers)',
-            "order = layers",
+            'return groups if direction == "forward" else groups[::-1]',
+            "return groups",
             _STACK,
+        ),
+        (
+            "steps = seq_len + len(stage.layers) - 1",
+            "steps = seq_len",
+            named("test_together", "time_is_of_all_steps_and_layers_but_one"),
         ),
     ],
     "trigru/operators/__init__.py": [

@@ -246,7 +246,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "kernels/persistent_tiles.py": [
         (
-            "tile = group if S.SIDES == 1 else group // 2",
+            "tile = group if together == 1 else group // together",
             "tile = group",
             _SIDES,
         ),

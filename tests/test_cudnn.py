@@ -18,7 +18,7 @@ from trigru.operators.schema import Backward, Recorded, flat, flat_backward
 from trigru.planning import cudnn as rules
 from trigru.planning.plan import Site
 from trigru.schedules import cudnn
-from trigru.schedules.stack import shares_output
+from trigru.schedules.reserve import shares_output
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_expanded_and_unshared(variant, reverse, packed, shape):
     arguments = [x.to(case.dtype).flatten()[:1].expand(x.shape[-1]).expand(x.shape) for x in case.tensors]
     before = [x.clone() for x in arguments]
     forwards = forward(arguments, case)
-    _, (_, _, _, output, reserve, h_n, _) = forwards
+    _, (_, _, _, output, reserve, h_n, *_) = forwards
     grads = torch.ones(()).expand(*arguments[0].shape[:-1], shape[3]), torch.ones(()).expand(h_n.shape)
     kept = output.clone(), reserve.clone()
     results = backward(arguments, forwards, grads, [True] * 6)

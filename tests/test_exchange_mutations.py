@@ -14,6 +14,7 @@ from conftest import generated_code
 from per_step import per_step_recurrence
 from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
+from stacks import stack
 
 import trigru.kernels
 from trigru.kernels.config import PersistentConfig, persistent_config, walking_config
@@ -26,6 +27,7 @@ SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
     *("fragments", "assembly", "exchange", "parts"),
     *(f"persistent{part}" for part in ("_tiles", "_forward", "_backward", "")),
+    *(f"stacked{part}" for part in ("_tiles", "_forward", "_backward", "")),
     *("walking_kernels", "walking"),
 )
 AS_THEY_ARE = (
@@ -35,6 +37,7 @@ AS_THEY_ARE = (
     "loop",
     "per_step",
     "recurrence",
+    "steps",
     "stepwise_backward",
     "stepwise_forward",
     "tiles",
@@ -62,6 +65,7 @@ def mutated(tmp_path):
                 text = text.replace(f"from .{other} import", f"from {package}_{other} import")
             others = f"import {package}_exchange as exchange\nfrom trigru.kernels import "
             text = text.replace("from . import exchange, ", others)
+            text = text.replace("from . import exchange\n", f"import {package}_exchange as exchange\n")
             (tmp_path / f"{package}_{name}.py").write_text(text)
         for name in FILES:
             full = f"{package}_{name}"
@@ -362,3 +366,54 @@ def test_a_wait_of_the_walking_kernels_changed(mutated, variant, old, new):
 def test_nothing_of_the_walking_kernels_is_caught_without_a_mutation(mutated):
     walking = mutated("parts", "even + odd", "even + odd", "walking")
     assert not any(caught_walking(walking, variant) for variant in ("torch", "cho"))
+
+
+def caught_stacked(stacked, variant: str, **order) -> bool:
+    """Whether the tests of several layers in a launch notice: three of them, with dropout between."""
+    case = stack(3, 3, 3, 32, variant=variant, dropout=0.25)
+    for seed in range(3):
+        try:
+            with using(ptx_launcher(arch=90, strong=True, **{"seed": seed, "quantum": 20, **order})):
+                errors = case.errors(case.run(stacked, timeout=0.05))
+        except (PtxError, KernelTimeout):
+            return True
+        if not max(errors.values()) <= 1.5e-2:
+            return True
+    return False
+
+
+LATE = {"seed": None, "starve": 2}  # a program of the layer between
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "variant", "order"),
+    [
+        # what is waited for: another step, another layer, another state
+        ("stacked_forward", "zeros(below_ptr, own, here", "zeros(below_ptr, own, before", "torch", LATE),
+        pytest.param("stacked_forward", "if passed_ptr is None else", "if True else", "cho", {}, marks=SLOW),
+        pytest.param("stacked_forward", "(level.number - 1) * level.plane", "0 * level.plane", "cho", {}, marks=SLOW),
+        pytest.param("stacked_backward", "own, following, level.has", "own, here, level.has", "torch", {}, marks=SLOW),
+        pytest.param("stacked_backward", "(level.number + 1) * (3", "2 * (3", "cho", {}, marks=SLOW),
+        # what is published: not all, before it is complete, or where there is no layer
+        ("stacked_backward", "here.row, own, 3, S, 2), dn, exists", "here.row, own, 3, S, 1), dz, exists", "torch", {}),
+        pytest.param("stacked_forward", "* tl.where(stays != 0, scale, 0.0)", "* scale", "torch", {}, marks=SLOW),
+        pytest.param("stacked_forward", "& level.has_above", "& (level.number >= 0)", "torch", {}, marks=SLOW),
+        # a buffer that is not filled, one place for all layers
+        pytest.param("stacked", '(*reserved, args["passed_ptr"])', "reserved", "torch", {}, marks=SLOW),
+        pytest.param("stacked_forward", "state_ptr += level.number *", "state_ptr += 0 *", "cho", {}, marks=SLOW),
+    ],
+)  # fmt: skip
+def test_what_layers_of_one_launch_exchange_changed(mutated, file, old, new, variant, order):
+    assert caught_stacked(mutated(file, old, new, "stacked"), variant, **order)
+
+
+def test_no_wait_for_the_layer_beside_the_own(mutated):
+    """A look at the first of the tiles alone."""
+    old = "*_is_missing(words, bits", "enumerate(loads)"
+    new = "*_is_missing(words[: 4 * chunks], bits", "enumerate(loads[:chunks])"
+    assert caught_stacked(mutated("assembly", old, new, "stacked"), "torch")
+
+
+def test_nothing_of_several_layers_is_caught_without_a_mutation(mutated):
+    stacked = mutated("parts", "even + odd", "even + odd", "stacked")
+    assert not any(caught_stacked(stacked, variant) for variant in ("torch", "cho"))

@@ -105,6 +105,26 @@ def test_no_spills_in_tiles_of_small_batches(target, dtype, hidden_size):
 
 
 @generated_code
+@pytest.mark.parametrize(
+    ("target", "dtype", "hidden_size"),
+    [
+        ("sm_80", "bf16", 512),
+        *(pytest.param(target, "bf16", 200, marks=pytest.mark.slow) for target in ("sm_80", "sm_90", "sm_100")),
+        *(pytest.param(target, "fp16", 512, marks=pytest.mark.slow) for target in ("sm_90", "sm_100")),
+        *(pytest.param(target, "tf32", 256, marks=pytest.mark.slow) for target in ("sm_80", "sm_90", "sm_100")),
+    ],
+)
+def test_no_spills_where_layers_run_together(target, dtype, hidden_size):
+    """The largest that are planned; the plan refuses what is between, which spills."""
+    directions, variants = ["forward", "backward"], ["torch", "cho"]
+    sizes = [dtype], [hidden_size], [16]
+    rows = inspect.rows_of(inspect.cases([target], ["stacked"], directions, variants, *sizes))
+    assert len(rows) == 4
+    assert all(row.spill_bytes == 0 and row.cooperative for row in rows), rows
+    assert not inspect.cases([target], ["stacked"], directions, variants, ["bf16"], [384, 504, 1024], [16])
+
+
+@generated_code
 def test_a_kernel_is_compiled_as_its_target_would_compile_it():
     """A look compares halves of words by an instruction that GPUs have from 9.0 on, and by arithmetic before."""
     for target, wanted in (("sm_80", False), ("sm_90", True), ("sm_100", True)):

@@ -15,6 +15,7 @@ from trigru.checks import layer_of
 from trigru.layer import Call
 from trigru.operators import batching, derivative
 from trigru.operators.schema import Backward, Recorded, flat, flat_backward
+from trigru.schedules import reserve
 from trigru.schedules import stack as stack_module
 
 LAYOUTS = [(packed, reverse) for packed in (False, True) for reverse in (False, True)]
@@ -219,7 +220,7 @@ def test_what_stands_for_the_input_holds_zeros():
 @pytest.mark.parametrize(("batch_first", "sides"), [(False, 1), (True, 1), (True, 2)])
 def test_second_derivatives_where_the_last_states_are_the_output(monkeypatch, batch_first, sides):
     """As on a GPU."""
-    for module in (stack_module, derivative, batching):
+    for module in (stack_module, reserve, derivative, batching):
         monkeypatch.setattr(module, "shares_output", lambda device: True)
     options = {"batch_first": batch_first, "bidirectional": sides == 2, "dtype": torch.float64}
     layer = trigru.GRU(3, 4, **options).requires_grad_(False)

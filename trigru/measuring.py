@@ -26,6 +26,7 @@ from .planning.plan import DIRECTIONS, Site, precision_of
 from .planning.stages import staged
 from .planning.ways import Way, parts, ways
 from .schedules import stack
+from .schedules.reserve import shares_output
 
 # ||got - first|| / ||first||: of two that are right each may be half of it, or more, from the exact results.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 8e-3, torch.bfloat16: 6e-2}
@@ -196,7 +197,7 @@ class _Trial(torch.autograd.Function):
     def forward(ctx: Any, layer: Layer, way: Way, batch_sizes: Tensor | None, *leaves: Tensor) -> tuple[Tensor, Tensor]:
         input, hx, *weights = leaves
         result = _forward(layer, way, weights, Call(input, hx, batch_sizes), 0)
-        states = [result.output] if stack.shares_output(hx.device) else []
+        states = [result.output] if shares_output(hx.device) else []
         ctx.save_for_backward(*leaves, *result.reserve, *states)
         ctx.given = (layer, way, batch_sizes, len(leaves))
         return result.output, result.h_n

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .layer import Given, Layer, Weights
 from .operators.schema import recorded
-from .schedules.stack import empty_reserve
+from .schedules.reserve import empty_reserve
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -4,7 +4,7 @@ for a container is built."""
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -19,10 +19,13 @@ from .planning import cost
 from .planning.devices import Device, present, preset
 from .planning.plan import DIRECTIONS, DTYPES, planned, precision_of
 from .planning.stages import Choice, Plan, staged
+from .planning.together import Stack, together, why_apart
 from .planning.triton_state import interpreted, why_unusable
 from .schedules import stack
+from .schedules.reserve import shares_output
 
 _STEPS = 3  # how many there are is nothing that a kernel is compiled for
+_MANY = 1 << 16
 
 
 def warm(
@@ -120,20 +123,27 @@ def _launches(
         for (layer, weights, call), training in _calls(module, batch, dtype, packed, given):
             if call.input.dtype not in DTYPES or layer.schedule == "cudnn":
                 continue
-            forward, backward = (_plan(layer, call, device, direction) for direction in DIRECTIONS)
-            if not training:
-                if forward.schedule != "eager":
+            # Layers that run together in a long call may run one after another in a short one.
+            for seq_len in (1, _MANY) if layer.num_layers > 1 else (_MANY,):
+                forward, backward = (_plan(layer, call, device, direction, seq_len) for direction in DIRECTIONS)
+                if forward.schedule == backward.schedule == "eager":
+                    continue
+                if training:
+                    _train(layer, weights, call, forward, backward)
+                elif forward.schedule != "eager":
                     stack.forward(layer, weights, call, forward, layer.num_layers)
-            elif forward.schedule != "eager" or backward.schedule != "eager":
-                output, h_n, reserve = stack.forward(layer, weights, call, forward, 0)
-                if stack.shares_output(call.input.device):
-                    reserve = [*reserve, output]
-                needs = [True] * (2 + len(weights))
-                may = [x is not None and x.is_floating_point() for x in call.given.differentiable]
-                for of_given in [[], may] if any(may) else [[]]:
-                    wanted = stack.Wanted(output, h_n, needs, of_given)
-                    stack.backward(layer, weights, call, backward, 0, reserve, wanted)
     return recorder.launches
+
+
+def _train(layer: Layer, weights: Sequence[Tensor], call: Call, forward: Plan, backward: Plan) -> None:
+    """Forward and backward, without and with derivatives by what is given for each step."""
+    output, h_n, reserve = stack.forward(layer, weights, call, forward, 0)
+    if shares_output(call.input.device):
+        reserve = [*reserve, output]
+    needs = [True] * (2 + len(weights))
+    may = [x is not None and x.is_floating_point() for x in call.given.differentiable]
+    for of_given in [[], may] if any(may) else [[]]:
+        stack.backward(layer, weights, call, backward, 0, reserve, stack.Wanted(output, h_n, needs, of_given))
 
 
 def _calls(
@@ -179,7 +189,7 @@ def _calls(
             yield prepare(records, arguments, options, training=training, initial=initial)[0], training
 
 
-def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
+def _plan(layer: Layer, call: Call, device: Device, direction: str, seq_len: int) -> Plan:
     if layer.schedule == "eager":
         choice = Choice("eager", "asked for by name")
     else:
@@ -195,4 +205,7 @@ def _plan(layer: Layer, call: Call, device: Device, direction: str) -> Plan:
         )
         heads = layer.num_heads if call.gain is None else 1
         choice = planned(layer.schedule, device, sizes, direction, heads=heads)
+        if choice.schedule != "eager" and layer.num_heads == 1:
+            why = why_apart(layer, direction, packed=call.batch_sizes is not None, given=bool(call.given.present))
+            return together(choice, device, sizes, Stack(layer.num_layers, seq_len, why), direction)
     return staged(layer.num_layers, layer.directions, choice, direction)

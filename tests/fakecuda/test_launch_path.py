@@ -86,6 +86,32 @@ def test_launches_of_a_bidirectional_layer(schedule, forwards, backwards):
     torch.testing.assert_close(x.grad.cpu().double(), y.grad, rtol=1e-2, atol=1e-2)
 
 
+def test_a_stack_in_one_launch():
+    """Forward, backward and forward without gradients; nothing between the layers, and the host waits for nothing."""
+    module = trigru.GRU(8, 64, 3, schedule="persistent", device="cuda", dtype=HALF)
+    x = torch.randn(3, 5, 8, device="cuda", dtype=HALF, requires_grad=True)
+    assert "3 layers in a launch" in trigru.explain(module, x).reason
+    waits = fakecuda.counts()["synchronisations"]
+    output, h_n = module(x)
+    (output.float().square().sum() + h_n.float().sum()).backward()
+    with torch.no_grad():
+        again, _ = module(x)
+    assert fakecuda.counts()["synchronisations"] == waits
+    kernels = [(run["kernel"], run["grid"][:2], run["cooperative"]) for run in fakecuda.launches]
+    names = "stacked_torch", "stacked_back_torch", "stacked_torch"
+    assert kernels == [(name, (4, 3), True) for name in names]
+    assert torch.equal(again, output)
+    exact = trigru.GRU(8, 64, 3, schedule="eager").double()
+    exact.load_state_dict({name: p.cpu().double() for name, p in module.state_dict().items()})
+    y = x.detach().cpu().double().requires_grad_()
+    wanted, last = exact(y)
+    (wanted.square().sum() + last.sum()).backward()
+    torch.testing.assert_close(output.cpu().double(), wanted, rtol=4e-3, atol=4e-3)
+    torch.testing.assert_close(x.grad.cpu().double(), y.grad, rtol=1e-2, atol=1e-2)
+    for parameter, of_exact in zip(module.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad.cpu().double(), of_exact.grad, rtol=1e-2, atol=2e-2)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="FAKECUDA_DEVICES=2")
 def test_on_the_device_and_stream_of_its_tensors():
     module = trigru.GRU(8, 64, schedule="persistent", device="cuda:1", dtype=HALF)
@@ -234,6 +260,6 @@ def test_an_h0_whose_rows_are_not_aligned(protocol):
 def test_rows_that_are_not_aligned(monkeypatch):
     """If nothing took care of it."""
     h0 = torch.randn(3 * 64 + 1, device="cuda", dtype=HALF)[1:].view(3, 64)
-    monkeypatch.setattr(persistent, "_first_state", lambda h0, protocol: h0)
+    monkeypatch.setattr(persistent, "first_state", lambda h0, protocol: h0)
     with pytest.raises(RuntimeError, match="isaligned"):
         forward(h0=h0)

@@ -16,6 +16,7 @@ from ..planning.cost import Layer
 from ..planning.devices import PRESETS, Device, preset
 from ..planning.plan import DIRECTIONS, MICRO, Site, candidates, measured_on, plan, planned
 from ..planning.stages import Choice, Plan
+from ..planning.together import Stack, together, why_apart
 from ..planning.triton_state import why_unusable
 from ..reference import VARIANTS
 from . import explain_workloads
@@ -109,7 +110,7 @@ def _on_cpu(args: argparse.Namespace) -> Plan:
     return plan(layer, site, args.direction)
 
 
-def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Choice, list[dict[str, Any]]]:
+def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Choice | Plan, list[dict[str, Any]]]:
     precision = "tf32" if args.tf32 else "ieee"
     layer = Layer(args.variant, DTYPES[args.dtype], args.batch, args.hidden, precision=precision)
     rows = []
@@ -134,7 +135,13 @@ def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Choice, list[dict
     record = layer_of(args.hidden, args.hidden, num_layers=args.layers, variant=args.variant)
     site = Site(torch.device("cuda", 0), layer.dtype, args.seq_len, args.batch, False, recording=True, plain=True)
     winner = measured_on(device, record, site, args.direction, precision)
-    return winner or planned("auto", device, layer, args.direction), rows
+    if winner is not None:
+        return winner, rows
+    choice = planned("auto", device, layer, args.direction)
+    if choice.schedule == "eager":
+        return choice, rows
+    stack = Stack(args.layers, args.seq_len, why_apart(record, args.direction))
+    return together(choice, device, layer, stack, args.direction), rows
 
 
 def _print_schedules(args: argparse.Namespace, device: Device, rows: list[dict[str, Any]]) -> None:

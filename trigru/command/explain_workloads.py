@@ -14,7 +14,7 @@ from ..functional import cell_way
 from ..planning.cost import Layer
 from ..planning.devices import Device
 from ..planning.plan import DIRECTIONS, MICRO, Site, plan, planned
-from ..planning.stages import staged
+from ..planning.together import Stack, together, why_apart
 from .tables import fitted, wrapped
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -43,12 +43,17 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
         return {**_nothing_counted(*_on_cpu(gru, number, direction, recording)), **sizes}
     precision = "tf32" if number == torch.float32 else "ieee"
     layer = Layer(gru.variant, number, gru.batch, gru.hidden_size, precision=precision, directions=gru.directions)
-    taken = staged(gru.num_layers, gru.directions, planned("auto", device, layer, direction), direction)
     times, steps = (gru.calls * gru.seq_len, 1) if gru.cell else (gru.calls, gru.seq_len)
+    choice = planned("auto", device, layer, direction)
+    if choice.schedule == "eager":
+        return {**_nothing_counted(choice.schedule, choice.reason), **sizes}
+    why = why_apart(gru.layer, direction, packed=gru.rows == "packed", given=bool(gru.given))
+    taken = together(choice, device, layer, Stack(gru.num_layers, steps, why), direction)
     started, seconds = taken.launches(steps), taken.seconds(steps, device.eager_launch_time)
     in_graph = taken.seconds(steps, device.launch_time, graph=True)
-    if started is None or seconds is None or in_graph is None:
-        return {**_nothing_counted(taken.schedule, taken.reason), **sizes}
+    assert started is not None  # of kernels all is counted
+    assert seconds is not None
+    assert in_graph is not None
     return {
         "schedule": taken.schedule,
         "launches": times * started,

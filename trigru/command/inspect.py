@@ -19,11 +19,14 @@ import torch
 from ..kernels.config import (
     PersistentConfig,
     ResidentConfig,
+    kept_values,
     on_matrix_units,
     persistent_config,
     resident_config,
+    stacked_config,
     stepwise_config,
     walking_config,
+    why_not_stacked,
 )
 from ..planning.plan import WAITING
 from ..planning.triton_state import interpreted, why_unusable
@@ -72,7 +75,7 @@ SEQ_LEN = 2  # host code does at the second step what it does at all later ones
 @dataclass(frozen=True)
 class Case:
     """A layer to compile kernels for. direction: "forward" keeps what backward needs, "inference" does not. both: with
-    both directions of time in every launch."""
+    both directions of time in every launch. Schedule "stacked": two layers of the persistent one in a launch."""
 
     target: str
     schedule: str
@@ -135,6 +138,8 @@ SCHEDULES = {
     "walking": Schedule("walking", walking_config, lambda dtype, precision, matrix: sys.maxsize),
     "resident": Schedule("resident", lambda *sizes: resident_config(*sizes[:3]), ResidentConfig.largest),
     "persistent": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
+    # Of its sizes why_not_stacked says more.
+    "stacked": Schedule("stacked", lambda *sizes: stacked_config(*sizes[:3]), lambda *options: sys.maxsize),
 }
 
 
@@ -166,6 +171,8 @@ def recorded(case: Case, config: Any = None) -> list:
     if config is None:
         config = schedule.config(dtype, batch, hidden_size, on_units(case))
     run = Recurrence(case.variant, False, precision, config)
+    if case.schedule == "stacked":
+        return _recorded_stack(case, run)
     bias = meta(hidden_size) if case.variant == "torch" else None
     gates_in, h0, w_hh = (
         meta(*sides, rows, 3 * hidden_size),
@@ -181,6 +188,41 @@ def recorded(case: Case, config: Any = None) -> list:
         if case.direction == "backward":
             recorder.launches.clear()
             module.backward(run, operands, kept, Gradients(meta(*kept.output.shape), meta(*h0.shape)))
+    return recorder.launches
+
+
+def _recorded_stack(case: Case, run: Any) -> list:
+    """`recorded` of two layers in a launch, with dropout between them, which takes the more registers."""
+    from ..kernels.launch import using
+    from ..kernels.offline import Recorder
+    from ..kernels.stacked import Layers, backward, forward
+    from ..kernels.steps import Steps
+
+    batch, hidden_size, rows, layers = case.batch, case.hidden_size, SEQ_LEN * case.batch, 2
+
+    def meta(*shape: int, dtype: torch.dtype = DTYPES[case.dtype][0]) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    values = kept_values(case.variant) * hidden_size
+    given = Layers(
+        gates_in=meta(rows, 3 * hidden_size),
+        h0=meta(layers, batch, hidden_size),
+        w_ih=meta(layers - 1, 3 * hidden_size, hidden_size),
+        w_hh=meta(layers, 3 * hidden_size, hidden_size),
+        bias=meta(layers - 1, 3 * hidden_size),
+        b_hn=meta(layers, hidden_size) if case.variant == "torch" else None,
+        steps=Steps.padded(SEQ_LEN, batch),
+        states=meta(layers - 1, rows, hidden_size),
+        output=meta(rows, hidden_size),
+        reserve=None if case.direction == "inference" else meta(layers, rows, values),
+        stays=None if case.direction == "inference" else meta(layers - 1, rows, hidden_size, dtype=torch.bool),
+    )
+    recorder = Recorder()
+    with using(recorder):
+        if case.direction == "backward":
+            backward(run, given, meta(rows, hidden_size), meta(layers, batch, hidden_size))
+        else:
+            forward(run, given)
     return recorder.launches
 
 
@@ -249,8 +291,16 @@ def can_compile(case: Case) -> bool:
         has_dtype = case.dtype != "tf32" and case.schedule not in WAITING
     elif case.target == "sm_75":
         has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule != "persistent"
+    if case.schedule == "stacked":
+        has_dtype &= case.target.startswith("sm_") and case.target != "sm_75" and not case.both
+        return has_dtype and why_not_stacked(case.variant, *_numbers(case)) is None
     largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], on_units(case))
     return has_dtype and case.hidden_size <= largest
+
+
+def _numbers(case: Case) -> tuple[torch.dtype, int, str]:
+    dtype, precision = DTYPES[case.dtype]
+    return dtype, case.hidden_size, precision
 
 
 # Heading and value of a column of the printed table.

@@ -24,7 +24,8 @@ from ..layer import NOTHING, Call, Layer, differentiable
 from ..planning.plan import Site, plan
 from ..schedules.cudnn import unspent
 from ..schedules.per_step import of_parts
-from ..schedules.stack import empty_reserve, new_output, time_major
+from ..schedules.reserve import empty_reserve
+from ..schedules.stack import new_output, time_major
 from . import batching, compute, derivative, flops, sharding
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed

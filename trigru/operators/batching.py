@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layer import NOTHING, Call
-from ..schedules.stack import shares_output
+from ..schedules.reserve import shares_output
 from .plain import is_legacy_batched
 from .schema import Backward, Recorded, flat, flat_backward, recorded, recorded_backward
 

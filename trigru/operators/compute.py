@@ -151,7 +151,7 @@ def without_input(
     layer: Layer, weights: Sequence[Tensor], call: Call, kept: Sequence[Tensor]
 ) -> tuple[Call, list[Tensor]]:
     """A call of the same results and derivatives, where all that is known of the input is what the first layer's gates
-    tell. kept: its gates and states.
+    tell. kept: its gates, (D, N, values * H), and states.
 
     The input's share of the pre-activations becomes the input, beside zeros that have the input's derivative; weights
     of ones pass it on."""
@@ -162,12 +162,10 @@ def without_input(
         shares = []
         choice = plan(layer, site_of(layer, call)).stages[0].choice
         gates, states = kept
-        all_gates = stack.planes_of(layer, gates, steps.num_rows)
-        assert all_gates is not None
         all_states = stack.as_rows(layer, call, states).chunk(layer.directions, 1)
         for direction in range(layer.directions):
             part = Part(choice, layer.variant, layer.runs_backwards(direction))
-            run = Run(call.input, call.hx[direction], steps, all_states[direction], all_gates[direction])
+            run = Run(call.input, call.hx[direction], steps, all_states[direction], gates[direction])
             shares.append(share_of_input(part, layer.weights_of(weights, direction), run))
         known = torch.cat(shares, 1)
     x = stack.time_major(layer, call, call.input)

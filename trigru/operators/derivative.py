@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..layer import Call, Given
 from ..schedules.per_step import is_given, of_parts
-from ..schedules.stack import Result, masks_of, shares_output, time_major
+from ..schedules.reserve import lowest_kept, masks_of, shares_output
+from ..schedules.stack import Result, time_major
 from . import batching, compute, plain
 from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward
 
@@ -126,7 +127,7 @@ def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     masks = masks_of(layer, backward.reserve, first_kept, call.input.dtype)
     has_input = backward.has_input or first_kept > 0
     input = backward.reserve[0] if first_kept else call.input
-    gates = [] if has_input else backward.reserve[:2]  # of the first layer, and its states
+    gates = () if has_input else lowest_kept(layer, backward.reserve)
     ctx.set_materialize_grads(False)
     tensors = (backward.grad_output, backward.grad_h_n, input, call.hx, call.batch_sizes, *call.given, call.gain)
     ctx.save_for_backward(*tensors, *weights, *gates, *masks)

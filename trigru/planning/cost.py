@@ -128,6 +128,22 @@ def persistent(layer: Layer, block_h: int, block_b: int, direction: str = "forwa
     )
 
 
+def stacked(layer: Layer, block_h: int, block_b: int, layers: int, direction: str = "forward") -> Step:
+    """So many layers of the persistent schedule beside each other, each a step further than the one above it: a product
+    more, with what the layer beside it has exchanged."""
+    step = persistent(layer, block_h, block_b, direction)
+    size, beside = layer.dtype.itemsize, 1 if direction == "forward" else GATES
+    tile = beside * block_b * layer.hidden_size
+    return replace(
+        step,
+        programs=layers * step.programs,
+        l2_bytes=step.l2_bytes + size * tile,
+        shared_bytes=step.shared_bytes + size * (GATES * block_h * layer.hidden_size + tile),
+        flops=2 * step.flops,
+        together=layers * step.together,
+    )
+
+
 def resident(layer: Layer, block_b: int, direction: str = "forward") -> Step:
     """No launch and no exchange: a program has all of W_hh for its batch tile."""
     size = layer.dtype.itemsize

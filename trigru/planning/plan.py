@@ -30,6 +30,7 @@ from .configs import CudnnConfig, heads_apart
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
 from .stages import WHOLE, AnyConfig, Choice, Plan, staged
+from .together import Stack, together, why_apart
 from .triton_state import why_unusable
 
 SCHEDULES = ("auto", "eager", "stepwise", "walking", "resident", "persistent", "cudnn")
@@ -276,7 +277,26 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
         )
         how = "multiply by themselves" if apart else "run as one matrix with zeros"
         choice = replace(choice, reason=f"{choice.reason}; {layer.num_heads} heads {how}")
+    if layer.num_layers > 1 and layer.num_heads == 1 and choice.schedule in KERNELS:
+        return _stacked(layer, site, choice, direction)
     return staged(layer.num_layers, layer.directions, choice, direction)
+
+
+def _stacked(layer: Layer, site: Site, choice: Choice, direction: str) -> Plan:
+    """The plan of several layers, by a choice of Triton's kernels for one."""
+    why = why_apart(layer, direction, packed=site.packed, given=bool(site.given))
+    if has_a_part_of(site.device):
+        why = _DID_NOT_FIT
+    sizes = cost.Layer(
+        layer.variant,
+        site.dtype,
+        max(site.batch, 1),
+        layer.hidden_size,
+        precision=precision_of(site.dtype),
+        directions=layer.directions,
+    )
+    stack = Stack(layer.num_layers, site.seq_len, why)
+    return together(choice, _described(site.device), sizes, stack, direction)
 
 
 def torch_serves(layer: Layer, site: Site) -> bool:

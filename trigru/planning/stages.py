@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from itertools import pairwise
 
-from ..kernels.config import Config
+from ..kernels.config import Config, PersistentConfig, cdiv
 from .configs import CudnnConfig, EagerConfig
 
 AnyConfig = Config | CudnnConfig | EagerConfig
@@ -40,8 +41,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs all layers and directions of a call, forward or backward: stages, one after another. Each is of one
-    layer, but for torch's own GRU and cuDNN, which run all of them."""
+    """What runs all layers and directions of a call, forward or backward: stages, one after another. Those of torch's
+    own GRU and cuDNN are of all layers, those of the persistent schedule of one or several, others of one."""
 
     stages: tuple[Stage, ...]
 
@@ -81,18 +82,28 @@ class Plan:
             if step is None or choice.launches is None:
                 return None
             each, once = choice.launches
+            steps = seq_len + len(stage.layers) - 1  # the last layer begins so many later
             # A step's time has its launches; the model leaves out what is launched once for all steps.
-            total += seq_len * step + (0 if each else once * launch_time)
+            total += steps * step + (0 if each else once * launch_time)
         return total
 
 
 @functools.lru_cache(maxsize=1024)
 def staged(num_layers: int, directions: int, choice: Choice, direction: str = "forward") -> Plan:
     """So many layers, all by one choice: kernels run both directions of a layer together, torch operations one after
-    another."""
+    another; several layers together where the choice says so."""
     layers, sides = tuple(range(num_layers)), tuple(range(directions))
     if choice.schedule in WHOLE:
         return Plan((Stage(layers, sides, choice),))
     together = [(side,) for side in sides] if choice.schedule == "eager" else [sides]
-    order = layers if direction == "forward" else reversed(layers)
-    return Plan(tuple(Stage((index,), each, choice) for index in order for each in together))
+    most = choice.config.layers if isinstance(choice.config, PersistentConfig) else 1
+    groups = grouped(num_layers, most, direction)
+    return Plan(tuple(Stage(group, each, choice) for group in groups for each in together))
+
+
+def grouped(num_layers: int, most: int, direction: str) -> list[tuple[int, ...]]:
+    """The layers in the order in which they run, at most so many together, in groups as equal as can be."""
+    count = cdiv(num_layers, most)
+    ends = [num_layers * i // count for i in range(count + 1)]
+    groups = [tuple(range(first, end)) for first, end in pairwise(ends)]
+    return groups if direction == "forward" else groups[::-1]

@@ -24,6 +24,7 @@ from .plan import (
     why_no_kernels,
 )
 from .stages import WHOLE, Choice
+from .together import Stack, fastest, why_apart
 
 BATCHES = (16, 17)  # on either side of where the stepwise schedule takes another tile
 CHUNKS = (EagerConfig(16, 1 << 16), EagerConfig(64, 1 << 18), EagerConfig(256, 1 << 20))
@@ -53,8 +54,8 @@ def ways(layer: Layer, site: Site) -> Iterator[Way]:
 
 
 def parts(layer: Layer, site: Site, direction: str) -> Iterator[Choice]:
-    """The schedules that run layer by layer, with a few tile sizes. What one of them keeps any other can go back
-    from."""
+    """The schedules that run layer by layer, or several layers together, with a few tile sizes. What one of them keeps
+    any other can go back from."""
     if site.device.type != "cuda" or why_no_kernels(site.device, site.dtype) is not None:
         yield from (named("eager", config) for config in _chunks(layer, site))
         return
@@ -74,6 +75,12 @@ def parts(layer: Layer, site: Site, direction: str) -> Iterator[Choice]:
                 matrix = matrix_units(device, sizes)
                 tiles = (stepwise_config(site.dtype, batch, layer.hidden_size, matrix) for batch in BATCHES)
                 yield from (named("stepwise", tile) for tile in tiles if tile != found.config)
+    why = why_apart(layer, direction, packed=site.packed, given=bool(site.given))
+    if layer.num_layers > 1 and not has_a_part_of(site.device):
+        stack = Stack(layer.num_layers, site.seq_len, why)
+        together, _ = fastest("", device, sizes, stack, direction)
+        if together is not None:
+            yield named("persistent", together.stages[0].choice.config)
 
 
 def _chunks(layer: Layer, site: Site) -> Iterator[EagerConfig | None]:

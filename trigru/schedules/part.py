@@ -1,4 +1,5 @@
-"""What a schedule gets and gives: one layer, in one direction of time or in both. Sizes as in `trigru.layer`.
+"""What a schedule gets and gives: one layer, in one direction of time or in both, or several. Sizes as in
+`trigru.layer`.
 
 Where a schedule runs both directions together, a tensor of one direction stands for both with a first dimension of 2,
 and weights come in pairs; but the states of all steps have one direction's columns beside the other's.
@@ -24,6 +25,14 @@ class Part(NamedTuple):
     heads: int = 1  # where the schedule takes them as they are
 
 
+class Together(NamedTuple):
+    """What is between several layers that run together."""
+
+    states: Tensor  # (L - 1, N, H) of all but the last: as a Run's output
+    masks: Tensor | None  # (L - 1, T, B, H) bool: of the dropout behind them
+    dropout: float
+
+
 class Run(NamedTuple):
     """What it reads, and where its results go: `output`, `gates` and `h_n` are written by forward, the first two read
     by backward."""
@@ -35,6 +44,7 @@ class Run(NamedTuple):
     gates: Tensor | None  # (N, kept_values(variant) * H), laid out as the schedule likes; None: not kept
     h_n: Tensor | None = None  # (B, H), contiguous: each sequence's last state; None in backward
     per_step: PerStep | None = None  # what steps do beside the equations
+    together: Together | None = None  # where several layers run together: h0, gates, h_n then have one for each
 
     @property
     def rows(self) -> Tensor:

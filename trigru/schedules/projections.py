@@ -18,13 +18,8 @@ from ..reference import EPS
 from .norm import Unnormed
 
 
-def project_input(
-    input: Tensor, weights: Weights, variant: str, out: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """The input's share of every pre-activation, (N, 3H), in memory of its own or in `out`, normalised where there is a
-    gain, and the bias b_hn that variant "torch" keeps apart, (H,).
-
-    Every other bias is folded into the first result."""
+def folded(weights: Weights, variant: str) -> tuple[Tensor | None, Tensor | None]:
+    """The biases that can be added to the input's share, as one (3H,), and b_hn, which variant "torch" keeps apart."""
     b_ih, b_hh, b_hn = weights.bias_ih, weights.bias_hh, None
     if b_hh is None:
         bias = b_ih
@@ -36,6 +31,17 @@ def project_input(
         bias.narrow(0, 0, 2 * hidden_size).add_(b_hrz)
     else:
         bias = b_hh if b_ih is None else b_ih + b_hh
+    return bias, b_hn
+
+
+def project_input(
+    input: Tensor, weights: Weights, variant: str, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The input's share of every pre-activation, (N, 3H), in memory of its own or in `out`, normalised where there is a
+    gain, and the bias b_hn that variant "torch" keeps apart, (H,).
+
+    Every other bias is folded into the first result."""
+    bias, b_hn = folded(weights, variant)
     if weights.gain is not None:
         products = linear(input, weights.ih)
         share = torch.nn.functional.layer_norm(products, products.shape[1:], weights.gain[0], bias, EPS)

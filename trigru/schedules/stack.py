@@ -1,16 +1,6 @@
 """All layers and directions as the plan's stages run them, one after another; dropout between layers.
 
-What forward keeps for backward, the reserve, is a list of tensors, in this order, for the layers from `first_kept` on
-(nothing below them takes a gradient):
-
-    the input of that layer, where it is not the call's own
-    for each layer: the mask of the dropout before it (above first_kept), the gates of its directions, one behind the
-    other (empty where they are computed again), and their states (N, D * H), which are the next layer's input
-
-cuDNN, which runs all layers or none, keeps something else: see `trigru.schedules.cudnn`.
-
-The states of the last layer are the call's output where `shares_output` says so; they are then not in the list, but
-`backward` wants them at its end.
+What forward keeps for backward is laid out as reserve.py says.
 """
 
 from __future__ import annotations
@@ -27,13 +17,13 @@ from torch import Tensor
 
 from ..blocks import narrow, whole_weights
 from ..checks import batch_sizes_of
-from ..kernels.config import kept_values
 from ..kernels.steps import Steps
 from ..layer import Call, Layer, Weights
 from ..planning.stages import TAKES_HEADS, Plan, Stage
 from . import cudnn
-from .part import Part, Run, Upstream
+from .part import Part, Run, Together, Upstream
 from .per_step import Sums, before_their_ends, of_stage
+from .reserve import Reserve, scaled, shares_output
 
 
 class Result(NamedTuple):
@@ -54,20 +44,22 @@ class Wanted(NamedTuple):
 
 
 @functools.cache  # an import statement costs some 0.5 us a call
-def _module_of(schedule: str) -> ModuleType:
+def _module_for(schedule: str, several: bool) -> ModuleType:
     if schedule == "eager":
         from . import eager
 
         return eager
+    if several:
+        from . import together
+
+        return together
     from . import fused
 
     return fused
 
 
-def shares_output(device: torch.device) -> bool:
-    """Whether the last layer's states are the call's output. On a CPU they are not: nn.GRU lets its output be modified
-    in place there."""
-    return device.type != "cpu"
+def _module_of(stage: Stage) -> ModuleType:
+    return _module_for(stage.choice.schedule, len(stage.layers) > 1)
 
 
 def steps_of(layer: Layer, call: Call) -> Steps:
@@ -132,9 +124,10 @@ def share_of(layer: Layer, directions: Sequence[int], x: Tensor, dim: int) -> Te
 
 
 def state_of(layer: Layer, stage: Stage, x: Tensor) -> Tensor:
-    """What belongs to a stage of a tensor laid out as hx: (B, H), or (2, B, H) where it runs both directions."""
-    first = stage.layers[0] * layer.directions + stage.directions[0]
-    return x.select(0, first) if len(stage.directions) == 1 else x.narrow(0, first, 2)
+    """What belongs to a stage of a tensor laid out as hx: (B, H), or (P, B, H) where it runs P layers or
+    directions."""
+    first, *others = _parts_of(layer, stage)
+    return x.narrow(0, first, 1 + len(others)) if others else x.select(0, first)
 
 
 def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, first_kept: int) -> Result:
@@ -145,57 +138,92 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
     if plan.schedule == "cudnn":
         return Result(*cudnn.forward(layer, weights, call, plan.stages[0].choice, first_kept))
     call = before_their_ends(layer, call)
-    steps, directions = steps_of(layer, call), layer.directions
-    x, width = time_major(layer, call, call.input), layer.hidden_size * directions
+    steps = steps_of(layer, call)
+    x, width = time_major(layer, call, call.input), layer.hidden_size * layer.directions
     h_n = call.hx.new_empty(call.hx.shape)
-    shares = shares_output(x.device) or first_kept == layer.num_layers
+    kept = None if first_kept == layer.num_layers else Reserve.empty(layer, x, first_kept)
+    shares = shares_output(x.device) or kept is None
     output = new_output(layer, call, width)
-    reserve: list[Tensor] = []
-    for index, stages in groupby(plan.stages, key=_layer_of):
-        kept, last = index >= first_kept, index + 1 == layer.num_layers
-        if kept and index == first_kept and index:
-            reserve.append(x)
-        in_place = last and shares
-        states = x.new_empty(steps.num_rows, width) if not in_place else time_major(layer, call, output).view(-1, width)
-        gates = _new_gates(layer, weights[0], steps.num_rows) if kept else None
-        planes = planes_of(layer, gates, steps.num_rows, 1 if plan.schedule == "eager" else heads)
+    last_states = time_major(layer, call, output).view(-1, width) if shares else None
+    for layers, stages in groupby(_apart(plan.stages, first_kept), key=_layers_of):
+        own = kept if layers[0] >= first_kept else None
+        if kept is not None and layers[0] == first_kept and first_kept:
+            kept = kept._replace(entry=x)
+        is_last = layers[-1] + 1 == layer.num_layers
+        states = last_states if is_last else None
+        if states is None:
+            states = x.new_empty(steps.num_rows, width) if own is None else own.states_of(layers[-1])
+        gates = None if own is None else own.gates_of(layer, layers)
+        together = _together(layer, layers, own, x, states, steps)
         for stage in stages:
             run = Run(
                 x,
                 state_of(layer, stage, call.hx),
                 steps,
                 share_of(layer, stage.directions, states, -1),
-                None if planes is None else share_of(layer, stage.directions, planes, 0),
+                None if gates is None else _gates_of(layer, stage, gates, heads),
                 state_of(layer, stage, h_n),
                 of_stage(layer, call, stage),
+                together,
             )
-            schedule = _module_of(stage.choice.schedule)
+            schedule = _module_of(stage)
             schedule.forward(part_of(layer, stage, heads), _weights_of(layer, weights, call, stage), run)
-        if gates is not None:
-            reserve.append(gates)
-            if not in_place:
-                reserve.append(states)
-        if not last:
+        if not is_last:
             x = shaped(states, steps)
             if layer.dropout:
-                mask = dropout_mask(x, layer.dropout)
-                x = x * _scaled(mask, layer.dropout, x.dtype)
-                if kept:
-                    reserve.append(mask)
+                mask = dropout_mask(x, layer.dropout, None if own is None else own.mask_behind(layers[-1]))
+                x = x * scaled(mask, layer.dropout, x.dtype)
         elif not shares:
             time_major(layer, call, output).copy_(shaped(states, steps))
-    return Result(output, h_n, reserve)
+    return Result(output, h_n, [] if kept is None else kept.tensors)
 
 
-def _layer_of(stage: Stage) -> int:
-    (index,) = stage.layers
-    return index
+def _apart(stages: Sequence[Stage], first: int) -> Iterator[Stage]:
+    """The stages, none of which has layers both below `first` and from it on."""
+    for stage in stages:
+        below = tuple(index for index in stage.layers if index < first)
+        for layers in (below, stage.layers[len(below) :]):
+            if layers:
+                yield stage if layers == stage.layers else replace(stage, layers=layers)
+
+
+def _together(
+    layer: Layer, layers: Sequence[int], kept: Reserve | None, x: Tensor, states: Tensor, steps: Steps
+) -> Together | None:
+    """Of several layers that run together; dropout's masks between them are drawn."""
+    if len(layers) == 1:
+        return None
+    inner = states.new_empty(len(layers) - 1, *states.shape) if kept is None else kept.inner(layers)
+    assert inner is not None
+    masks = None if kept is None else kept.masks_in(layers)
+    if layer.dropout:
+        if masks is None:
+            masks = x.new_empty(len(layers) - 1, *shaped(states, steps).shape, dtype=torch.bool)
+        for mask, one in zip(masks.unbind(0), inner.unbind(0), strict=True):
+            dropout_mask(shaped(one, steps), layer.dropout, mask)
+    return Together(inner, masks, layer.dropout)
+
+
+def _layers_of(stage: Stage) -> tuple[int, ...]:
+    return stage.layers
+
+
+def _gates_of(layer: Layer, stage: Stage, gates: Tensor, heads: int) -> Tensor:
+    """What is a stage's of (L, D, N, values * H); of heads by themselves (D * heads, N, values * H / heads)."""
+    if heads > 1 and stage.choice.schedule != "eager":
+        *_, rows, width = gates.shape
+        return gates.select(0, 0).view(layer.directions * heads, rows, width // heads)
+    return share_of(layer, stage.directions, gates.select(0, 0), 0) if len(stage.layers) == 1 else gates.squeeze(1)
 
 
 def _weights_of(layer: Layer, weights: Sequence[Tensor], call: Call, stage: Stage) -> list[Weights]:
-    """Of each of its directions."""
-    first = stage.layers[0] * layer.directions
-    return [layer.weights_of(weights, first + direction, call.gain) for direction in stage.directions]
+    """Of each of its layers and directions."""
+    return [layer.weights_of(weights, part, call.gain) for part in _parts_of(layer, stage)]
+
+
+def _parts_of(layer: Layer, stage: Stage) -> list[int]:
+    """Numbers of its layers and directions, as in hx."""
+    return [index * layer.directions + direction for index in stage.layers for direction in stage.directions]
 
 
 def shaped(states: Tensor, steps: Steps) -> Tensor:
@@ -203,91 +231,31 @@ def shaped(states: Tensor, steps: Steps) -> Tensor:
     return states if steps.packed else states.view(steps.seq_len, steps.batch, states.shape[1])
 
 
-def _new_gates(layer: Layer, like: Tensor, rows: int) -> Tensor:
-    """Memory for a layer's gates, flat; empty where they are computed again."""
-    kept = layer.memory == "keep"
-    return like.new_empty(layer.directions * rows * kept_values(layer.variant) * layer.hidden_size if kept else 0)
-
-
-def planes_of(layer: Layer, gates: Tensor | None, rows: int, heads: int = 1) -> Tensor | None:
-    """The same as (D * heads, N, values * H / heads), or None where none are kept. heads: taken as they are."""
-    if gates is None or layer.memory != "keep":
-        return None
-    return gates.view(layer.directions * heads, rows, kept_values(layer.variant) * layer.hidden_size // heads)
-
-
-def dropout_mask(x: Tensor, p: float) -> Tensor:
-    """Which elements stay, drawn as torch's dropout on a CPU draws for a contiguous tensor of this shape and dtype."""
+def dropout_mask(x: Tensor, p: float, out: Tensor | None = None) -> Tensor:
+    """Which elements stay, drawn as torch's dropout on a CPU draws for a contiguous tensor of this shape and dtype; in
+    `out` where that is given."""
     if p == 1:
-        return x.new_zeros(x.shape, dtype=torch.bool)
-    return x.new_empty(x.shape).bernoulli_(1 - p).bool()
-
-
-def _scaled(mask: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-    """What a mask multiplies by."""
-    return mask.to(dtype) if p == 1 else mask.to(dtype).div_(1 - p)
-
-
-def empty_reserve(layer: Layer, call: Call, first_kept: int) -> list[Tensor]:
-    """Memory of the shapes of the reserve that forward returns."""
-    if layer.schedule == "cudnn":
-        return []
-    x = call.input
-    *sizes, _ = time_major(layer, call, x).shape
-    rows, features = sizes[0] * (sizes[1] if len(sizes) == 2 else 1), layer.hidden_size * layer.directions
-    reserve = []
-    for index in range(first_kept, layer.num_layers):
-        if index > first_kept and layer.dropout:
-            reserve.append(x.new_empty(*sizes, features, dtype=torch.bool))
-        elif index == first_kept and index:
-            reserve.append(x.new_empty(*sizes, features))
-        reserve.append(_new_gates(layer, x, rows))
-        if index + 1 < layer.num_layers or not shares_output(x.device):
-            reserve.append(x.new_empty(rows, features))
-    return reserve
-
-
-class _Kept(NamedTuple):
-    """The reserve of one layer."""
-
-    mask: Tensor | None  # of the dropout before it
-    gates: Tensor  # flat
-    states: Tensor  # (N, D * H)
-
-
-def _unfold(layer: Layer, reserve: Sequence[Tensor], first_kept: int) -> tuple[Tensor | None, dict[int, _Kept]]:
-    """The reserve (with the last layer's states at its end) by layers, and the input of the first of them."""
-    left: Iterator[Tensor] = iter(reserve)
-    entry = next(left) if first_kept else None
-    kept = {}
-    for index in range(first_kept, layer.num_layers):
-        mask = next(left) if layer.dropout and index > first_kept else None
-        kept[index] = _Kept(mask, next(left), next(left))
-    return entry, kept
+        return x.new_zeros(x.shape, dtype=torch.bool) if out is None else out.zero_()
+    drawn = x.new_empty(x.shape).bernoulli_(1 - p)
+    return drawn.bool() if out is None else out.copy_(drawn)
 
 
 def kept_rows(layer: Layer, call: Call, result: Result) -> Iterator[tuple[Tensor, Tensor]]:
     """Of a forward that kept all layers: what goes into each, (N, features), and its states (N, D * H)."""
-    reserve = list(result.reserve)
-    if shares_output(call.input.device):
-        reserve.append(as_rows(layer, call, result.output))
-    _, kept = _unfold(layer, reserve, 0)
+    kept = _read(layer, call, result.reserve, result.output, 0)
     x = as_rows(layer, call, call.input)
     for index in range(layer.num_layers):
-        states = kept[index].states
+        states = kept.states_of(index)
         yield x, states
         if index + 1 < layer.num_layers:
-            mask = kept[index + 1].mask
-            x = states if mask is None else states * _scaled(mask, layer.dropout, states.dtype).view_as(states)
+            mask = kept.mask_behind(index)
+            x = states if mask is None else states * scaled(mask, layer.dropout, states.dtype).view_as(states)
 
 
-def masks_of(layer: Layer, reserve: Sequence[Tensor], first_kept: int, dtype: torch.dtype) -> list[Tensor | None]:
-    """What the output of each layer but the last was multiplied with, as far as the reserve holds it."""
-    if not layer.dropout:
-        return [None] * (layer.num_layers - 1)
-    _, kept = _unfold(layer, reserve, first_kept)
-    masks = [kept[index].mask if index in kept else None for index in range(1, layer.num_layers)]
-    return [None if mask is None else _scaled(mask, layer.dropout, dtype) for mask in masks]
+def _read(layer: Layer, call: Call, tensors: Sequence[Tensor], output: Tensor, first_kept: int) -> Reserve:
+    """The reserve, with the call's output where it holds the last layer's states."""
+    kept = Reserve.of(layer, tensors, first_kept)
+    return kept._replace(output=as_rows(layer, call, output) if shares_output(call.input.device) else None)
 
 
 def backward(
@@ -313,10 +281,7 @@ def backward(
     if plan.schedule == "cudnn" or cudnn.is_own(reserve):  # which nothing else can read
         return cudnn.backward(layer, weights, call, reserve, wanted)
     steps, directions = steps_of(layer, call), layer.directions
-    if shares_output(call.input.device):
-        *others, output = reserve
-        reserve = [*others, as_rows(layer, call, output)]
-    entry, kept = _unfold(layer, reserve, first_kept)
+    kept = _read(layer, call, reserve, reserve[-1], first_kept)
     need_input, need_hx, *need_weights = wanted.needs
     width = 4 if layer.bias else 2
     sums, call = Sums(layer, call, wanted.given[:3]), before_their_ends(layer, call)
@@ -327,47 +292,49 @@ def backward(
     d_weights: list[Tensor | None] = [None] * len(need_weights)
     grad = None if wanted.grad_output is None else time_major(layer, call, wanted.grad_output)
     rest = (d_gain is not None,) if layer.bias else (False, False, d_gain is not None)
-    for index, stages in groupby(plan.stages, key=_layer_of):
-        if index < lowest:
-            break
-        mine, scale = kept[index], None
-        if index == first_kept:
-            x = time_major(layer, call, call.input) if entry is None else entry
+    for layers, stages in groupby(_apart(plan.stages, lowest), key=_layers_of):
+        first, scale = layers[0], None
+        if first < lowest:
+            continue
+        if first == first_kept:
+            x = time_major(layer, call, call.input) if kept.entry is None else kept.entry
         else:
-            x = shaped(kept[index - 1].states, steps)
-            if mine.mask is not None:
-                scale = _scaled(mine.mask, layer.dropout, x.dtype)
+            x = shaped(kept.states_of(first - 1), steps)
+            if (mask := kept.mask_behind(first - 1)) is not None:
+                scale = scaled(mask, layer.dropout, x.dtype)
                 x = x * scale
-        below = index > lowest or need_input
+        below = first > lowest or need_input
         d_x: Tensor | None = None
-        planes = planes_of(layer, mine.gates, steps.num_rows, 1 if plan.schedule == "eager" else heads)
+        gates, states, inner = kept.gates_of(layer, layers), kept.states_of(layers[-1]), kept.inner(layers)
+        together = None if inner is None else Together(inner, kept.masks_in(layers), layer.dropout)
         for stage in stages:
-            own = stage.directions
-            places = [slice((index * directions + i) * width, (index * directions + i + 1) * width) for i in own]
-            found = _module_of(stage.choice.schedule).backward(
+            parts = _parts_of(layer, stage)
+            places = [slice(part * width, (part + 1) * width) for part in parts]
+            found = _module_of(stage).backward(
                 part_of(layer, stage, heads),
                 _weights_of(layer, weights, call, stage),
                 Run(
                     x,
                     state_of(layer, stage, call.hx),
                     steps,
-                    share_of(layer, own, mine.states, -1),
-                    None if planes is None else share_of(layer, own, planes, 0),
+                    share_of(layer, stage.directions, states, -1),
+                    None if gates is None else _gates_of(layer, stage, gates, heads),
                     per_step=of_stage(layer, call, stage),
+                    together=together,
                 ),
                 Upstream(
-                    None if grad is None else share_of(layer, own, grad, -1),
+                    None if grad is None else share_of(layer, stage.directions, grad, -1),
                     None if wanted.grad_h_n is None else state_of(layer, stage, wanted.grad_h_n),
                     (below, need_hx, *(need for place in places for need in (*need_weights[place], *rest))),
                     sums.needs,
                 ),
             )
-            for direction, of_given in zip(own, found.given, strict=False):
-                sums.add(index * directions + direction, of_given)
-            for i, (direction, place) in enumerate(zip(own, places, strict=True)):
+            for part, of_given in zip(parts, found.given, strict=False):
+                sums.add(part, of_given)
+            for i, (part, place) in enumerate(zip(parts, places, strict=True)):
                 d_weights[place] = found.weights[5 * i : 5 * i + width]
                 if d_gain is not None:
-                    d_gain[index * directions + direction] = found.weights[5 * i + 4]
+                    d_gain[part] = found.weights[5 * i + 4]
             if d_hx is not None:
                 state_of(layer, stage, d_hx).copy_(found.h0)
             if below:
