@@ -15,6 +15,7 @@ from .blocks import Blocks, whole
 from .checks import check, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
+from .planning.invariant import refuse
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 
@@ -182,6 +183,7 @@ def gru_cell(
     if input.device.type != "cpu":
         return gru(input.unsqueeze(0), hx, *weights, variant=variant)[1]
     way = cell_way(variant)
+    refuse("a cell on a CPU")
     if way == "torch":
         return torch.gru_cell(input, hx, *weights)
     if way == "cell":

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..checks import batch_sizes_of
 from ..layer import Call, Layer
+from ..planning import invariant
 from ..planning.plan import Site, plan
 from ..planning.stages import Plan
 from ..schedules import stack
@@ -48,6 +49,7 @@ def by_reference(
     layer: Layer, weights: Sequence[Tensor], call: Call, masks: Sequence[Tensor | None] = ()
 ) -> tuple[Tensor, Tensor]:
     """(output, h_n) by the reference implementation; `masks` as `reference.stack` takes them."""
+    invariant.refuse("the reference implementation")
     if call.batch_sizes is not None:
         batch_sizes_of(call)
     output, h_n = reference.stack(
