@@ -80,7 +80,15 @@ def product(
         "base_ptr": base,
         "out_ptr": out,
     }
-    args |= {"N": rows, "K": inner, "C": columns, "of_row": of_row, "of_column": of_column}
+    args |= {
+        "base_ptr": base,
+        "out_ptr": out,
+        "N": rows,
+        "K": inner,
+        "C": columns,
+        "of_row": of_row,
+        "of_column": of_column,
+    }
     grid = (cdiv(rows, TILE["BLOCK_N"]), cdiv(columns, TILE["BLOCK_C"]))
     launch(rows_kernel, grid, args, {"PRECISION": precision, **TILE}, num_warps=WARPS, num_stages=2)
     return out
