@@ -73,22 +73,9 @@ def product(
     (rows, inner), columns = x.shape, weight.shape[0 if transposed else 1]
     out = torch.empty(rows, columns, dtype=x.dtype, device=x.device) if out is None else out
     of_row, of_column = (1, inner) if transposed else (columns, 1)
-    args: dict[str, Any] = {
-        "x_ptr": x.contiguous(),
-        "w_ptr": weight.contiguous(),
-        "bias_ptr": bias,
-        "base_ptr": base,
-        "out_ptr": out,
-    }
-    args |= {
-        "base_ptr": base,
-        "out_ptr": out,
-        "N": rows,
-        "K": inner,
-        "C": columns,
-        "of_row": of_row,
-        "of_column": of_column,
-    }
+    args: dict[str, Any] = {"x_ptr": x.contiguous(), "w_ptr": weight.contiguous(), "bias_ptr": bias}
+    args |= {"base_ptr": base, "out_ptr": out, "N": rows, "K": inner, "C": columns}
+    args |= {"of_row": of_row, "of_column": of_column}
     grid = (cdiv(rows, TILE["BLOCK_N"]), cdiv(columns, TILE["BLOCK_C"]))
     launch(rows_kernel, grid, args, {"PRECISION": precision, **TILE}, num_warps=WARPS, num_stages=2)
     return out
