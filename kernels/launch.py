@@ -130,6 +130,28 @@ def _elsewhere(
         starter(kernel, grid, {**args, **dict(zip(varying, values, strict=True))}, constexprs, **options)
 
 
+STREAM = object()
+"""Where the current stream goes among the arguments of a noted launch."""
+
+_note: ContextVar[Callable[..., None] | None] = ContextVar("trigru_kernel_note", default=None)
+
+
+@contextlib.contextmanager
+def noting(note: Callable[..., None]) -> Iterator[None]:
+    """Within the block, and in this thread only, `note` is told of each launch: what Triton compiled for it and all
+    that this was started with; or None, where only Triton may start it."""
+    token = _note.set(note)
+    try:
+        yield
+    finally:
+        _note.reset(token)
+
+
+def current_stream() -> int:
+    """The current stream of the current device, as Triton's launcher takes it."""
+    return torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+
+
 Values = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
 _compiled: dict[tuple[Any, ...], tuple[Any, Values, Values]] = {}
@@ -141,6 +163,16 @@ to run."""
 def forget() -> None:
     """Let Triton start each kernel anew."""
     _compiled.clear()
+    outdate()
+
+
+def outdate() -> None:
+    """Let no launch be made as it was noted before: something has changed that `circumstances` does not tell."""
+    global _age
+    _age += 1
+
+
+_age = 0
 
 
 class _Prepared:
@@ -169,12 +201,22 @@ class _Prepared:
             return
         if self.run is None or (values and max(values) >= _PAST_32_BITS):
             self._by_triton(grid, values)
+            if (note := _note.get()) is not None:
+                self._noted(note, grid, values)
             return
         with _HERE if self.current else torch.cuda.device(self.device):
             try:
                 self.run(*(*grid, 1, 1)[:3], *self.before, *values, *self.after)
             except RuntimeError as error:
-                raise _named(error) from None
+                raise named(error) from None
+        if (note := _note.get()) is not None:
+            self._noted(note, grid, values)
+
+    def _noted(self, note: Callable[..., None], grid: tuple[int, ...], values: tuple[int, ...]) -> None:
+        if self.run is None or not self.current or any(value >= _PAST_32_BITS for value in values):
+            note(None)
+            return
+        note(self.run, (*(*grid, 1, 1)[:3], STREAM, *self.before[1:], *values, *self.after))
 
     def _by_triton(self, grid: tuple[int, ...], values: tuple[int, ...]) -> None:
         given = dict(zip(self.varying, values, strict=True))
@@ -182,7 +224,7 @@ class _Prepared:
             try:
                 compiled = self.kernel[grid](**self.args, **given, **self.constexprs, **self.options)
             except RuntimeError as error:
-                raise _in_capture(error, self.kernel.__name__) or _named(error) from None
+                raise _in_capture(error, self.kernel.__name__) or named(error) from None
         if self.key is not None and not any(value >= _PAST_32_BITS for value in values):
             names = self.kernel.arg_names
             first = names.index(self.varying[0]) if self.varying else 0
@@ -203,7 +245,7 @@ class _Prepared:
 _HERE = contextlib.nullcontext()
 
 
-def _named(error: RuntimeError) -> RuntimeError:
+def named(error: RuntimeError) -> RuntimeError:
     """CUDA's error 720 as one that can be told from others."""
     return DoesNotFit(str(error)) if "cooperative launch" in str(error) else error
 
@@ -231,6 +273,20 @@ _COMPILATION = [
 ]
 
 
+def _listening() -> bool:
+    """Whether hooks of Triton are told of launches."""
+    knobs = triton.knobs.runtime
+    hooks = (knobs.launch_enter_hook, knobs.launch_exit_hook, getattr(knobs, "add_stages_inspection_hook", None))
+    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+
+
+def circumstances() -> tuple[Any, ...] | None:
+    """What must be as it was for a launch to be made as it was noted; None where each has to be made anew."""
+    if replaced() or _listening():
+        return None
+    return driver.active, torch._C._cuda_getDevice(), _age
+
+
 def _key(
     kernel: Any,
     args: Mapping[str, Any],
@@ -241,10 +297,7 @@ def _key(
 ) -> tuple[Any, ...] | None:
     """All that decides what Triton runs for these arguments, or None where only Triton itself may: on AMD, where sizes
     of tensors matter too, and where hooks listen."""
-    knobs = triton.knobs.runtime
-    hooks = (knobs.launch_enter_hook, knobs.launch_exit_hook, getattr(knobs, "add_stages_inspection_hook", None))
-    listening = any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
-    if torch.version.hip is not None or listening or kernel.pre_run_hooks:
+    if torch.version.hip is not None or _listening() or kernel.pre_run_hooks:
         return None
     kinds, pointers, misaligned = [], [], 0
     for name, value in args.items():
@@ -256,7 +309,7 @@ def _key(
         else:
             kinds.append(_class(value, name not in kernel.do_not_specialize))
     where = tuple(pointer % 16 for pointer in pointers) if misaligned % 16 else None
-    settings = knobs.debug, *[getattr(triton.knobs.compilation, name) for name in _COMPILATION]
+    settings = triton.knobs.runtime.debug, *[getattr(triton.knobs.compilation, name) for name in _COMPILATION]
     names, fixed = (*args, *varying, *constexprs), (*constexprs.values(), *options.values())
     # Triton hashes a kernel by its source, each time; a function is hashed by where it lies.
     return kernel.fn, device.index, driver.active, names, tuple(kinds), where, fixed, settings

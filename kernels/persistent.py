@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import exchange, per_step, widen
 from .config import PersistentConfig, Protocol, persistent_width
-from .launch import prepare
+from .launch import outdate, prepare
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -31,10 +31,12 @@ def exchanging_by(protocol: Protocol) -> Iterator[None]:
     has one of its own."""
     global _protocol
     before, _protocol = _protocol, protocol
+    outdate()
     try:
         yield
     finally:
         _protocol = before
+        outdate()
 
 
 def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -> Kept:

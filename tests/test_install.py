@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -20,6 +21,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".git", "out", "build", "dist", ".*_cache", "__pycache__", "*.egg-info", "results")
+BUILD = importlib.util.spec_from_file_location("build_release", ROOT / "scripts/build_release.py")
+# Beside its modules: what the package reads, what tells of it, and how it is built.
+DATA = {"trigru/py.typed"}
+BESIDE = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", "setup.py"}
 LINKS = ("src/trigru", "trigru/kernels", "trigru/bench")
 USERS_FILE = """
 import torch
@@ -68,6 +73,12 @@ def packages(folder):
     return {path.as_posix() for path in found if "__pycache__" not in path.parts}
 
 
+def tables(folder):
+    """What was fitted and measured, as paths that begin with trigru/."""
+    found = (folder / "trigru" / "planning").glob("*/*.json")
+    return {path.relative_to(folder).as_posix() for path in found}
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A checkout's files in a folder named trigru, with its links."""
@@ -106,8 +117,8 @@ def test_the_wheel_has_every_module_as_a_file(built, clone):
         metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
         text = wheel.read(metadata).decode()
     assert {name for name in names if name.endswith(".py")} == packages(clone)
-    assert {"trigru/py.typed", "trigru/kernels/stepwise.py", "trigru/bench/report/figures.py"} <= names
-    assert not [name for name in names if not name.startswith("trigru/")]
+    assert {"trigru/kernels/stepwise.py", "trigru/bench/report/figures.py"} <= names
+    assert {name for name in names if not name.endswith(".py")} == DATA | tables(clone)
     assert "](https://raw.githubusercontent.com/" in text
     assert "](docs/" not in text
     assert "](#" not in text
@@ -121,7 +132,23 @@ def test_the_sdist_has_every_module_as_a_file(built, clone):
     assert {
         name.removeprefix("src/") for name in names if name.startswith("src/") and name.endswith(".py")
     } == packages(clone)
-    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= names
+    others = {name for name in names if not name.endswith(".py") and ".egg-info/" not in name}
+    assert {name.removeprefix("src/") for name in others | {"setup.py"}} == BESIDE | DATA | tables(clone)
+
+
+def test_both_are_the_same_bytes_from_another_folder_at_another_time(clone, tmp_path):
+    release = importlib.util.module_from_spec(BUILD)
+    BUILD.loader.exec_module(release)
+    found = []
+    for name in ("one", "another"):
+        folder = tmp_path / name / "trigru"
+        shutil.copytree(clone, folder, symlinks=True, copy_function=shutil.copy)  # with the time of now
+        paths = release.build(folder, tmp_path / name / "dist", 1_750_000_000, "--no-isolation")
+        found.append([(path.name, path.read_bytes()) for path in paths])
+        time.sleep(2.1)  # a zip file counts in steps of two seconds
+    assert [name for name, _ in found[0]] == [name for name, _ in found[1]]
+    for (name, first), (_, second) in zip(*found, strict=True):
+        assert first == second, name
 
 
 def test_links_that_came_out_as_files(clone, tmp_path):

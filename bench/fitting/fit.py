@@ -178,7 +178,8 @@ def fit(measured: Sequence[Sample], device: Device) -> Fit:
         now = replace(device, **known)  # type: ignore[arg-type]
     projection, call = constants.pop("projection", 0.0), constants.pop("call", 0.0)
     predicted = [
-        (s, cost.time(s.step, now, s.layer) + projection * _projection_flops(s) + call / s.seq_len) for s in measured
+        (s, cost.time(s.step, now, s.layer, graph=True) + projection * _projection_flops(s) + call / s.seq_len)
+        for s in measured
     ]
     return Fit(now, constants, projection, call, predicted)
 

@@ -115,10 +115,12 @@ def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Choice, list[dict
     rows = []
     for found in candidates(device, layer, args.direction):
         step = found.seconds * MICRO if found.obstacle is None else None
+        in_graph = found.graph_seconds * MICRO if found.obstacle is None else None
         rows.append(
             {
                 "schedule": found.schedule,
                 "us_a_step": step,
+                "us_a_step_in_a_graph": in_graph,
                 "us_for_all": None if step is None else step * args.seq_len * args.layers,
                 "why_not": found.obstacle,
                 "programs": found.step.programs,
@@ -146,11 +148,22 @@ def _print_schedules(args: argparse.Namespace, device: Device, rows: list[dict[s
     )
     if (reason := why_unusable()) is not None:
         print(wrapped(f"Here no kernel can be compiled: {reason}."))
-    headings = ["schedule", "us a step", "us for all", "programs", "turns", "launches", "exchanges", "L2 bytes"]
+    headings = [
+        "schedule",
+        "us a step",
+        "in a graph",
+        "us for all",
+        "programs",
+        "turns",
+        "launches",
+        "exchanges",
+        "L2 bytes",
+    ]
     able = [row for row in rows if row["why_not"] is None]
     if able:
         names = ("programs", "turns", "launches", "exchanges", "l2_bytes")
-        table = [[x["schedule"], x["us_a_step"], x["us_for_all"], *(x[name] for name in names)] for x in able]
+        first = ("schedule", "us_a_step", "us_a_step_in_a_graph", "us_for_all")
+        table = [[*(x[name] for name in first), *(x[name] for name in names)] for x in able]
         print(f"\n{fitted(headings, table)}\n")
         for row in able:
             tiles = ", ".join(f"{name} {value}" for name, value in row["tiles"].items())

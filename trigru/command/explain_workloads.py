@@ -45,14 +45,16 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
     layer = Layer(gru.variant, number, gru.sequences, gru.hidden_size, precision=precision, directions=gru.directions)
     taken = staged(gru.num_layers, gru.directions, planned("auto", device, layer, direction), direction)
     times, steps = (gru.calls * gru.seq_len, 1) if gru.cell else (gru.calls, gru.seq_len)
-    started, seconds = taken.launches(steps), taken.seconds(steps, device.launch_time)
-    if started is None or seconds is None:
+    started, seconds = taken.launches(steps), taken.seconds(steps, device.eager_launch_time)
+    in_graph = taken.seconds(steps, device.launch_time, graph=True)
+    if started is None or seconds is None or in_graph is None:
         return {**_nothing_counted(taken.schedule, taken.reason), **sizes}
     return {
         "schedule": taken.schedule,
         "launches": times * started,
         "turns": taken.turns,
         "predicted_us": times * seconds * MICRO,
+        "predicted_graph_us": times * in_graph * MICRO,
         "reason": taken.reason,
         **sizes,
     }
@@ -70,7 +72,8 @@ def _on_cpu(gru: Gru, dtype: torch.dtype, direction: str, recording: bool) -> tu
 
 
 def _nothing_counted(schedule: str, reason: str) -> dict[str, Any]:
-    return {"schedule": schedule, "launches": None, "turns": None, "predicted_us": None, "reason": reason}
+    counted = dict.fromkeys(("launches", "turns", "predicted_us", "predicted_graph_us"))
+    return {"schedule": schedule, **counted, "reason": reason}
 
 
 def of_workload(workload: Workload, device: Device | None, direction: str) -> dict[str, Any]:
@@ -89,6 +92,7 @@ def of_workload(workload: Workload, device: Device | None, direction: str) -> di
         "launches": together("launches", sum),
         "turns": together("turns", max),
         "predicted_us": together("predicted_us", sum),
+        "predicted_graph_us": together("predicted_graph_us", sum),
         "reason": " | ".join(_once(part["reason"] for part in parts)),
         "row": workload.row,
         "source": workload.source,
@@ -130,7 +134,7 @@ def show(device: Device | None, *, as_json: bool) -> None:
 
 def _line(one: dict[str, Any]) -> list[object]:
     ms = None if one["predicted_us"] is None else one["predicted_us"] / 1e3
-    return [one["workload"], one["pass"], one["schedule"], one["launches"], one["turns"], ms]
+    return [one["workload"], one["pass"], one["schedule"].replace(", ", "/"), one["launches"], one["turns"], ms]
 
 
 def _needs_a_reason(one: dict[str, Any]) -> bool:

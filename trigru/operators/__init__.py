@@ -125,7 +125,7 @@ class _GRU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, forward: Recorded, by, has_input, batch_sizes, input, shape, hx, *others):  # type: ignore[no-untyped-def]
-        result = compute.forward(forward, by)
+        result = compute.forward(forward, by, alone=True)
         if not has_input:
             forward = forward._replace(call=forward.call._replace(input=shape))
         derivative.save(ctx, forward, result, has_input)
@@ -205,7 +205,7 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):
             return compute.forward(forward, by)[:2]
-    return compute.forward(forward, by)[:2]
+    return compute.forward(forward, by, alone=True)[:2]
 
 
 def _drawn(layer: Layer, call: Call) -> list[Tensor | None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from .. import reference
 from ..checks import batch_sizes_of
 from ..layer import Call, Layer
 from ..planning import invariant
-from ..planning.plan import Site, plan
+from ..planning.plan import KERNELS, Site, plan, precision_of
 from ..planning.stages import Plan
 from ..schedules import stack
 from ..schedules.part import Part, Run
@@ -28,21 +31,79 @@ def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = 
     return site._replace(given=names(layer, call)) if is_given(layer, call) else site
 
 
-def forward(recorded: Recorded, by: Plan | None = None) -> stack.Result:
-    """By a plan, or by the one that is made here."""
+def forward(recorded: Recorded, by: Plan | None = None, *, alone: bool = False) -> stack.Result:
+    """By a plan, or by the one that is made here. alone: nobody looks on, so that a call on a GPU may be repeated as it
+    was noted (see `trigru.schedules.repeat`)."""
     layer, weights, call, first_kept = recorded
     if by is None:
         by = plan(layer, site_of(layer, call, recording=first_kept < layer.num_layers))
+
+    def run(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        input, hx, *own = tensors
+        return tuple(stack.forward(layer, own, call._replace(input=input, hx=hx), by, first_kept))
+
+    if alone and call.input.is_cuda and (again := _repeated(recorded, by, (call.input, call.hx, *weights))) is not None:
+        return stack.Result(*again(run, (call.input, call.hx, *weights)))
     return stack.forward(layer, weights, call, by, first_kept)
 
 
-def backward(backward: Backward) -> list[Tensor | None]:
-    """Derivatives by input, hx and the weights, as far as they are asked for."""
-    layer, weights, call, first_kept = backward.forward
+def backward(backward: Backward, *, alone: bool = False) -> list[Tensor | None]:
+    """Derivatives by input, hx and the weights, as far as they are asked for. alone: as for `forward`."""
+    (layer, weights, call, first_kept), grad_output, grad_h_n, reserve, _, needs = backward
     by = plan(layer, site_of(layer, call), "backward")
     given = 2 + len(weights)
-    wanted = stack.Wanted(backward.grad_output, backward.grad_h_n, backward.needs[:given], backward.needs[given:])
-    return stack.backward(layer, weights, call, by, first_kept, backward.reserve, wanted)
+
+    def run(tensors: Sequence[Any]) -> list[Tensor | None]:
+        grad_output, grad_h_n, input, hx, *others = tensors
+        own, kept = others[: len(weights)], others[len(weights) :]
+        wanted = stack.Wanted(grad_output, grad_h_n, needs[:given], needs[given:])
+        return stack.backward(layer, own, call._replace(input=input, hx=hx), by, first_kept, kept, wanted)
+
+    tensors = (grad_output, grad_h_n, call.input, call.hx, *weights, *reserve)
+    if alone and call.input.is_cuda and (again := _repeated(backward.forward, by, tensors, tuple(needs))) is not None:
+        return again(run, tensors)
+    return run(tensors)
+
+
+_KINDS = 256
+"""Kinds of calls that are remembered."""
+_kinds: dict[tuple[Any, ...], tuple[Any, Plan]] = {}  # a plan is known by its identity, and so must stay
+_LARGEST = 1 << 24
+"""Values of gates up to which a call is repeated: where there are more the device takes longer than the host."""
+
+
+def _repeated(recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None], needs: tuple[bool, ...] = ()) -> Any:
+    """What repeats calls of this kind, or None where none is."""
+    layer, _, call, first_kept = recorded
+    if call.batch_sizes is not None or is_given(layer, call) or by.schedule not in KERNELS:
+        return None
+    shape = call.input.shape
+    if shape[0] * shape[1] * layer.parts * layer.hidden_size > _LARGEST:
+        return None
+    address, strides = 0, [None if x is None else x.stride() for x in tensors]
+    for x in tensors:
+        if x is not None:
+            address |= x.data_ptr()
+    launch, repeat = _lazily()
+    if address % 16 or (around := launch.circumstances()) is None:
+        return None
+    kind = (layer, first_kept, shape, call.input.dtype, call.input.device, precision_of(call.input.dtype))
+    kind = (*kind, id(by), around, *strides, *needs)
+    known = _kinds.get(kind)
+    if known is None:
+        if len(_kinds) >= _KINDS:
+            _kinds.clear()
+        known = _kinds[kind] = repeat.Repeated(), by
+    return known[0]
+
+
+@functools.cache
+def _lazily() -> tuple[ModuleType, ModuleType]:
+    """They import Triton."""
+    from ..kernels import launch
+    from ..schedules import repeat
+
+    return launch, repeat
 
 
 def by_reference(

@@ -68,7 +68,7 @@ def differentiate(  # type: ignore[no-untyped-def]
     backward = Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs)
     # With grad mode on this derivative may be differentiated again: only the operator can.
     if not torch.is_grad_enabled() and plain.is_plain((grad_output, grad_h_n)):
-        return compute.backward(backward)
+        return compute.backward(backward, alone=True)
     if any(grad is not None and plain.is_legacy_batched(grad) for grad in (grad_output, grad_h_n)):
         found = batching.backward_of_each(backward)
     else:

@@ -146,8 +146,8 @@ def crowd(step: Step, device: Device) -> int:
     return min(step.sharing, cdiv(step.programs, device.multiprocessors))
 
 
-def time(step: Step, device: Device, layer: Layer) -> float:
-    """Predicted seconds of one time step."""
+def time(step: Step, device: Device, layer: Layer, *, graph: bool = False) -> float:
+    """Predicted seconds of one time step; graph: inside a CUDA graph, where launches do not wait for the host."""
     l2 = step.l2_bytes / (device.l2_bandwidth / device.multiprocessors)
     shared = step.shared_bytes / (SHARED_BYTES_PER_CLOCK * device.clock)
     arithmetic = step.flops / (device.flops(layer.dtype, layer.precision) / device.multiprocessors)
@@ -155,4 +155,5 @@ def time(step: Step, device: Device, layer: Layer) -> float:
     work = turns(step, device) * (latency + crowd(step, device) * max(l2, shared, arithmetic))
     # With programs in turns, each turn runs the whole sequence and waits for exchanges of its own.
     waiting = step.exchanges * device.exchange_time * turns(step, device)
-    return step.launches * (device.launch_time + latency) + waiting + work
+    on_device = step.launches * (device.launch_time + latency) + waiting + work
+    return on_device if graph else max(on_device, step.launches * device.eager_launch_time)

@@ -35,8 +35,11 @@ class Device:
     half_flops: float  # float16 and bfloat16 with float32 accumulation, dense
     tf32_flops: float
     float_flops: float
-    # A kernel launch in a stream that is never empty: 2 to 5 us from Python, about 1.5 us inside a CUDA graph.
+    # A kernel launch inside a CUDA graph, or in a stream that is never empty.
     launch_time: float = 1.5e-6
+    # What the host takes to start a kernel again, of a stepwise layer: 0.14 times 1000 additions in Python, up to
+    # Triton's launcher (`trigru bench --suite overhead`, an AMD EPYC), and a microsecond for the driver.
+    eager_launch_time: float = 4.5e-6
     # One program's store until another program's load sees it: two trips to L2, each some 200-300 cycles on A100 and
     # H100 in published microbenchmarks, and the store on its way.
     exchange_time: float = 0.7e-6

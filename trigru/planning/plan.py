@@ -57,6 +57,7 @@ class Candidate:
     step: cost.Step
     turns: int
     seconds: float  # predicted, one step
+    graph_seconds: float  # the same, inside a CUDA graph
     obstacle: str | None = None
 
     def chosen(self, reason: str, direction: str) -> Choice:
@@ -66,7 +67,7 @@ class Candidate:
             once = self.turns if self.step.together > 1 else 1
         elif direction == "backward":
             once = 1  # for the state before the first step
-        return Choice(self.schedule, reason, self.config, self.turns, (each, once), self.seconds)
+        return Choice(self.schedule, reason, self.config, self.turns, (each, once), self.seconds, self.graph_seconds)
 
 
 def check_schedule(schedule: str) -> None:
@@ -98,10 +99,10 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     found = [each(device, layer, direction) for each in (_stepwise, _walking, _resident, _persistent)]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
-    listed = [
-        Candidate(name, config, step, cost.turns(step, device), cost.time(step, device, layer), obstacle)
-        for name, config, step, obstacle in found
-    ]
+    listed = []
+    for name, config, step, obstacle in found:
+        eager, graph = (cost.time(step, device, layer, graph=graph) for graph in (False, True))
+        listed.append(Candidate(name, config, step, cost.turns(step, device), eager, graph, obstacle))
     return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
 
 
@@ -485,13 +486,13 @@ def planned(schedule: str, device: Device, layer: cost.Layer, direction: str, sh
 _UNMEASURED = "; 'cudnn' is taken only where measured, see trigru.tune"
 
 
+def _times(candidate: Candidate) -> str:
+    eager, graph = (f"{seconds * MICRO:.1f} us" for seconds in (candidate.seconds, candidate.graph_seconds))
+    return eager if eager == graph else f"{eager} ({graph} in a CUDA graph)"
+
+
 def _why(ranked: list[Candidate], device: Device, direction: str) -> str:
     best, *others = ranked
-    said = [f"{best.seconds * MICRO:.1f} us a {direction} step predicted, not measured, on {device.name}"]
-    said += [
-        f"{other.schedule!r} {other.obstacle}"
-        if other.obstacle
-        else f"{other.schedule!r} {other.seconds * MICRO:.1f} us"
-        for other in others
-    ]
+    said = [f"{_times(best)} a {direction} step predicted, not measured, on {device.name}"]
+    said += [f"{other.schedule!r} {other.obstacle or _times(other)}" for other in others]
     return "; ".join(said)

@@ -24,6 +24,7 @@ class Choice:
     turns: int | None = None  # how many times the device is filled
     launches: tuple[int, int] | None = None  # kernels of the recurrence: of each step, and once for all steps
     seconds: float | None = None  # predicted, one step
+    graph_seconds: float | None = None  # the same, inside a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,17 @@ class Plan:
             total += each * seq_len + once
         return total
 
-    def seconds(self, seq_len: int, launch_time: float) -> float | None:
-        """Predicted, of the recurrence. launch_time: of the device."""
+    def seconds(self, seq_len: int, launch_time: float, *, graph: bool = False) -> float | None:
+        """Predicted, of the recurrence. launch_time: of the device, inside a CUDA graph or not, as `graph` says."""
         total = 0.0
         for stage in self.stages:
             choice = stage.choice
-            if choice.seconds is None or choice.launches is None:
+            step = choice.graph_seconds if graph else choice.seconds
+            if step is None or choice.launches is None:
                 return None
             each, once = choice.launches
             # A step's time has its launches; the model leaves out what is launched once for all steps.
-            total += seq_len * choice.seconds + (0 if each else once * launch_time)
+            total += seq_len * step + (0 if each else once * launch_time)
         return total
 
 

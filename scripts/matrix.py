@@ -1,0 +1,129 @@
+"""The tests with each set of versions of Python, torch and triton that trigru promises, in environments of their own.
+
+    python scripts/matrix.py                  # the short part, with every set whose Python is here
+    python scripts/matrix.py --turn           # with one of them: another one each day, as CI does
+    python scripts/matrix.py --only 3.10      # with those whose versions begin so
+    python scripts/matrix.py --full           # the whole test command; some 15 minutes a set on two cores
+    python scripts/matrix.py --list
+
+A Python is looked for as `python3.X`, then among pyenv's versions. The last thing printed is a table for the README;
+the exit code is 1 where a set failed. Where an index offers torch's CPU builds under plain version numbers, pip takes
+those; else set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import glob
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Versions(NamedTuple):
+    """A set of versions."""
+
+    python: str
+    torch: str
+    triton: str
+
+    def __str__(self) -> str:
+        return f"Python {self.python}, torch {self.torch}, triton {self.triton}"
+
+
+SETS = (
+    Versions("3.10", "2.9.1", "3.5.1"),
+    Versions("3.11", "2.14.1", "3.8.0"),
+    Versions("3.12", "2.11.0", "3.6.0"),
+    Versions("3.13", "2.13.0", "3.9.0"),
+)
+# What a version can break: the call of torch's functions and operators, of its compiler, of Triton's language, of its
+# launch; the equations themselves are the same everywhere.
+SHORT = (
+    "modules",
+    "functional",
+    "operators",
+    "autograd",
+    "launch",
+    "repeat",
+    "jit_run",
+    "gates",
+    "compiler",
+    "persistent",
+)
+NEEDED = ("numpy>=2.0,<2.4", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "expecttest>=0.2", "setuptools>=77")
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of this version, or None."""
+    found = [f"python{version}", *sorted(glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/bin/python")))]
+    for one in found:
+        try:
+            said = subprocess.run([one, "--version"], capture_output=True, text=True)
+        except OSError:
+            continue
+        if said.returncode == 0 and said.stdout.startswith(f"Python {version}."):
+            return one
+    return None
+
+
+def tried(versions: Versions, python: str, folder: Path, full: bool) -> tuple[bool, str]:
+    """Whether the tests passed, and pytest's closing line."""
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    inside = str(folder / "bin" / "python")
+    pip = [inside, "-m", "pip", "install", "--quiet"]
+    own = ["-e", f"{ROOT}[test]"] if full else ["--no-deps", "-e", str(ROOT)]
+    exactly = [f"torch=={versions.torch}", f"triton=={versions.triton}"]
+    for what in (["--upgrade", "pip"], [exactly[0], *([] if full else NEEDED)], own, ["--no-deps", exactly[1]]):
+        subprocess.run([*pip, *what], check=True)
+    tests = [] if full else [f"tests/test_{name}.py" for name in SHORT]
+    env = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache")}
+    done = subprocess.run([inside, "-m", "pytest", *tests], cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-20000:], done.stderr[-5000:], sep="\n")
+    closing = re.findall(r"^.*\d+ passed.*$", done.stdout, re.MULTILINE)
+    return done.returncode == 0, closing[-1].strip("= ") if closing else f"exit code {done.returncode}"
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description="the tests with each set of versions that trigru promises")
+    parser.add_argument("--full", action="store_true", help="the whole test command, not its short part")
+    parser.add_argument("--turn", action="store_true", help="one set, another one each day")
+    parser.add_argument("--only", default="", help='those whose "Python torch triton" begins so')
+    parser.add_argument("--list", action="store_true", help="the sets, and where their Pythons are")
+    args = parser.parse_args()
+    here = {versions: interpreter(versions.python) for versions in SETS if " ".join(versions).startswith(args.only)}
+    if args.list:
+        for versions, python in here.items():
+            print(f"{versions}: {python or 'no such Python here'}")
+        return 0
+    able = [versions for versions, python in here.items() if python]
+    if not able:
+        print(f"no set to try: there is no Python of {', '.join(sorted({v.python for v in here}))} here")
+        return 2
+    chosen = [able[datetime.date.today().toordinal() % len(able)]] if args.turn else able
+    rows, failed = [], False
+    for versions in chosen:
+        print(f"== {versions}", flush=True)
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            passed, closing = tried(versions, here[versions] or "", Path(folder), args.full)
+        failed |= not passed
+        print(closing, flush=True)
+        rows.append(f"| {' | '.join(versions)} | {closing} | {time.monotonic() - start:.0f} |")
+    print("\n| Python | torch | triton | pytest | seconds |\n| --- | --- | --- | --- | --- |")
+    print("\n".join(rows))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

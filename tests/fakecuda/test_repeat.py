@@ -1,0 +1,224 @@
+"""Calls that are repeated as they were noted: with other values, what a first call gives; and what ends it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+import triton
+from torch import nn
+
+import fakecuda
+import trigru
+from trigru.kernels import launch, persistent, watch
+from trigru.kernels.errors import DoesNotFit, KernelTimeout
+from trigru.operators import compute
+
+HALF = torch.float16
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known():
+    compute._kinds.clear()
+
+
+def made(schedule, input_size=4, hidden_size=16, **options):
+    options = {"schedule": schedule, "dtype": HALF, "device": "cuda", **options}
+    return trigru.GRU(input_size, hidden_size, **options)
+
+
+def repeated():
+    """How many kinds of calls are."""
+    return sum(again.again is not None for again, _ in compute._kinds.values())
+
+
+def exact(module):
+    """The same layers on the CPU in float64."""
+    options = {name: getattr(module, name) for name in ("num_layers", "batch_first", "bidirectional", "variant")}
+    own = trigru.GRU(module.input_size, module.hidden_size, dtype=torch.float64, **options)
+    own.load_state_dict(module.state_dict())
+    return own
+
+
+def results(module, x, hx=None):
+    leaves = [x, *([] if hx is None else [hx]), *module.parameters()]
+    output, h_n = module(x, hx)
+    loss = (output * torch.linspace(-1, 1, output.numel(), device=x.device).view_as(output)).sum() + h_n.sum()
+    return [output, h_n, *torch.autograd.grad(loss, leaves)]
+
+
+def assert_exact(module, x, hx=None):
+    others = [None if one is None else one.detach().cpu().double().requires_grad_() for one in (x, hx)]
+    for got, want in zip(results(module, x, hx), results(exact(module), *others), strict=True):
+        error = (got.detach().cpu().double() - want.detach()).abs().max()
+        assert error <= 0.02 * max(1.0, want.abs().max())
+
+
+def drawn(*shape):
+    return torch.randn(*shape).to("cuda", HALF).requires_grad_()
+
+
+@pytest.mark.parametrize("schedule", ["stepwise", "walking", "resident", "persistent"])
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [("torch", {}), ("cho", {"bidirectional": True, "batch_first": True}), ("chung", {"num_layers": 2})],
+)
+def test_with_other_values(schedule, variant, options):
+    """Fresh weights, inputs and states at each call, an optimizer's steps and `.data` among them."""
+    module = made(schedule, variant=variant, **options)
+    parts = module.num_layers * (2 if module.bidirectional else 1)
+    for step in range(5):
+        fakecuda.options["execute"] = step in (0, 3, 4)
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.copy_(torch.randn_like(weight) / 4) if step % 2 else setattr(
+                    weight, "data", torch.randn_like(weight) / 4
+                )
+        x, hx = drawn(3, 3, 4), drawn(parts, 3, 16)
+        if fakecuda.options["execute"]:
+            assert_exact(module, x, hx)
+        else:
+            results(module, x, hx)
+    assert repeated() == 2  # forward, and backward
+
+
+def test_calls_of_other_kinds_are_told_apart():
+    module = made("resident")
+    for shape in [(3, 3, 4)] * 4 + [(2, 3, 4), (3, 2, 4)]:
+        assert_exact(module, drawn(*shape))
+    x = drawn(3, 3, 4)
+    assert_exact(module, x.transpose(0, 1))  # of other strides
+    x = drawn(3 * 3 * 4 + 1)[1:].view(3, 3, 4)
+    assert_exact(module, x)  # and not aligned
+    module.weight_hh_l0.requires_grad_(False)
+    output, _ = module(drawn(3, 3, 4))
+    output.sum().backward()  # of strides of 0
+    assert module.weight_hh_l0.grad is None
+    with torch.no_grad():
+        module(drawn(3, 3, 4))
+    assert repeated() == 2
+
+
+def test_tied_weights_and_untied():
+    module = made("resident", input_size=16)
+    module.weight_ih_l0 = module.weight_hh_l0
+    x = drawn(2, 3, 16)
+    for _ in range(4):
+        module(x)
+    module.weight_ih_l0 = nn.Parameter(torch.randn_like(module.weight_hh_l0) / 4)
+    assert_exact(module, x)
+
+
+def test_dropout_is_drawn_anew():
+    """As a call that is not repeated draws it."""
+    module, x = made("resident", num_layers=2, dropout=0.5), drawn(3, 3, 4)
+    torch.manual_seed(0)
+    wanted = module(x)[0]
+    seen = [module(x)[0] for _ in range(4)]
+    assert repeated() == 1
+    assert not torch.equal(seen[-1], seen[-2])
+    torch.manual_seed(0)
+    assert torch.equal(module(x)[0], wanted)
+
+
+def test_nothing_is_kept_alive():
+    module = made("persistent")
+    for _ in range(4):
+        x = drawn(3, 3, 4)
+        output, h_n = module(x)
+        output.sum().backward()
+    assert repeated() == 2
+    left = [weakref.ref(one) for one in (x, output, h_n, module.weight_ih_l0)]
+    torch.cuda.synchronize()
+    alive = fakecuda.counts()["blocks"]
+    results(module, x)
+    gc.collect()
+    assert fakecuda.counts()["blocks"] <= alive
+    del module, x, output, h_n
+    gc.collect()
+    assert not any(ref() is not None for ref in left)
+
+
+def test_hooks_of_triton_see_each_launch():
+    module, seen = made("resident"), []
+    x = drawn(3, 3, 4)
+    for _ in range(4):
+        module(x)
+    hook = seen.append
+    triton.knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        module(x)
+        module(x)
+    finally:
+        triton.knobs.runtime.launch_enter_hook.remove(hook)
+    assert len(seen) == 2
+
+
+def test_another_protocol_is_no_repetition():
+    module, x = made("persistent"), drawn(3, 3, 4)
+    for _ in range(4):
+        module(x)
+    fakecuda.launches.clear()
+    with persistent.exchanging_by("flags"):
+        assert_exact(module, x)
+    module(x)
+    assert len({run["binary"] for run in fakecuda.launches if "forward" in run["kernel"]}) == 2
+
+
+def test_a_launch_that_no_longer_fits(monkeypatch):
+    """The plan decides anew, aloud."""
+    module, x = made("auto", hidden_size=144), drawn(3, 3, 4)
+    for _ in range(4):
+        module(x)
+    assert repeated() == 1
+
+    def too_large(*tensors):
+        raise RuntimeError("too many blocks in cooperative launch")
+
+    (again, _), *_ = compute._kinds.values()
+    monkeypatch.setattr(again, "again", too_large)
+    assert_exact(module, x)
+    assert again.again is None
+    assert isinstance(launch.named(RuntimeError("too many blocks in cooperative launch")), DoesNotFit)
+
+
+def test_a_launch_before_that_expired_is_told():
+    module, x = made("persistent"), drawn(3, 3, 4)
+    for _ in range(4):
+        module(x)
+    torch.cuda.synchronize()
+    watch._words[0].number.value = 1  # as a kernel that gives up does
+    with pytest.raises(KernelTimeout):
+        module(x)
+    module(x)
+
+
+def test_in_a_graph():
+    module, x = made("persistent"), drawn(3, 3, 4)
+    with torch.no_grad():
+        for _ in range(4):
+            module(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output, _ = module(x)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert torch.equal(output, module(x)[0])
+    assert repeated() == 1
+
+
+def test_a_stream_of_its_own():
+    module, x = made("resident"), drawn(3, 3, 4)
+    for _ in range(4):
+        wanted = module(x)[0]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    fakecuda.launches.clear()
+    with torch.cuda.stream(side):
+        output = module(x)[0]
+    torch.cuda.current_stream().wait_stream(side)
+    assert {run["stream"] for run in fakecuda.launches} == {side.cuda_stream}
+    assert torch.equal(output, wanted)
+    torch.cuda.synchronize()  # before the memory of `output` goes back to its stream
