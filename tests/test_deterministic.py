@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import INTERPRETED
+from cudnn_standin import standin
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -70,6 +71,16 @@ def test_torch_operations_from_run_to_run(dtype, variant, memory):
     layer = layer_of("eager", dtype, num_layers=2, bidirectional=True, variant=variant, memory=memory)
     call = random_call(layer, 7, 40)
     assert_equal_bits(*(results(layer, *call) for _ in range(3)))
+
+
+@TORCH
+def test_cudnn_by_its_stand_in_from_run_to_run(monkeypatch, deterministic):
+    """With what makes cuDNN deterministic; without it, it is refused (test_cudnn.py)."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:2")
+    with standin(monkeypatch):
+        layer = layer_of("cudnn", num_layers=2, bidirectional=True)
+        call = random_call(layer, 5, 12)
+        assert_equal_bits(*(results(layer, *call) for _ in range(3)))
 
 
 @TORCH

@@ -88,7 +88,7 @@ def _repeated(recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None], ne
     if address % 16 or (around := launch.circumstances()) is None:
         return None
     kind = (layer, first_kept, shape, call.input.dtype, call.input.device, precision_of(call.input.dtype))
-    kind = (*kind, id(by), around, *strides, *needs)
+    kind = (*kind, id(by), invariant.is_on(), around, *strides, *needs)
     known = _kinds.get(kind)
     if known is None:
         if len(_kinds) >= _KINDS:
