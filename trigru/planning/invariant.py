@@ -36,13 +36,13 @@ def batch_invariant() -> Iterator[None]:
     that is not Triton's.
 
     Example:
-        >>> layer, x = trigru.GRU(8, 16), torch.randn(50, 2, 8)
+        >>> layer, x = trigru.GRU(8, 16, schedule="eager"), torch.randn(50, 2, 8)
         >>> with trigru.batch_invariant():
         ...     layer(x)
         Traceback (most recent call last):
             ...
         RuntimeError: schedule 'eager' cannot run within trigru.batch_invariant(): torch's products may be summed \
-otherwise in another batch; chosen because on a CPU torch operations are the fastest schedule
+otherwise in another batch; chosen because asked for by name
     """
     global _blocks
     _blocks += 1
