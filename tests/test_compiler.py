@@ -28,6 +28,9 @@ LAYERS = {
 }
 
 
+OLD = torch.__version__ < (2, 10)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
@@ -61,8 +64,9 @@ def test_one_graph_for_ten_lengths_and_batch_sizes(options, given):
         if i == 0:
             first = counter.frame_count
     assert counter.frame_count == first
-    # Between layers dynamo finds that dropout is a constant, and starts again before anything has run.
-    assert first == (1 if layer.num_layers == 1 else 2)
+    # Between layers dynamo finds that dropout is a constant, and starts again before anything has run; in torch 2.9 it
+    # does so with one layer, too.
+    assert first == (1 if layer.num_layers == 1 and not OLD else 2)
 
 
 def test_without_dynamic_what_the_second_shape_compiles_serves_every_other():
@@ -86,6 +90,7 @@ def packed(seq_len, batch, enforce_sorted):
     return pack_padded_sequence(torch.randn(seq_len, batch, 5), lengths, enforce_sorted=enforce_sorted)
 
 
+@pytest.mark.skipif(OLD, reason="torch 2.9 compiles no operator whose result's size is in its arguments' values")
 @pytest.mark.parametrize("given", [False, True], ids=["no hx", "hx"])
 @pytest.mark.parametrize("enforce_sorted", [False, True], ids=["unsorted", "sorted"])
 def test_one_graph_for_packed_sequences(enforce_sorted, given):

@@ -103,9 +103,13 @@ def test_initial_weights_and_repr_are_those_of_nn():
     ids=str,
 )
 def test_bad_arguments_raise_what_nn_raises(args, kwargs):
-    with pytest.raises((TypeError, ValueError)) as theirs:
+    try:
         nn.GRU(*args, **kwargs)
-    with pytest.raises(theirs.type):
+    except (TypeError, ValueError) as error:
+        theirs = type(error)
+    else:
+        pytest.skip(f"nn.GRU of torch {torch.__version__} raises nothing")
+    with pytest.raises(theirs):
         trigru.GRU(*args, **kwargs)
 
 

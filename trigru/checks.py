@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layer import NOTHING, Call, Layer
+from .layer import NOTHING, Call, Layer, present
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 
@@ -121,7 +121,7 @@ def _check_given(layer: Layer, call: Call) -> None:
     }
     flags, number = [torch.bool], [torch.int64]
     dtypes = {"reset": flags, "seed": number, "lengths": number, "amount": [call.input.dtype, *flags]}
-    for name in call.given.present:
+    for name in present(call.given):
         x = getattr(call.given, name)
         expect(name, x, shapes[name], dtypes.get(name, [call.input.dtype]), call.input)
 

@@ -89,20 +89,31 @@ class Given(NamedTuple):
     def of(cls, fields: Iterable[Tensor | None]) -> Given:
         """Of all fields; NOTHING where none is there, which a call is asked for by identity."""
         given = cls._make(fields)
-        return given if given.present else NOTHING
+        return given if present(given) else NOTHING
 
     @property
     def present(self) -> list[str]:
         """The names of what is there."""
-        return [name for name, x in zip(self._fields, self, strict=True) if x is not None]
+        return present(self)
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """Those that may take a gradient: fresh, decay, amount."""
-        return self.fresh, self.decay, self.amount
+        return differentiable(self)
 
 
 NOTHING = Given()
+
+
+# Functions, for torch 2.9's compiler does not see what a NamedTuple has beside its fields.
+def present(given: Given) -> list[str]:
+    """The names of what is there."""
+    return [name for name, x in zip(Given._fields, given, strict=True) if x is not None]
+
+
+def differentiable(given: Given) -> tuple[Tensor | None, ...]:
+    """What may take a gradient: fresh, decay, amount."""
+    return given.fresh, given.decay, given.amount
 
 
 def alive(seq_len: int, lengths: Tensor) -> Tensor:

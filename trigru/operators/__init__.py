@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check
-from ..layer import NOTHING, Call, Layer
+from ..layer import NOTHING, Call, Layer, differentiable
 from ..planning.invariant import is_on
 from ..planning.plan import Site, plan
 from ..schedules.cudnn import unspent
@@ -36,7 +36,7 @@ LIBRARY = new_library()
 
 def tensors_of(weights: Sequence[Tensor], call: Call) -> tuple[Tensor | None, ...]:
     """All that may take a gradient."""
-    return (call.input, call.hx, *weights, *call.given.differentiable)
+    return (call.input, call.hx, *weights, *differentiable(call.given))
 
 
 def _refuse_tangents(name: str, tensors: Sequence[Tensor | None]) -> None:
@@ -155,7 +155,7 @@ def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
     """The lowest layer that takes part in a gradient. cuDNN goes back through all of them."""
     if layer.schedule == "cudnn" or call.input.requires_grad or call.hx.requires_grad:
         return 0
-    if call.given is not NOTHING and any(x is not None and x.requires_grad for x in call.given.differentiable):
+    if call.given is not NOTHING and any(x is not None and x.requires_grad for x in differentiable(call.given)):
         return 0
     for index, weight in enumerate(weights):
         if weight.requires_grad:

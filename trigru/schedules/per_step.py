@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.recurrence import PerStep, by_row
-from ..layer import NOTHING, Call, Given, Layer, alive
+from ..layer import NOTHING, Call, Given, Layer, alive, present
 from ..planning.stages import Stage
 from ..reference import Options
 from .part import Found, Run
@@ -25,7 +25,7 @@ def is_given(layer: Layer, call: Call) -> bool:
 def names(layer: Layer, call: Call) -> tuple[str, ...]:
     """What steps do beside the equations: fields of Given, "clip", "norm"."""
     others = {"clip": layer.clip, "norm": call.gain}
-    return (*call.given.present, *(name for name, x in others.items() if x is not None))
+    return (*present(call.given), *(name for name, x in others.items() if x is not None))
 
 
 def of_part(layer: Layer, call: Call, part: int) -> PerStep:
