@@ -18,9 +18,9 @@ import warnings
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels on the CPU, which "auto" does not take
-# oneDNN keeps up to 1,024 compiled products, one for each shape: of nn.GRU in 16 bits, beside which calls are checked,
-# 600 MiB after some hundred shapes, which would hide whatever else grows.
-os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "0"
+# oneDNN, and torch's interface to it, keep up to 1,024 compiled products each, one for each shape: of nn.GRU in 16
+# bits, beside which calls are checked, 600 MiB after some hundred shapes, which would hide whatever else grows.
+os.environ |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1"}
 
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
