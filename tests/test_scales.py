@@ -128,6 +128,25 @@ def test_an_infinite_weight_does_not_meet_a_sequence_that_is_over(schedule, reve
         assert ours[theirs.isfinite()].isfinite().all()
 
 
+@pytest.mark.skipif(INTERPRETED, reason="torch operations need no interpreter")
+@pytest.mark.parametrize("variant", ["cho", "chung"])
+def test_a_cell_loses_nothing_behind_a_large_state(variant):
+    """Where the update gate is 1 in 16 bits, a state of thousands leaves no trace in a candidate near 0, nor the other
+    way round."""
+    cell = trigru.GRUCell(1, 1, dtype=torch.float16, variant=variant)
+    with torch.no_grad():
+        for parameter, value in zip(
+            cell.parameters(), ([[0.0], [0], [0.02]], [[0.0], [0], [0]], [0.0, 30, 0], [0.0] * 3), strict=True
+        ):
+            parameter.copy_(torch.tensor(value))
+        state = torch.tensor([[5000.0 if variant == "chung" else 1e-4]]).half()
+        if variant == "cho":
+            cell.weight_ih[2] = 30.0
+        got = cell(torch.ones(1, 1).half(), state)
+    want = torch.tensor(0.02).tanh() if variant == "chung" else state
+    torch.testing.assert_close(got.float().squeeze(), want.float().squeeze(), rtol=2e-3, atol=0)
+
+
 def against_nn_gru(size, dtype, x, w, upstream, **options):
     """Of output and gradients: what is exact, what nn.GRU makes of it, and what this package does, at these scales of
     input, weights and derivatives."""

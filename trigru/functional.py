@@ -210,4 +210,5 @@ def _reset_first_cell(
     w_rz, w_n = w_hh.split_with_sizes(sizes)
     r, z = torch.addmm(gates_rz, h, w_rz.t()).sigmoid().chunk(2, 1)
     n = torch.addmm(gate_n, r * h, w_n.t()).tanh()
-    return h + z * (n - h) if variant == "chung" else n + z * (h - n)
+    kept, new = (h, n) if variant == "chung" else (n, h)
+    return torch.addcmul((1 - z) * kept, z, new)  # kept + z (new - kept) would lose a small one behind a large one
