@@ -49,7 +49,8 @@ host as they do (`report`), which raises `KernelTimeout` (see watch.py): a progr
 or not the others have seen the error word by then. Clock and error word are read only after many looks in vain. Why
 time, not looks: a wait is also slow where another kernel holds back this launch's programs, or a debugger.
 Of these names, "never stale", "never torn", "no deadlock", "bounded" and "told" are properties of the model in
-tests/exchange_model.py, which goes through every state of small launches by both protocols.
+tests/exchange_model.py, which goes through every state of small launches by both protocols; tests/test_late_stores.py
+asks them of the compiled kernels, executed with stores that are seen late and in any order.
 
 Who waits. On NVIDIA a wait is per thread, in inline assembly: in "data" each thread looks at the chunks that it
 multiplies (see fragments.py), and no program-wide reduction or barrier is needed; the host gives it rows of whole

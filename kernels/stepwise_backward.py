@@ -54,6 +54,8 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
                 d_an = unnormalised(beside.norm, d_an, 2, mean, along, after.row, b, k, after.count, H).to(d_an.dtype)
             dh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), d_an, dh, PRECISION)
 
+    # A sequence that has no step after has a product with zeros, which is NaN where a weight is infinite.
+    dh = tl.where((b < after.count)[None, :], dh, 0.0)
     live = there(j, b, H, here.count)
     known = there(j, b, H, tl.maximum(here.count, after.count))
     d_state = at(d_state_ptr, 0, b, j, H)

@@ -18,6 +18,7 @@ SIGNATURES = {
     "recurrent_dropout weight_dropout clip learn_initial_state",
     "gru": "input h0 w_ih w_hh b_ih b_hh * variant schedule reverse batch_sizes memory reset reset_state "
     "lengths mask decay attention zoneout recurrent_dropout weight_dropout clip num_heads groups gain training",
+    "batch_invariant": "",
     "explain": "call input args kwargs",
     "plot_gates": "gates path * sequence",
     "tap": "module",

@@ -107,6 +107,101 @@ def test_gradients_behind_saturated_gates_in_16_bits(variant, dtype, memory):
         assert error(ours, theirs) <= TOLERANCE[dtype] / 3
 
 
+@pytest.mark.interpretable
+@pytest.mark.skipif(not INTERPRETED, reason="in Triton's interpreter")
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("schedule", ["stepwise", "resident"])
+def test_an_infinite_weight_does_not_meet_a_sequence_that_is_over(schedule, reverse):
+    """What is finite in the reference is: no NaN comes of the weight and a step that a sequence has not."""
+    case = layer(3, 3, 4, 5, packed=True, reverse=reverse)
+    case.batch_sizes = torch.tensor([3, 2, 1])
+    case.tensors[0] = torch.randn(6, 4).double()
+    case.tensors[3][2, 3] = float("inf")
+    leaves, exact = case.arguments(torch.float32), case.arguments(torch.float64)
+    got = trigru.gru(*leaves, batch_sizes=case.batch_sizes, reverse=reverse, schedule=schedule)
+    want = trigru.reference.layer(*exact, batch_sizes=case.batch_sizes, reverse=reverse, variant="torch")
+    pairs = list(zip(got, want, strict=True))
+    grads = (torch.autograd.grad(x[0].sum() + x[1].sum(), of) for x, of in ((got, leaves), (want, exact)))
+    pairs += list(zip(*grads, strict=True))
+    assert any(0 < theirs.isfinite().sum() < theirs.numel() for _, theirs in pairs)
+    for ours, theirs in pairs:
+        assert ours[theirs.isfinite()].isfinite().all()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="torch operations need no interpreter")
+@pytest.mark.parametrize("variant", ["cho", "chung"])
+def test_a_cell_loses_nothing_behind_a_large_state(variant):
+    """Where the update gate is 1 in 16 bits, a state of thousands leaves no trace in a candidate near 0, nor the other
+    way round."""
+    cell = trigru.GRUCell(1, 1, dtype=torch.float16, variant=variant)
+    with torch.no_grad():
+        for parameter, value in zip(
+            cell.parameters(), ([[0.0], [0], [0.02]], [[0.0], [0], [0]], [0.0, 30, 0], [0.0] * 3), strict=True
+        ):
+            parameter.copy_(torch.tensor(value))
+        state = torch.tensor([[5000.0 if variant == "chung" else 1e-4]]).half()
+        if variant == "cho":
+            cell.weight_ih[2] = 30.0
+        got = cell(torch.ones(1, 1).half(), state)
+    want = torch.tensor(0.02).tanh() if variant == "chung" else state
+    torch.testing.assert_close(got.float().squeeze(), want.float().squeeze(), rtol=2e-3, atol=0)
+
+
+def against_nn_gru(size, dtype, x, w, upstream, **options):
+    """Of output and gradients: what is exact, what nn.GRU makes of it, and what this package does, at these scales of
+    input, weights and derivatives."""
+    seq_len, batch, width, hidden = size
+    case = layer(*size, dtype=dtype)
+    given, h0, *weights = case.tensors
+    given, weights = given * x, [each * w for each in weights]
+    grad, found = torch.randn(seq_len, batch, hidden) * upstream, []
+    for make, number in ((torch.nn.GRU, torch.float64), (torch.nn.GRU, dtype), (trigru.GRU, dtype)):
+        module = make(width, hidden, dtype=number, **(options if make is trigru.GRU else {}))
+        with torch.no_grad():
+            for parameter, value in zip(module.parameters(), weights, strict=True):
+                parameter.copy_(value.to(dtype))
+        leaves = [t.to(dtype).to(number, copy=True).requires_grad_() for t in (given, h0[None])]
+        output, _ = module(*leaves)
+        grads = torch.autograd.grad(output, [*leaves, *module.parameters()], grad.to(dtype).to(number))
+        found.append([t.detach().double() for t in (output, *grads)])
+    return zip(*found, strict=True)
+
+
+FAR = [torch.finfo(torch.float32).tiny * 1e8, 1e-30, 1e-12, 1e-4, 1.0, 1e4, 1e12, 1e30]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="torch operations need no interpreter")
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("weights", [1e-3, 1.0], ids=["small weights", "weights"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_at_any_scale_no_worse_than_those_of_nn_gru(dtype, weights, memory):
+    """Pre-activations from 1e-30 to 1e30, and to 1e4 and beyond what any gate tells from 1: at most twice nn.GRU's
+    error, a few roundings, and a few of the smallest numbers that a dtype has."""
+    info = torch.finfo(dtype)
+    scales = FAR if dtype != torch.float16 else [1e-4, 1e-2, 1.0, 10.0, 300.0]
+    for x in scales:
+        for upstream in (1.0, 1e-20) if dtype != torch.float16 else (1.0,):
+            for exact, theirs, ours in against_nn_gru(
+                (8, 4, 6, 24), dtype, x, weights, upstream, schedule="eager", memory=memory
+            ):
+                if not (exact.abs() < 0.1 * info.max).all():
+                    continue  # none in this dtype
+                assert ours.isfinite().all()
+                least = info.smallest_normal * max(1.0, x) * exact.numel()
+                allowed = 2 * (theirs - exact).norm() + 8 * info.eps * exact.norm() + least
+                assert (ours - exact).norm() <= allowed, (x, upstream)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="torch operations need no interpreter")
+@pytest.mark.parametrize("seq_len", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_long_sequences_drift_no_more_than_nn_gru(dtype, seq_len):
+    """Far from the start, and back to it: at most twice the error that nn.GRU makes in this dtype."""
+    for exact, theirs, ours in against_nn_gru((seq_len, 1, 3, 6), dtype, 1.0, 1.0, seq_len**-0.5, schedule="eager"):
+        allowed = 2 * (theirs - exact).norm() + 8 * torch.finfo(dtype).eps * exact.norm()
+        assert (ours - exact).norm() <= allowed
+
+
 def assert_same_infinities(got, want):
     for ours, theirs in zip(got, want, strict=True):
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):

@@ -40,6 +40,7 @@ if TYPE_CHECKING or not only_for_help():
     from .grud import GRUD
     from .kernels.errors import KernelTimeout
     from .modules import GRU
+    from .planning.invariant import batch_invariant
     from .reference import VARIANTS
     from .swap import swap, unswap
     from .tapping import plot_gates, tap
@@ -60,6 +61,7 @@ __all__ = [
     "GRUCell",
     "KernelTimeout",
     "__version__",
+    "batch_invariant",
     "explain",
     "gru",
     "plot_gates",

@@ -11,6 +11,7 @@ from torch.nn.functional import layer_norm, linear
 from .functional import gru_cell
 from .layer import Variant
 from .leaf import Leaf
+from .planning.invariant import refuse
 from .reference import check_variant
 
 _DREAMER_EPS, _DREAMER_BIAS = 1e-3, -1.0
@@ -114,6 +115,7 @@ class GRUCell(Leaf, nn.RNNCellBase):
 
     def _dreamer(self, x: Tensor, h: Tensor) -> Tensor:
         """The equations of variant "dreamer"."""
+        refuse("variant 'dreamer'")
         parts = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
         if "norm_weight" in self._parameters:
             parts = layer_norm(parts, parts.shape[-1:], self.norm_weight, self.norm_bias, _DREAMER_EPS)

@@ -15,6 +15,7 @@ from .blocks import Blocks, is_exported, whole
 from .checks import check, expect, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
+from .planning.invariant import refuse
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
 
@@ -194,6 +195,7 @@ def gru_cell(
     if input.device.type != "cpu":
         return gru(input.unsqueeze(0), hx, *weights, variant=variant)[1]
     way = cell_way(variant)
+    refuse("a cell on a CPU")
     if way == "torch":
         return torch.gru_cell(input, hx, *weights)
     if way == "cell":
@@ -220,4 +222,5 @@ def _reset_first_cell(
     w_rz, w_n = w_hh.split_with_sizes(sizes)
     r, z = torch.addmm(gates_rz, h, w_rz.t()).sigmoid().chunk(2, 1)
     n = torch.addmm(gate_n, r * h, w_n.t()).tanh()
-    return h + z * (n - h) if variant == "chung" else n + z * (h - n)
+    kept, new = (h, n) if variant == "chung" else (n, h)
+    return torch.addcmul((1 - z) * kept, z, new)  # kept + z (new - kept) would lose a small one behind a large one

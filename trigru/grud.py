@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .checks import expect
 from .layer import Memory, ScheduleName, Variant
 from .modules import GRU
+from .planning.invariant import refuse
 
 
 class GRUD(nn.Module):
@@ -147,6 +148,7 @@ class GRUD(nn.Module):
         observed = self._observed(input, mask)
         one = (*input.shape[:-1], 1)
         expect("gaps", gaps, [tuple(input.shape), one], [input.dtype], input)
+        refuse("GRU-D, whose decays come from a product of torch's,")
         time = self._time(input)
         start: Tensor | None = None
         if reset is not None:

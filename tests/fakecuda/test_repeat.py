@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 
@@ -222,3 +223,15 @@ def test_a_stream_of_its_own():
     assert {run["stream"] for run in fakecuda.launches} == {side.cuda_stream}
     assert torch.equal(output, wanted)
     torch.cuda.synchronize()  # before the memory of `output` goes back to its stream
+
+
+def test_calls_within_batch_invariant_are_of_another_kind():
+    """Tiles and plan are the same here; who multiplies the rows of all steps is not."""
+    module, x = made("stepwise"), drawn(3, 16, 4)
+    fakecuda.options["execute"] = False
+    for inside in (False, False, False, False, True, True, True, True, False):
+        del fakecuda.launches[:]
+        with trigru.batch_invariant() if inside else contextlib.nullcontext():
+            results(module, x)
+        assert ("rows_kernel" in [launch["kernel"] for launch in fakecuda.launches]) is inside
+    assert repeated() == 4  # forward and backward, of either kind

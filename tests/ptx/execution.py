@@ -13,6 +13,7 @@ import torch
 
 from . import isa_arith, isa_bits, isa_control, isa_cvt, isa_mem, isa_warp, isa_wgmma  # noqa: F401  (register decoders)
 from .compilation import compile_ptx
+from .late import LateStores
 from .memory import GLOBAL_BASE, GlobalMemory
 from .parse import parse
 from .program import Program
@@ -74,6 +75,7 @@ def run_ptx(
     behind: tuple[int, int] | None = None,
     resident_programs: int | None = None,
     touched: dict[str, list[tuple[int, int, bool]]] | None = None,
+    late: int | None = None,
 ) -> dict[str, Any]:
     """Run the entry of a PTX text; see `emulate_ptx`.
 
@@ -82,6 +84,7 @@ def run_ptx(
         num_warps: matters only where the entry has no .reqntid.
         shared: bytes of dynamic shared memory of a program.
         global_scratch: bytes of global scratch memory of a program.
+        late: see `emulate_ptx`.
         touched: gets the spans of bytes that were read or written of each tensor, see `GlobalMemory.spans`.
     """
     if not 1 <= len(grid) <= 3:
@@ -106,11 +109,15 @@ def run_ptx(
     memory.seal()
     for start, data in constants.items():
         memory.data[start - GLOBAL_BASE : start - GLOBAL_BASE + len(data)] = np.frombuffer(data, np.uint8)
+    if late is not None:
+        memory.late = LateStores(memory.data, late)
     if touched is not None:
         memory.observe()
     try:
         stats = run_grid(program, memory, params, grid, policy, resident_programs, max_instructions, checks, races)
     finally:
+        if memory.late is not None:
+            memory.late.end()
         memory.copy_back()
         if touched is not None:
             touched |= memory.spans()
@@ -139,6 +146,7 @@ def emulate_ptx(
     starve: int | None = None,
     behind: tuple[int, int] | None = None,
     resident_programs: int | None = None,
+    late: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Compile `kernel` for sm_`arch` and run its PTX on the CPU; tensors in `args` are updated in place, also after an
@@ -162,6 +170,8 @@ def emulate_ptx(
         behind: index of a program and the number of instructions by which it comes late, whenever it has stored
             something; all run in turn.
         resident_programs: how many programs are on the device at once, None: all.
+        late: a seed, by which stores become visible to other programs late and in an odd order, see late.py; None: at
+            once and in order.
         options: Triton's (num_stages, ...).
 
     Returns:
@@ -192,5 +202,6 @@ def emulate_ptx(
         starve,
         behind,
         resident_programs,
+        late=late,
     )
     return {**stats, "compiled": compiled}

@@ -160,6 +160,8 @@ def _st(ins: Instruction, p: Program) -> Op:
             if release:
                 cta.memory.order(cta, False, True)
             cta.memory.note_write(idx, nbytes, cta.number, strong)
+            if cta.memory.late is not None:
+                cta.memory.late.store(cta.number, idx * nbytes, np.ascontiguousarray(values).reshape(-1, count))
         elif space == "shared":
             sm = cta.shared
             idx = sm.index(a, nbytes)
@@ -257,6 +259,8 @@ def _atom(ins: Instruction, p: Program) -> Op:
             idx, view = cta.memory.index(a, nbytes), cta.memory.view(item, count)
             cta.memory.order(cta, acquire, release)
             cta.memory.note_write(idx, nbytes, cta.number, item)
+            if cta.memory.late is not None:
+                cta.memory.late.show(cta.number, idx * nbytes, nbytes)
         else:
             sm = cta.shared
             idx = sm.index(a, nbytes)

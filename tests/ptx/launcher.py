@@ -93,6 +93,7 @@ def ptx_launcher(
     checks: bool = True,
     races: bool = True,
     strong: bool = False,
+    late: int | None = None,
 ) -> PtxLauncher:
     """A starter for `trigru.kernels.launch.using` that executes the compiled kernels on CPU tensors.
 
@@ -113,6 +114,8 @@ def ptx_launcher(
         checks: check accesses.
         races: check for races.
         strong: and let programs that race use strong accesses of one size only.
+        late: a seed, by which stores become visible to other programs late and in an odd order, see late.py; None: at
+            once and in order.
     """
     if sequential and (seed is not None or starve is not None):
         raise ValueError("sequential excludes seed and starve")
@@ -124,5 +127,6 @@ def ptx_launcher(
         "checks": checks,
         "races": races,
         "strong": strong,
+        "late": late,
     }
     return PtxLauncher(arch, seed, sequential, resident_programs, options)

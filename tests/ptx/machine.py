@@ -9,8 +9,9 @@ import numpy as np
 
 from .isa_mem import Copies
 from .isa_wgmma import WarpGroup
-from .memory import Fault, GlobalMemory, SharedMemory
+from .memory import Fault, GlobalMemory
 from .program import Op, Program
+from .shared import SharedMemory
 
 RUN, BARRIER, SYNC = "runs", "waits at a barrier", "waits for the rest of its warp"
 _PATIENCE = 2048  # instructions a part of a program may run while another part could run, too

@@ -179,7 +179,11 @@ def run_grid(
                 ident = ids[started - 1]
                 live.append(Cta(program, memory, params, started, ident, (x, y, z), counts, timer, checks, races))
             cta, limit, rng = policy.turn(live)
-            cta.turn(limit, rng)
+            if memory.late is None:
+                cta.turn(limit, rng)
+            else:
+                with memory.late.turn(cta.number):
+                    cta.turn(limit, rng)
             turns += 1
             if cta.done:
                 live.remove(cta)

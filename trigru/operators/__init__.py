@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..checks import check
 from ..layer import NOTHING, Call, Layer, differentiable
+from ..planning.invariant import is_on
 from ..planning.plan import Site, plan
 from ..schedules.cudnn import unspent
 from ..schedules.per_step import of_parts
@@ -188,7 +189,7 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     forward = Recorded(layer, weights, call, first_kept)
     if not site.plain:
         return torch.ops.trigru.gru(*flat(forward))[:2]
-    if _benchmark() and layer.schedule == "auto":
+    if _benchmark() and layer.schedule == "auto" and not is_on():
         _at_first_call(layer, weights, call, site)
     by = plan(layer, site)
     if by.schedule == "torch":

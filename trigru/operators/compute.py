@@ -14,6 +14,7 @@ from .. import reference
 from ..blocks import whole_weights
 from ..checks import batch_sizes_of
 from ..layer import Call, Layer
+from ..planning import invariant
 from ..planning.plan import KERNELS, Site, plan, precision_of
 from ..planning.stages import Plan
 from ..schedules import stack
@@ -91,7 +92,7 @@ def _repeated(recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None], ne
     if address % 16 or (around := launch.circumstances()) is None:
         return None
     kind = (layer, first_kept, shape, call.input.dtype, call.input.device, precision_of(call.input.dtype))
-    kind = (*kind, id(by), around, *strides, *needs)
+    kind = (*kind, id(by), invariant.is_on(), around, *strides, *needs)
     known = _kinds.get(kind)
     if known is None:
         if len(_kinds) >= _KINDS:
@@ -113,6 +114,7 @@ def by_reference(
     layer: Layer, weights: Sequence[Tensor], call: Call, masks: Sequence[Tensor | None] = ()
 ) -> tuple[Tensor, Tensor]:
     """(output, h_n) by the reference implementation; `masks` as `reference.stack` takes them."""
+    invariant.refuse("the reference implementation")
     if call.batch_sizes is not None:
         batch_sizes_of(call)
     output, h_n = reference.stack(

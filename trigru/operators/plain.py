@@ -32,10 +32,19 @@ def is_plain(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def has_tangent(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether forward-mode AD is on and one of the tensors takes part in it."""
+    """Whether forward-mode AD is on and one of the tensors takes part in it.
+
+    Its level is one for all threads: it may be on by another thread's doing."""
     return forward_ad._current_level >= 0 and any(
-        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
+        x is not None and forward_ad.unpack_dual(_whole(x)).tangent is not None for x in tensors
     )
+
+
+def _whole(x: Tensor) -> Tensor:
+    """What a vmap has batches of: a batched tensor cannot be unpacked."""
+    while _is_batched(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 def is_transformed() -> bool:

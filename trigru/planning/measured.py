@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -176,7 +177,7 @@ def of_preset(name: str, key: Key) -> tuple[Key, Entry] | None:
 
 
 def store(path: Path, entries: Mapping[Key, Entry]) -> None:
-    """Add entries to a file, in place of those of the same keys.
+    """Add entries to a file, in place of those of the same keys. Whatever fails, the file is the old or the new one.
 
     Raises:
         OSError: it cannot be written.
@@ -184,7 +185,11 @@ def store(path: Path, entries: Mapping[Key, Entry]) -> None:
     """
     known = read(path) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([flat(*item) for item in {**known, **entries}.items()], indent=1) + "\n")
+    text = json.dumps([flat(*item) for item in {**known, **entries}.items()], indent=1) + "\n"
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
+        new = Path(room) / path.name
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
 
 
 def flat(key: Key, entry: Entry) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ..kernels.config import (
     walking_config,
 )
 from ..layer import Layer
-from . import cost, cudnn, measured
+from . import cost, cudnn, invariant, measured
 from .configs import CudnnConfig, heads_apart
 from .devices import KIB, PRESETS, Device, present
 from .precision import rnn_in_tf32
@@ -115,13 +115,18 @@ _NOT_NORMALISED = dict.fromkeys(
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
+def _tiled_for(layer: cost.Layer) -> int:
+    """Sequences that tile sizes are chosen for."""
+    return invariant.SEQUENCES if invariant.is_on() else layer.batch
+
+
 def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config = stepwise_config(layer.dtype, layer.batch, layer.hidden_size, matrix_units(device, layer))
+    config = stepwise_config(layer.dtype, _tiled_for(layer), layer.hidden_size, matrix_units(device, layer))
     return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b, direction), None
 
 
 def _walking(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config = walking_config(layer.dtype, layer.batch, layer.hidden_size, matrix_units(device, layer))
+    config = walking_config(layer.dtype, _tiled_for(layer), layer.hidden_size, matrix_units(device, layer))
     at_once = config.on_a_multiprocessor(layer.dtype, device.shared_per_block) * device.multiprocessors
     config = replace(config, programs=at_once)
     obstacle = None
@@ -139,7 +144,7 @@ def matrix_units(device: Device, layer: cost.Layer) -> bool:
 
 
 def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config = resident_config(layer.dtype, layer.batch, layer.hidden_size)
+    config = resident_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
     needed = config.shared_bytes(layer.dtype, layer.hidden_size)
     largest = config.largest(layer.dtype, layer.precision, matrix_units(device, layer))
     obstacle = None
@@ -151,7 +156,7 @@ def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
 
 
 def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config = persistent_config(layer.dtype, layer.batch, layer.hidden_size)
+    config = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
     run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
     programs, _ = config.grid(run.hidden_size, layer.batch)
     config = replace(config, tiles_at_once=max(1, config.on_a_multiprocessor * device.multiprocessors // programs))
@@ -192,8 +197,11 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     "torch" stands for torch's own GRU, which runs all layers or none.
 
     Raises:
-        RuntimeError: the schedule asked for by name cannot run here.
+        RuntimeError: the schedule asked for by name cannot run here, or within `trigru.batch_invariant` only what may
+            not.
     """
+    if invariant.is_on():
+        return _invariant(layer, site, direction)
     if (
         measured.TABLE
         and layer.schedule == "auto"
@@ -203,6 +211,21 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     ):
         return staged(layer.num_layers, layer.directions, winner, direction)
     return modelled(layer, site, direction)
+
+
+def _invariant(layer: Layer, site: Site, direction: str) -> Plan:
+    """Where what a sequence gets must not depend on its batch: kernels or nothing."""
+    if "norm" in site.given:
+        invariant.refuse('norm="layer"')
+    found = modelled(layer, site, direction)
+    if found.schedule not in KERNELS:
+        invariant.refuse(f"schedule {found.schedule!r}", found.reason)
+    if layer.memory == "recompute":
+        raise RuntimeError(
+            "memory='recompute' cannot run within trigru.batch_invariant(): gates are computed again by torch's "
+            "products, which may be summed otherwise in another batch"
+        )
+    return found
 
 
 def _measured(layer: Layer, site: Site, direction: str) -> Choice | None:
@@ -307,6 +330,8 @@ def torch_serves(layer: Layer, site: Site) -> bool:
     beyond them eager was never slower than 0.95 times nn.GRU."""
     if not site.plain or site.packed or site.given or site.dtype != torch.float32 or site.device.type != "cpu":
         return False
+    if invariant.is_on():
+        return False
     if (layer.variant, layer.schedule, layer.memory) != ("torch", "auto", "keep"):
         return False
     if site.recording or site.seq_len <= 8:
@@ -387,9 +412,9 @@ def choose(
     if schedule == "cudnn":
         return _by_cudnn(cudnn.why_not_here(variant, device, dtype, batch))
     on_cpu = device.type == "cpu" and _kernels_on_cpu()
-    precision = precision_of(dtype)
+    precision, alike = precision_of(dtype), invariant.is_on()
     sizes = batch, hidden_size, variant, direction, directions, heads, normalised
-    return _chosen(schedule, device, dtype, *sizes, precision, on_cpu)
+    return _chosen(schedule, device, dtype, *sizes, precision, on_cpu, alike)
 
 
 def _by_cudnn(obstacle: str | None, plain: bool = True) -> Choice:
@@ -424,6 +449,7 @@ def _chosen(
     normalised: bool,
     precision: str,
     kernels_on_cpu: bool,
+    batch_invariant: bool,  # asked for where it matters
 ) -> Choice:
     """`choose`, of all that it depends on. Remembered: every call of a layer asks for its own again."""
     obstacle = why_no_kernels(device, dtype)
@@ -491,16 +517,19 @@ def planned(
         if schedule != "auto":
             raise RuntimeError(f"schedule {schedule!r} cannot run here: a head of {size} units: {found.obstacle}")
     ranked = candidates(device, layer, direction)
+    if invariant.is_on():
+        order = [c.schedule for c in candidates(device, replace(layer, batch=invariant.SEQUENCES), direction)]
+        ranked.sort(key=lambda c: order.index(c.schedule))
     if shared:
         ranked = [replace(c, obstacle=c.obstacle or _DID_NOT_FIT) if c.step.together > 1 else c for c in ranked]
-        ranked.sort(key=lambda c: (c.obstacle is not None, c.seconds))
+        ranked.sort(key=lambda c: c.obstacle is not None)
     if schedule == "auto":
         best = ranked[0]
         if best.obstacle is not None:
             return Choice("eager", f"{best.obstacle}, so torch operations run")
         plain = layer.variant == "torch" and not layer.normalised and torch.version.hip is None
-        unmeasured = _UNMEASURED if plain else ""
-        return best.chosen(_why(ranked, device, direction) + unmeasured, direction)
+        unmeasured, alike = _UNMEASURED if plain else "", invariant.SAID if invariant.is_on() else ""
+        return best.chosen(_why(ranked, device, direction) + unmeasured + alike, direction)
     named = next(candidate for candidate in ranked if candidate.schedule == schedule)
     if named.obstacle is not None:
         raise RuntimeError(f"schedule {schedule!r} cannot run here: {named.obstacle}")

@@ -10,7 +10,7 @@ import torch
 
 from ..kernels.config import PersistentConfig, cdiv, stacked_config, why_not_stacked
 from ..layer import Layer
-from . import cost
+from . import cost, invariant
 from .devices import Device
 from .stages import Choice, Plan, Stage, grouped, staged
 
@@ -36,6 +36,8 @@ def why_apart(layer: Layer, direction: str, *, packed: bool = False, given: bool
         return "a launch of several takes no packed sequences"
     if given:
         return "a launch of several runs the equations alone"
+    if invariant.is_on():
+        return "within trigru.batch_invariant() each layer is a launch"
     if direction == "backward" and layer.memory == "recompute":
         return "gates are computed again layer by layer"
     return None

@@ -20,13 +20,14 @@ from ..kernels.errors import DoesNotFit
 from ..kernels.recurrence import Gradients as Upstreams
 from ..kernels.recurrence import Kept, Normalised, Operands, PerStep, Recurrence
 from ..layer import Weights
+from ..planning import invariant
 from ..planning.plan import instead, precision_of
 from ..planning.stages import Choice
 from .heads import apart, final_states, together, upstream_of
 from .norm import Normed
 from .part import Found, Gradients, Part, Run, Upstream
 from .per_step import by_given, joined
-from .projections import final_state, gradients, project_input, state_into
+from .projections import by_rows, final_state, gradients, project_input, state_into
 from .recompute import chunk_length, gates_again, seen_before
 
 # Each has a `forward` and a `backward` of the same signature (see kernels/recurrence.py).
@@ -146,6 +147,11 @@ def _backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstre
 def _d_input(d_products: Sequence[Tensor], weights: Sequence[Weights], out: Tensor | None = None) -> Tensor:
     """The derivative by the input's rows, from those by each direction's products with it: summed as they are made."""
     first, *others = d_products
+    if invariant.is_on():
+        for d, one in zip((first, *others), weights, strict=True):
+            out = by_rows(d, one.ih, base=None if d is first else out, out=out)
+        assert out is not None
+        return out
     d_input = torch.mm(first, weights[0].ih) if out is None else torch.mm(first, weights[0].ih, out=out)
     for d, one in zip(others, weights[1:], strict=True):
         d_input.addmm_(d, one.ih)

@@ -7,6 +7,7 @@ backward loop: `d_gates` (N, 3H) for r, z, n, and for variant "torch" `d_an` (N,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn.functional import linear
 
 from ..kernels.steps import Steps
 from ..layer import Weights
+from ..planning import invariant
 from ..reference import EPS
 from .norm import Unnormed
 
@@ -46,11 +48,21 @@ def project_input(
         products = linear(input, weights.ih)
         share = torch.nn.functional.layer_norm(products, products.shape[1:], weights.gain[0], bias, EPS)
         return share if out is None else out.copy_(share), b_hn
+    if invariant.is_on():
+        return by_rows(input, weights.ih, transposed=True, bias=bias, out=out), b_hn
     if out is None:
         return linear(input, weights.ih, bias), b_hn
     if bias is None:
         return torch.mm(input, weights.ih.t(), out=out), b_hn
     return torch.addmm(bias, input, weights.ih.t(), out=out), b_hn
+
+
+def by_rows(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    """`product` of kernels/rows.py, in the precision that the recurrence has."""
+    from ..kernels.rows import product  # imports Triton
+    from ..planning.plan import precision_of
+
+    return product(x, weight, precision_of(x.dtype), **options)
 
 
 def states_before(output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Tensor:
