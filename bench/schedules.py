@@ -8,7 +8,8 @@ import torch
 
 from trigru.checks import layer_of
 from trigru.functional import cell_way
-from trigru.planning.plan import DIRECTIONS, Site, choose, plan
+from trigru.planning.candidates import DIRECTIONS
+from trigru.planning.plan import Site, choose, plan
 
 from .cases.case import Case
 from .cases.workloads import Gru

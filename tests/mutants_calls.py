@@ -16,7 +16,7 @@ _PATH, _ORDER = "fakecuda/test_launch_path", "fakecuda/test_order"
 
 # By file: its text, what stands in its place, and the test that notices.
 BY_FILE: dict[str, list[tuple[str, str, str]]] = {
-    "trigru/planning/plan.py": [
+    "trigru/planning/candidates.py": [
         ("if needed > device.shared_per_block:", "if needed > 4 * device.shared_per_block:", _FITS),
         ("elif device.capability < (8, 0):", "elif device.capability < (7, 0):", _FITS),
         (
@@ -24,6 +24,13 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "elif programs > 4 * device.multiprocessors:",
             _FITS,
         ),
+        (
+            "max(1, config.on_a_multiprocessor * device.multiprocessors // programs)",
+            "4 * config.on_a_multiprocessor * device.multiprocessors // programs",
+            named("test_persistent", "a_planned_launch_is_never_larger_than_the_device"),
+        ),
+    ],
+    "trigru/planning/plan.py": [
         (
             '!= ("torch", "auto", "keep"):',
             '!= (layer.variant, "auto", "keep"):',
@@ -48,11 +55,6 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "return staged(layer.num_layers, layer.directions, winner, direction)",
             "return modelled(layer, site, direction)",
             named("test_tune", "the_winner_is_taken_and_explained"),
-        ),
-        (
-            "max(1, config.on_a_multiprocessor * device.multiprocessors // programs)",
-            "4 * config.on_a_multiprocessor * device.multiprocessors // programs",
-            named("test_persistent", "a_planned_launch_is_never_larger_than_the_device"),
         ),
     ],
     "trigru/planning/cost.py": [

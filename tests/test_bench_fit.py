@@ -13,7 +13,7 @@ from trigru.bench.fitting import fit
 from trigru.bench.fitting.least_squares import nonnegative
 from trigru.command.options import Refused
 from trigru.planning import cost, devices
-from trigru.planning.plan import candidates
+from trigru.planning.candidates import candidates
 
 TRUE = {"launch_time": 2.3e-6, "exchange_time": 1.1e-6, "l2_bandwidth": 3.1e12}
 PROJECTION, CALL = 2.5e-15, 9e-6

@@ -20,6 +20,7 @@ from trigru.kernels.steps import Steps
 from trigru.kernels.watch import KernelTimeout
 from trigru.layer import Weights
 from trigru.planning import cost, plan
+from trigru.planning.candidates import candidates
 from trigru.planning.devices import PRESETS
 from trigru.reference import VARIANTS
 from trigru.schedules import fused
@@ -172,7 +173,7 @@ def test_tiles_of_both_directions_take_turns_together():
 @pytest.mark.parametrize("hidden_size", [32, 512, 768])
 def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size, directions):
     layer = cost.Layer("torch", torch.bfloat16, 256, hidden_size, directions=directions)
-    (planned,) = [c for c in plan.candidates(PRESETS[device], layer) if c.schedule == "persistent"]
+    (planned,) = [c for c in candidates(PRESETS[device], layer) if c.schedule == "persistent"]
     programs, tiles = planned.config.grid(hidden_size, 256)
     assert planned.obstacle is None
     registers = 256 * 32 * planned.config.num_warps  # a thread has 255 at most, allotted by eight
@@ -194,7 +195,7 @@ def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size, d
 )
 def test_the_largest_sizes_that_are_planned(dtype, hidden_size, why):
     layer = cost.Layer("torch", dtype, 16, hidden_size, precision="tf32")
-    (planned,) = [c for c in plan.candidates(PRESETS["H100"], layer) if c.schedule == "persistent"]
+    (planned,) = [c for c in candidates(PRESETS["H100"], layer) if c.schedule == "persistent"]
     assert (planned.obstacle or "").endswith(why or "")
     assert (planned.obstacle is None) == (why is None)
 
@@ -202,7 +203,7 @@ def test_the_largest_sizes_that_are_planned(dtype, hidden_size, why):
 def test_amd_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     layer = cost.Layer("torch", torch.bfloat16, 16, 512)
-    (planned,) = [c for c in plan.candidates(PRESETS["H100"], layer) if c.schedule == "persistent"]
+    (planned,) = [c for c in candidates(PRESETS["H100"], layer) if c.schedule == "persistent"]
     assert "NVIDIA" in planned.obstacle
 
 

@@ -12,7 +12,8 @@ import trigru
 from trigru.bench.suites.work_persistent import floor
 from trigru.command.cli import main
 from trigru.kernels import config
-from trigru.planning import cost, plan
+from trigru.planning import cost
+from trigru.planning.candidates import DIRECTIONS, candidates
 from trigru.planning.devices import PRESETS, present, preset
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -33,18 +34,18 @@ def _any_triton(monkeypatch):
 
 def test_a_triton_with_another_layout_limits_the_persistent_schedule(monkeypatch):
     monkeypatch.setattr(config, "waits_by_thread", lambda: False)
-    monkeypatch.setattr(plan, "waits_by_thread", lambda: False)
-    found = {c.schedule: c for c in plan.candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 512))}
+    monkeypatch.setattr("trigru.planning.candidates.waits_by_thread", lambda: False)
+    found = {c.schedule: c for c in candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 512))}
     assert "this version of Triton" in (found["persistent"].obstacle or "")
-    small = {c.schedule: c for c in plan.candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 128))}
+    small = {c.schedule: c for c in candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 128))}
     assert small["persistent"].obstacle is None
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_layer_has_a_plan_on_every_device_that_has_its_dtype(name):
     device = preset(name)
-    for layer, direction in itertools.product(LAYERS, plan.DIRECTIONS):
-        found = plan.candidates(device, layer, direction)
+    for layer, direction in itertools.product(LAYERS, DIRECTIONS):
+        found = candidates(device, layer, direction)
         assert {c.schedule for c in found} == {"stepwise", "walking", "resident", "persistent"}
         runnable = [c for c in found if c.obstacle is None]
         assert bool(runnable) == (device.has_bfloat16 or layer.dtype != torch.bfloat16)
@@ -61,14 +62,14 @@ def test_every_layer_has_a_plan_on_every_device_that_has_its_dtype(name):
 
 
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
-@pytest.mark.parametrize("direction", plan.DIRECTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_persistent_reaches_1024_hidden_units_on_an_h100(dtype, direction, variant):
     for batch in (1, 16, 32):
-        found = plan.candidates(preset("H100"), cost.Layer(variant, dtype, batch, 1024), direction)
+        found = candidates(preset("H100"), cost.Layer(variant, dtype, batch, 1024), direction)
         assert found[0].schedule == "persistent"
     tf32 = cost.Layer(variant, torch.float32, 16, 512, precision="tf32")
-    assert plan.candidates(preset("H100"), tf32, direction)[0].schedule == "persistent"
+    assert candidates(preset("H100"), tf32, direction)[0].schedule == "persistent"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_persistent_reaches_1024_hidden_units_on_an_h100(dtype, direction, varia
     ],
 )
 def test_what_does_not_fit_says_why(device, layer, schedule, reason):
-    found = {c.schedule: c for c in plan.candidates(preset(device), layer)}
+    found = {c.schedule: c for c in candidates(preset(device), layer)}
     with pytest.raises(AssertionError, match=reason):
         assert not found[schedule].obstacle, found[schedule].obstacle
 
@@ -117,7 +118,7 @@ def test_the_model_counts_the_bytes_that_the_compiled_kernels_move(variant, dire
 
 def test_an_unknown_direction_is_an_error():
     with pytest.raises(ValueError, match="direction: expected one of 'forward', 'backward', got 'up'"):
-        plan.candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 512), "up")
+        candidates(preset("H100"), cost.Layer("torch", torch.bfloat16, 16, 512), "up")
 
 
 def test_more_of_anything_never_costs_less():

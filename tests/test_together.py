@@ -19,6 +19,7 @@ from trigru.kernels.errors import DoesNotFit
 from trigru.kernels.launch import using
 from trigru.layer import Weights
 from trigru.planning import cost, plan
+from trigru.planning.candidates import DIRECTIONS
 from trigru.planning.devices import PRESETS
 from trigru.planning.stages import Choice, grouped, staged
 from trigru.planning.together import Stack, together, why_apart
@@ -38,7 +39,7 @@ def planned(layers, *, hidden_size=256, batch=16, seq_len=200, device=H100, dire
 
 
 @pytest.mark.parametrize("device", ["A100", "H100", "L4"])
-@pytest.mark.parametrize("direction", plan.DIRECTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_planned_launches_fit_the_device_and_take_every_layer_once(device, direction):
     for hidden_size in (32, 128, 256, 384, 512):
         for batch in (1, 16, 100):

@@ -13,9 +13,10 @@ from cudnn_standin import standin
 import trigru
 from trigru import measuring
 from trigru.command.cli import main
-from trigru.kernels.config import PersistentConfig
+from trigru.kernels.config import PersistentConfig, stepwise_config
 from trigru.operators import compute, site_of
 from trigru.planning import measured, plan
+from trigru.planning.candidates import DIRECTIONS
 from trigru.planning.configs import EagerConfig
 from trigru.planning.measured import Entry, Row
 from trigru.planning.plan import Site
@@ -129,9 +130,7 @@ def test_forward_and_backward_are_chosen_each_by_itself(clock, monkeypatch):
     monkeypatch.setattr(clock, "_of", lambda call: forward[name(call.way[0])] + backward[name(call.way[1])])
     trigru.tune(module, x)
     records = module._records(x, None)
-    taken = [
-        plan.plan(records.layer, site_of(*records), direction).stages[0].choice.config for direction in plan.DIRECTIONS
-    ]
+    taken = [plan.plan(records.layer, site_of(*records), direction).stages[0].choice.config for direction in DIRECTIONS]
     assert taken == [EagerConfig(16, 1 << 16), EagerConfig(256, 1 << 20)]
     torch.testing.assert_close(gradients(module, x), by_reference(module, x), rtol=1e-4, atol=1e-5)
 
@@ -243,7 +242,7 @@ def test_a_device_that_is_shared_takes_no_persistent_winner(monkeypatch):
     measured._key.cache_clear()
     key = measured.key_at_hand(layer, site, "forward", plan.precision_of(site.dtype))
     tiles = PersistentConfig(tiles_at_once=4)
-    rows = Row("persistent", tiles, 1e-4), Row("stepwise", plan.stepwise_config(site.dtype, 64, 512), 2e-4)
+    rows = Row("persistent", tiles, 1e-4), Row("stepwise", stepwise_config(site.dtype, 64, 512), 2e-4)
     measured.TABLE[key] = Entry(rows, {})
     assert (plan.plan(layer, site).schedule, plan.plan(layer, site).stages[0].choice.config) == ("persistent", tiles)
     monkeypatch.setattr(plan, "_SHARED", {site.device})

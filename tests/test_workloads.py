@@ -14,9 +14,10 @@ from trigru.bench.cases.workloads import WORKLOADS, Gru, named
 from trigru.command.cli import main
 from trigru.command.explain_workloads import of_gru, of_workload
 from trigru.kernels.launch import using
+from trigru.planning.candidates import DIRECTIONS
 from trigru.planning.cost import Layer
 from trigru.planning.devices import PRESETS
-from trigru.planning.plan import DIRECTIONS, planned, staged
+from trigru.planning.plan import planned, staged
 
 H100 = PRESETS["H100"]
 

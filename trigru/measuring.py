@@ -21,8 +21,9 @@ from .bench.measuring.timers import Timer, in_turns, timer_for
 from .layer import Call, Layer, Records
 from .operators import compute
 from .planning import measured
+from .planning.candidates import DIRECTIONS
 from .planning.measured import Entry, Key, Row
-from .planning.plan import DIRECTIONS, Site, precision_of
+from .planning.plan import Site, precision_of
 from .planning.stages import staged
 from .planning.ways import Way, parts, ways
 from .schedules import stack

@@ -16,8 +16,9 @@ from .layer import Call, Layer, Records
 from .modules import GRU
 from .options import NO_OPTIONS, PerCall, prepare
 from .planning import cost
+from .planning.candidates import DIRECTIONS
 from .planning.devices import Device, present, preset
-from .planning.plan import DIRECTIONS, DTYPES, planned, precision_of
+from .planning.plan import DTYPES, planned, precision_of
 from .planning.stages import Choice, Plan, staged
 from .planning.together import Stack, together, why_apart
 from .planning.triton_state import interpreted, why_unusable

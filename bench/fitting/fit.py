@@ -21,9 +21,9 @@ from torch import Tensor
 from trigru.command.options import Refused
 from trigru.command.tables import markdown
 from trigru.planning import cost
+from trigru.planning.candidates import candidates
 from trigru.planning.cost import GATES
 from trigru.planning.devices import FITTED, PUBLISHED, Device, slug
-from trigru.planning.plan import candidates
 
 from ..measuring.stats import geometric_mean
 from ..report.report import of_one_layer

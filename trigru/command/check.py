@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..functional import gru
+from ..planning.candidates import DIRECTIONS, WAITING
 from ..planning.cudnn import ONE_WAY
-from ..planning.plan import DIRECTIONS, KERNELS, SCHEDULES, WAITING, choose
+from ..planning.plan import KERNELS, SCHEDULES, choose
 from ..planning.precision import multiplied_in_tf32
 from ..planning.triton_state import interpreted, why_unusable
 from ..reference import VARIANTS

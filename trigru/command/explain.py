@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from ..checks import layer_of
+from ..planning.candidates import DIRECTIONS, candidates
 from ..planning.cost import Layer
 from ..planning.devices import PRESETS, Device, preset
-from ..planning.plan import DIRECTIONS, MICRO, Site, candidates, measured_on, plan, planned
+from ..planning.plan import MICRO, Site, measured_on, plan, planned
 from ..planning.stages import Choice, Plan
 from ..planning.together import Stack, together, why_apart
 from ..planning.triton_state import why_unusable

@@ -11,9 +11,10 @@ import torch
 from ..bench.cases.workloads import WORKLOADS, Gru, Workload
 from ..explain import CELL_REASONS
 from ..functional import cell_way
+from ..planning.candidates import DIRECTIONS
 from ..planning.cost import Layer
 from ..planning.devices import Device
-from ..planning.plan import DIRECTIONS, MICRO, Site, plan, planned
+from ..planning.plan import MICRO, Site, plan, planned
 from ..planning.together import Stack, together, why_apart
 from .tables import fitted, wrapped
 

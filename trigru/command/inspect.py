@@ -28,7 +28,7 @@ from ..kernels.config import (
     walking_config,
     why_not_stacked,
 )
-from ..planning.plan import WAITING
+from ..planning.candidates import WAITING
 from ..planning.triton_state import interpreted, why_unusable
 from ..reference import VARIANTS
 from .options import Refused, Unable, at_least

@@ -10,14 +10,13 @@ import torch
 from ..kernels.config import stepwise_config
 from ..layer import Layer
 from . import cost, cudnn
+from .candidates import candidates, matrix_units
 from .configs import EagerConfig
 from .devices import present
 from .plan import (
     Site,
-    candidates,
     choose,
     has_a_part_of,
-    matrix_units,
     modelled,
     named,
     precision_of,

@@ -1,0 +1,144 @@
+"""The schedules of Triton kernels for a layer on a device, ranked by the model: their tile sizes, what a step costs, or
+why one cannot run. A pure function of a device's description and a layer's sizes: no GPU is needed to call it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..kernels.config import (
+    Config,
+    on_matrix_units,
+    persistent_config,
+    persistent_width,
+    resident_config,
+    stepwise_config,
+    waits_by_thread,
+    walking_config,
+)
+from . import cost, invariant
+from .devices import KIB, Device
+from .stages import Choice
+
+DIRECTIONS = ("forward", "backward")
+WAITING = ("walking", "persistent")
+"""Whose programs wait for each other."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule with its tile sizes for a layer on a device, what a step of it costs, or why it cannot run."""
+
+    schedule: str
+    config: Config
+    step: cost.Step
+    turns: int
+    seconds: float  # predicted, one step
+    graph_seconds: float  # the same, inside a CUDA graph
+    obstacle: str | None = None
+
+    def chosen(self, reason: str, direction: str) -> Choice:
+        """As what runs, forward or backward."""
+        each, once = self.step.launches, 0
+        if not each:  # in turns of whole launches, where programs wait for each other
+            once = self.turns if self.step.together > 1 else 1
+        elif direction == "backward":
+            once = 1  # for the state before the first step
+        return Choice(self.schedule, reason, self.config, self.turns, (each, once), self.seconds, self.graph_seconds)
+
+
+def candidates(device: Device, layer: cost.Layer, direction: str = "forward") -> list[Candidate]:
+    """Every schedule for the layer on the device, those that can run first, the predicted fastest at their head.
+
+    Args:
+        device: a preset of `trigru.planning.devices`, or what `present` says of a device at hand.
+        layer: sizes, variant and dtype; `training`: whether forward keeps what backward needs.
+        direction: "forward" or "backward". Largest sizes are those of the one that needs more; what one schedule keeps,
+            any other can go back from.
+
+    Raises:
+        ValueError: another direction.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
+    found = [each(device, layer, direction) for each in (_stepwise, _walking, _resident, _persistent)]
+    if layer.normalised:
+        found = [(name, config, step, why or _NOT_NORMALISED.get(name)) for name, config, step, why in found]
+    if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
+        found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
+    listed = []
+    for name, config, step, obstacle in found:
+        eager, graph = (cost.time(step, device, layer, graph=graph) for graph in (False, True))
+        listed.append(Candidate(name, config, step, cost.turns(step, device), eager, graph, obstacle))
+    return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
+
+
+_NOT_NORMALISED = dict.fromkeys(
+    WAITING, "has no norm='layer': in each step its programs would exchange statistics, some 1,100 cycles by a model"
+)
+_Row = tuple[str, Config, cost.Step, str | None]
+
+
+def _tiled_for(layer: cost.Layer) -> int:
+    """Sequences that tile sizes are chosen for."""
+    return invariant.SEQUENCES if invariant.is_on() else layer.batch
+
+
+def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = stepwise_config(layer.dtype, _tiled_for(layer), layer.hidden_size, matrix_units(device, layer))
+    return "stepwise", config, cost.stepwise(layer, config.block_h, config.block_b, direction), None
+
+
+def _walking(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = walking_config(layer.dtype, _tiled_for(layer), layer.hidden_size, matrix_units(device, layer))
+    at_once = config.on_a_multiprocessor(layer.dtype, device.shared_per_block) * device.multiprocessors
+    config = replace(config, programs=at_once)
+    obstacle = None
+    if torch.version.hip is not None:
+        obstacle = "its programs wait in assembly of NVIDIA's"
+    elif device.capability < (7, 0):
+        obstacle = "needs a GPU of compute capability 7.0 or newer"
+    return "walking", config, cost.walking(layer, config.block_h, config.block_b, at_once, direction), obstacle
+
+
+def matrix_units(device: Device, layer: cost.Layer) -> bool:
+    """See `trigru.kernels.config.on_matrix_units`."""
+    capability = device.capability if torch.version.hip is None else None
+    return on_matrix_units(layer.dtype, layer.precision, capability)
+
+
+def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = resident_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
+    needed = config.shared_bytes(layer.dtype, layer.hidden_size)
+    largest = config.largest(layer.dtype, layer.precision, matrix_units(device, layer))
+    obstacle = None
+    if needed > device.shared_per_block:
+        obstacle = f"needs {needed // KIB} KiB of shared memory a program, {device.shared_per_block // KIB} are there"
+    elif layer.hidden_size > largest:
+        obstacle = f"its registers spill above hidden_size {largest}"
+    return "resident", config, cost.resident(layer, config.block_b, direction), obstacle
+
+
+def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
+    config = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
+    run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
+    programs, _ = config.grid(run.hidden_size, layer.batch)
+    config = replace(config, tiles_at_once=max(1, config.on_a_multiprocessor * device.multiprocessors // programs))
+    largest = config.largest(layer.dtype, layer.precision)
+    obstacle = None
+    if torch.version.hip is not None:
+        obstacle = "its exchange relies on what NVIDIA documents of loads and stores through L2"
+    elif layer.dtype == torch.float32 and layer.precision != "tf32":
+        obstacle = "float32 without TF32 does not fit its registers"
+    elif device.capability < (8, 0):
+        obstacle = "needs a GPU of compute capability 8.0 or newer"
+    elif layer.hidden_size > largest:
+        obstacle = f"its registers spill above hidden_size {largest}"
+        if not waits_by_thread():
+            obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
+    elif programs > config.on_a_multiprocessor * device.multiprocessors:
+        obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
+    step = cost.persistent(run, config.block_h, config.block_b, direction)
+    return "persistent", config, replace(step, sharing=config.on_a_multiprocessor), obstacle

@@ -1,0 +1,266 @@
+"""The eager schedule's steps backward; see eager.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..blocks import narrow
+from ..layer import Weights
+from .eager_forward import Forward, heads_of, resize
+from .eager_kept import candidate, sides
+from .eager_layout import Layout
+from .eager_per_step import Back
+from .eager_products import Linear, add_outer, fast_linear, product
+from .norm import Rows
+from .part import Gradients, Part, Run, Upstream
+
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+
+
+class _Backward:
+    """The backward steps, with their buffers and the derivatives of the weights, summed over the chunks."""
+
+    def __init__(self, layout: Layout, weights: Weights, needs: Sequence[bool], back: Back | None = None) -> None:
+        self.layout, self.needs, self.back = layout, needs, back
+        self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
+        self.all, self.of_rz, self.of_n = heads_of(self.w_hh, layout)
+        size = layout.hidden_size
+        self.d_w_ih = torch.zeros_like(self.w_ih) if needs[2] else None
+        self.d_w_hh = torch.zeros_like(self.w_hh) if needs[3] else None
+        self.d_bias = self.w_hh.new_zeros(layout.planes * size) if needs[4] or needs[5] else None
+        self.sizes: tuple[int, ...] = ()
+        self.views: list[tuple] = []
+        self.buffers: tuple[Tensor, ...] = ()
+        self.one = weights.ih.new_ones((), dtype=layout.dtype)
+        self.gain_ih, self.gain_hh = layout.gains(weights.gain)
+        self.d_gain = self.w_hh.new_zeros(2, 3 * size)
+        self.normed: list[Rows] = []  # the recurrent products of a chunk, one after another in a step
+        self.by_steps: tuple[Iterator[Rows], ...] = ()
+
+    def chunk(self, gates: Tensor, before: Tensor, grad: Tensor | None, sizes: tuple[int, ...]) -> None:
+        """Fill the buffers: in `factors` what a step's derivative is multiplied with, in `d_states` what the loss gives
+        each state directly."""
+        layout, size, rows = self.layout, self.layout.hidden_size, before.shape[0]
+        if not self.buffers or self.buffers[0].shape[0] < rows:
+            widths = (layout.planes, 1, 1, 1, 1)
+            self.buffers, self.sizes = tuple(before.new_empty(rows, width * size) for width in widths), ()
+        if sizes != self.sizes:
+            self.factors, self.d_states, self.keep, self.reset, self.scratch = (b[:rows] for b in self.buffers)
+            self.views, self.sizes = self._views(sizes), sizes
+        seen = self.before = before if self.back is None else self.back.seen(before)
+        self.d_states.zero_() if grad is None else self.d_states.copy_(grad)
+        rz, n, chung = gates[:, layout.rz], gates[:, -size:], layout.variant == "chung"
+        *f_an, f_r, f_z, f_n = self.factors.split(size, 1)
+        # derivatives of gates from either side of them, y or 1 - y
+        if layout.narrow:
+            (side_r, side_z), (r, z), (_, rest) = (x.split(size, 1) for x in sides(rz))
+            n, slope = candidate(n)
+            torch.mul(z if chung else rest, slope, out=f_n)
+        else:
+            side_r, side_z = r, z = rz.split(size, 1)
+            rest = torch.sub(self.one, z, out=self.scratch)
+            _tanh_backward(z if chung else rest, n, grad_input=f_n)
+        self.keep.copy_(rest if chung else z)
+        torch.sub(n, before, out=self.scratch) if chung else torch.sub(before, n, out=self.scratch)
+        _sigmoid_backward(self.scratch, side_z, grad_input=f_z)
+        if layout.reset_after:
+            _sigmoid_backward(torch.mul(f_n, gates[:, :size], out=self.scratch), side_r, grad_input=f_r)
+            torch.mul(f_n, r, out=f_an[0])
+        else:
+            self.reset.copy_(r)
+            _sigmoid_backward(seen, side_r, grad_input=f_r)
+        if self.back is not None:
+            new = self.keep * before + (z * n if chung else n - z * n)
+            # Before the product, r has its derivative from the candidate's alone.
+            self.back.of_ends(new, before, self.factors[:, 0 if layout.reset_after else size :], self.keep)
+        if self.gain_hh is not None:
+            self._normalise(seen, sizes, self.gain_hh)
+
+    def _normalise(self, seen: Tensor, sizes: tuple[int, ...], gain: Tensor) -> None:
+        """The recurrent products of a chunk anew, and of its steps in the order in which backward takes them."""
+        operands, size = [seen], self.layout.hidden_size
+        spans = [slice(3 * size)]
+        if not self.layout.reset_after:
+            operands, spans = [seen, self.reset * seen], [slice(2 * size), slice(2 * size, None)]
+        pairs = zip(operands, spans, strict=True)
+        self.normed = [Rows.of(product(x, self.w_hh[span].t()), gain[span]) for x, span in pairs]
+        steps = [rows.steps(sizes) for rows in self.normed]
+        self.by_steps = tuple(map(iter if self.layout.reverse else reversed, steps))
+
+    def _views(self, sizes: tuple[int, ...]) -> list[tuple]:
+        size, planes = self.layout.hidden_size, self.layout.planes
+        d_states = self.d_states.split_with_sizes(sizes)
+        broadcast = self.d_states.unsqueeze(1).split_with_sizes(sizes)
+        keep = self.keep.split_with_sizes(sizes)
+        if self.layout.reset_after:
+            gates = self.factors.view(-1, planes, size).split_with_sizes(sizes)
+            own = self.factors[:, : 3 * size].split_with_sizes(sizes)
+            views = list(zip(sizes, d_states, broadcast, keep, gates, own, strict=True))
+        else:
+            zn = self.factors.view(-1, planes, size)[:, 1:].split_with_sizes(sizes)
+            rz = self.factors[:, : 2 * size].split_with_sizes(sizes)
+            r, n = (self.factors[:, i * size : (i + 1) * size].split_with_sizes(sizes) for i in (0, 2))
+            reset = self.reset.split_with_sizes(sizes)
+            views = list(zip(sizes, d_states, broadcast, keep, zn, rz, r, n, reset, strict=True))
+        return views if self.layout.reverse else views[::-1]
+
+    def steps_reset_after(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
+        """Variant "torch" over the current chunk; returns the derivative by the state before it."""
+        w, w_t = self.w_hh, self.w_hh.t()
+        linear = fast_linear(w, self.layout.sizes[0], *w.shape) if self.all is None else self.all.back
+        times: Linear = torch.mm if self.all is None else self.all.back
+        alive, d_last, keep_last, own_last = -1, carry, carry, carry
+        back, (norm,) = self.back, self.by_steps or (None,)
+        for count, d, d_wide, keep, gates, own in self.views:
+            if count == alive and back is None:
+                d.addcmul_(d_last, keep_last)
+                if linear is None:
+                    d.addmm_(own_last, w)
+                else:
+                    d.add_(linear(own_last, w_t))
+            else:
+                if alive >= 0:
+                    carry = self._carry(d_last * keep_last, times(own_last, w))
+                d.add_(resize(carry, count, grad_h_n, d_h0))
+                alive = count
+            gates.mul_(d_wide)
+            d_last, keep_last, own_last = d, keep, own if norm is None else next(norm).back(own)
+        return self._carry(d_last * keep_last, times(own_last, w))
+
+    def steps_reset_before(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
+        """Variants "cho" and "chung" over the current chunk; returns the derivative by the state before it."""
+        size, most = self.layout.hidden_size, self.layout.sizes[0]
+        w_rz, w_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
+        w_rz_t, w_n_t = w_rz.t(), w_n.t()
+        linear_rz, linear_n = fast_linear(w_n, most, 2 * size, size), fast_linear(w_n, most, size, size)
+        times: Linear = torch.mm
+        if self.of_rz is not None and self.of_n is not None:
+            times = linear_rz = self.of_rz.back
+            linear_n = self.of_n.back
+        d_reset = torch.empty_like(carry)
+        alive, d_last, keep_last, rz_last, r_last = -1, carry, carry, carry, carry
+        back, (norm_rz, norm_n) = self.back, self.by_steps or (None, None)
+        for count, d, d_wide, keep, zn, rz, d_r, n, r in self.views:
+            if count == alive and back is None:
+                d.addcmul_(d_last, keep_last).addcmul_(d_reset, r_last)
+                if linear_rz is None:
+                    d.addmm_(rz_last, w_rz)
+                else:
+                    d.add_(linear_rz(rz_last, w_rz_t))
+            else:
+                if alive >= 0:
+                    carry = self._carry(d_last * keep_last, (d_reset * r_last).add_(times(rz_last, w_rz)))
+                d.add_(resize(carry, count, grad_h_n, d_h0))
+                alive, d_reset = count, torch.empty_like(d)
+            zn.mul_(d_wide)
+            of_n = n if norm_n is None else next(norm_n).back(n)
+            if linear_n is None:
+                torch.mm(of_n, w_n, out=d_reset)
+            else:
+                d_reset = linear_n(of_n, w_n_t)
+            d_r.mul_(d_reset)
+            d_last, keep_last, rz_last, r_last = d, keep, rz if norm_rz is None else next(norm_rz).back(rz), r
+        return self._carry(d_last * keep_last, (d_reset * r_last).add_(times(rz_last, w_rz)))
+
+    def _carry(self, direct: Tensor, products: Tensor) -> Tensor:
+        """The derivative by the state before a step, from its shares past the products and through them."""
+        return direct.add_(products) if self.back is None else self.back.carry(direct, products)
+
+    def products(self, x: Tensor | None, d_input: Tensor | None) -> None:
+        """The chunk's share of what has no recurrence, from the derivatives that the steps have left in `factors`."""
+        size = self.layout.hidden_size
+        outer, own = self.factors[:, (self.layout.planes - 3) * size :], self.factors[:, : 3 * size]
+        if self.gain_ih is not None:
+            assert x is not None
+            outer, own = self._before_norms(outer, own, Rows.of(product(x, self.w_ih.t()), self.gain_ih))
+        if d_input is not None:
+            d_input.copy_(product(outer, self.w_ih).view_as(d_input))
+        if self.d_bias is not None:
+            self.d_bias.add_(self.factors.sum(0))
+        if self.d_w_ih is not None:
+            assert x is not None
+            add_outer(self.d_w_ih, outer, x)
+        if self.d_w_hh is not None:
+            if self.layout.reset_after:
+                add = add_outer if self.all is None else self.all.add_outer
+                add(self.d_w_hh, own, self.before)
+            else:
+                add, add_n = add_outer, add_outer
+                if self.of_rz is not None and self.of_n is not None:
+                    add, add_n = self.of_rz.add_outer, self.of_n.add_outer
+                add(self.d_w_hh[: 2 * size], own[:, : 2 * size], self.before)
+                reset = torch.mul(self.reset, self.before, out=self.scratch)
+                add_n(self.d_w_hh[2 * size :], own[:, 2 * size :], reset)
+
+    def _before_norms(self, outer: Tensor, own: Tensor, of_input: Rows) -> tuple[Tensor, Tensor]:
+        """The derivatives by the chunk's products themselves, from those by the normalised ones."""
+        outer, d_gain = of_input.back_in_all(outer)
+        parts = own.split([rows.gain.shape[0] for rows in self.normed], 1)
+        found = [rows.back_in_all(d) for rows, d in zip(self.normed, parts, strict=True)]
+        self.d_gain += torch.stack([d_gain, torch.cat([d for _, d in found])])
+        return outer, torch.cat([d for d, _ in found], 1)
+
+    def weights(self) -> tuple[Tensor | None, ...]:
+        """Derivatives by w_ih, w_hh, b_ih, b_hh and the gain, as far as they are needed."""
+        layout, size = self.layout, self.layout.hidden_size
+        d_w_hh, d_b_ih, d_b_hh = self.d_w_hh, None, None
+        d_gain_ih, d_gain_hh = self.d_gain
+        if layout.reset_after:
+            d_gain_hh = torch.cat([d_gain_hh[size:], d_gain_hh[:size]])
+            d_w_hh = None if d_w_hh is None else torch.cat([d_w_hh[size:], d_w_hh[:size]])
+        if d_w_hh is not None and layout.heads > 1 and not layout.apart:
+            d_w_hh = narrow(d_w_hh, layout.heads)
+        if self.d_bias is not None:
+            d_b_ih = self.d_bias[-3 * size :].clone()
+            d_b_hh = d_b_ih.clone()
+            if layout.reset_after:
+                d_b_hh[2 * size :] = self.d_bias[:size]
+        found = (self.d_w_ih, d_w_hh, d_b_ih, d_b_hh, torch.stack([d_gain_ih, d_gain_hh]))
+        return tuple(d if need else None for d, need in zip(found, self.needs[2:], strict=True))
+
+
+def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstream) -> Gradients:
+    """Back-propagation through time of `forward`.
+
+    Where no gates were kept, those of a chunk are computed again before its steps."""
+    layout = Layout(part, run)
+    (own,) = weights
+    back = Back.of(layout, run, upstream.given)
+    backward = _Backward(layout, own, upstream.needs, back)
+    rows, gates = run.output.contiguous(), run.gates
+    again = Forward(layout, own) if gates is None else None
+    d_input = torch.empty_like(run.input, memory_format=torch.contiguous_format) if upstream.needs[0] else None
+    d_h0 = run.h0.new_zeros(run.h0.shape, dtype=layout.dtype)
+    grad_h_n = d_h0.clone() if upstream.h_n is None else upstream.h_n.to(layout.dtype).contiguous()
+    carry = grad_h_n[: layout.sizes[0 if part.reverse else -1]]
+    steps = backward.steps_reset_after if layout.reset_after else backward.steps_reset_before
+    chunks = layout.chunks() if rows.numel() else []
+    for chunk in chunks if part.reverse else reversed(chunks):
+        grad = None if upstream.output is None else layout.rows(upstream.output, chunk)
+        before = layout.before(rows, run.h0, chunk)
+        if back is not None:
+            before = back.begin(before, chunk)
+        reads = upstream.needs[2] or again is not None or own.gain is not None
+        x = layout.rows(run.input, chunk) if reads else None
+        if again is None:
+            assert gates is not None
+            kept = gates[chunk.start : chunk.stop].to(layout.dtype)
+        else:
+            kept = again.again(x, before if back is None else back.seen(before))
+        backward.chunk(kept, before, grad, chunk.sizes)
+        carry = steps(carry, grad_h_n, d_h0)
+        if back is not None:
+            back.found(backward.d_states)
+        place = None
+        if d_input is not None:
+            first, last = (chunk.start, chunk.stop) if layout.packed else (chunk.first, chunk.first + len(chunk.sizes))
+            place = d_input[first:last]
+        backward.products(x, place)
+    d_h0[: carry.shape[0]] = carry
+    found = (d_input, d_h0 if upstream.needs[1] else None, *backward.weights())
+    of_input, of_h0, *of_weights = (None if d is None else d.to(rows.dtype) for d in found)
+    return Gradients(of_input, of_h0, tuple(of_weights), () if back is None else (back.sums(rows.dtype),))
