@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .schema import NUM_GIVEN
+from .schema import GAIN
 
 Shape = Sequence[int]
 
@@ -56,7 +56,7 @@ def _backward(
     **__: Any,
 ) -> int:
     memory, first_kept, _has_input, needs, *given = options[_BEFORE_MEMORY:]
-    normalised = len(given) == NUM_GIVEN and given[-1] is not None
+    normalised = len(given) > GAIN and given[GAIN] is not None
     again = (memory == "recompute") + normalised  # for the gates, and for what was normalised
     need_input, need_hx, *need_weights = needs[: 2 + len(weights)]
     parts, batch, _ = hx

@@ -30,6 +30,8 @@ _GIVEN = (
 )
 _TENSORS = "Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes"
 NUM_OPTIONS, NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
+GAIN = [part.split()[1] for part in _GIVEN.split(", ")].index("gain=None")
+"""Its place among those given. The last ones are not there where they have their default values."""
 SCHEMAS = {
     "gru": f"({_TENSORS}, {_OPTIONS}, {_GIVEN}) -> (Tensor output, Tensor h_n, Tensor[] reserve)",
     "gru_backward": f"(Tensor? grad_output, Tensor? grad_h_n, {_TENSORS}, Tensor[] reserve, {_OPTIONS}, "
