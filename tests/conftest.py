@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 
 import pytest
 import torch
 import triton
+from thinned import Thinning
 
 from trigru.kernels.config import waits_by_thread
 from trigru.kernels.launch import using
@@ -25,6 +28,24 @@ generated_code = pytest.mark.skipif(
     INTERPRETED or not waits_by_thread(),
     reason="about the code that Triton 3.5 to 3.9 generates, where threads wait for themselves",
 )
+
+
+def pytest_configure(config):
+    """torch's compiler keeps what it has made in a folder of this run alone: it knows an operator by its name, and
+    would take what it made of another version of it."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory()
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+        config.add_cleanup(folder.cleanup)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at marks
+def pytest_collection_modifyitems(items):
+    thinning = Thinning()
+    for item in items:
+        already = item.get_closest_marker("slow") is not None
+        if not already and thinning.leaves(item.path.name, getattr(item, "originalname", item.name)):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

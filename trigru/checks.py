@@ -49,6 +49,8 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
     input, hx, batch_sizes, given, gain = call
     dims = 3 if batch_sizes is None else 2
     shape, dtype, device = input.shape, input.dtype, input.device  # each makes an object
+    if input.layout != torch.strided:
+        raise RuntimeError(f"input: expected a strided tensor, got one of layout {input.layout}")
     if len(shape) != dims:
         raise RuntimeError(f"input: expected {dims} dimensions, got {len(shape)}")
     if shape[-1] != layer.input_size:

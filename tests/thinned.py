@@ -1,0 +1,66 @@
+"""Tests of many combinations of which the test command takes one in so many; `pytest -m "slow or not slow"` takes all.
+
+What is kept is spread over the combinations, not the same value of a parameter again and again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+ONE_IN = {
+    "test_deterministic.py": {
+        "test_a_sequence_has_the_same_bits_in_every_batch": 2,
+        "test_kernels_from_run_to_run_and_in_any_interleaving": 2,
+    },
+    "test_exchange_mutations.py": {
+        "test_a_wait_of_the_walking_kernels_changed": 3,
+        "test_directions_that_are_not_kept_apart": 4,
+        "test_nothing_is_caught_without_a_mutation": 4,
+    },
+    "test_explain_model.py": {"test_what_is_said_is_what_runs": 4},
+    "test_failure.py": {
+        "test_a_kernel_that_expires_and_a_device_that_died": 3,
+        "test_an_exception_in_a_module_hook": 5,
+        "test_every_operation_fails_once": 4,
+    },
+    "test_offline.py": {
+        "test_no_spills_and_matrix_instructions": 3,
+        "test_no_spills_in_tiles_of_small_batches": 3,
+        "test_no_spills_without_matrix_units": 2,
+    },
+    "test_operators.py": {
+        "test_first_and_second_derivatives_against_finite_differences": 3,
+        "test_second_derivatives_of_a_frozen_layer_which_keeps_no_input": 4,
+    },
+    "test_persistent.py": {
+        "test_batches_that_do_not_fit_at_once_take_turns": 3,
+        "test_every_kind_of_layer": 3,
+        "test_interleavings": 3,
+    },
+    "test_redzones.py": {"test_a_kernel_that_writes_one_off": 3, "test_no_kernel_leaves_its_tensors": 3},
+    "test_scales.py": {"test_kernels": 3, "test_persistent_kernels": 3},
+    "test_schedules.py": {
+        "test_both_directions_of_a_stack": 3,
+        "test_every_dtype": 4,
+        "test_every_size": 4,
+        "test_gates_computed_again_in_chunks": 4,
+        "test_tf32_where_torch_allows_it_for_its_rnns": 3,
+    },
+    "test_walking.py": {"test_every_kind_of_layer": 3},
+    "test_work_persistent.py": {"test_real_sizes": 3},
+}
+
+
+class Thinning:
+    """Which of the collected tests are left to `-m slow`."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[tuple[str, str]] = Counter()
+
+    def leaves(self, file: str, test: str) -> bool:
+        """Whether the next one of a test function, in the order of its combinations, is left."""
+        each = ONE_IN.get(file, {}).get(test, 1)
+        place = self.seen[file, test]
+        self.seen[file, test] += 1
+        # Not every n-th, which may be one value of a parameter again and again: n is often how many values it has.
+        return (place + place // each + place // each**2) % each != 0
