@@ -15,6 +15,7 @@ from ..kernels.config import (
     persistent_width,
     resident_config,
     stepwise_config,
+    triton_version,
     waits_by_thread,
     walking_config,
 )
@@ -65,7 +66,7 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
         raise ValueError(f"direction: expected one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
     found = [each(device, layer, direction) for each in (_stepwise, _walking, _resident, _persistent)]
     if layer.normalised:
-        found = [(name, config, step, why or _NOT_NORMALISED.get(name)) for name, config, step, why in found]
+        found = [(name, config, step, why or _not_normalised(name)) for name, config, step, why in found]
     if not device.has_bfloat16 and layer.dtype == torch.bfloat16:
         found = [(name, config, step, f"{device.name} has no bfloat16") for name, config, step, _ in found]
     listed = []
@@ -75,9 +76,15 @@ def candidates(device: Device, layer: cost.Layer, direction: str = "forward") ->
     return sorted(listed, key=lambda c: (c.obstacle is not None, c.seconds))
 
 
-_NOT_NORMALISED = dict.fromkeys(
-    WAITING, "has no norm='layer': in each step its programs would exchange statistics, some 1,100 cycles by a model"
-)
+def _not_normalised(schedule: str) -> str | None:
+    """Why a schedule does not normalise products, or None."""
+    if schedule in WAITING:
+        return "has no norm='layer': in each step its programs would exchange statistics, some 1,100 cycles by a model"
+    if schedule == "stepwise" and (0, 0) < triton_version() < (3, 7):
+        return "has norm='layer' from Triton 3.7 on; older ones do not compile it"
+    return None
+
+
 _Row = tuple[str, Config, cost.Step, str | None]
 
 
