@@ -20,6 +20,7 @@ from .launch import outdate, prepare
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
+from .steps import Steps
 from .watch import watch
 
 _protocol: Protocol | None = None
@@ -113,7 +114,7 @@ def first_state(h0: Tensor, protocol: Protocol) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def constexprs_of(
+def _constexprs(
     config: PersistentConfig,
     size: tuple[int, int],
     dtype: torch.dtype,
@@ -145,30 +146,50 @@ def _start(
     operands: Operands,
 ) -> None:
     """Launch for all batch tiles, with what forward and backward share."""
-    config, steps, h0 = config_of(run), operands.steps, operands.h0
+    steps, h0 = operands.steps, operands.h0
     if h0.dtype == torch.float32 and run.precision != "tf32":
         raise ValueError(
             f'the persistent schedule multiplies float32 with precision "tf32" only, got {run.precision!r}'
         )
-    *_, batch, hidden_size = h0.shape
-    if not batch:
-        return
+    if h0.shape[-2]:
+        args["offsets_ptr"] = steps.row_offsets(h0.device)
+        constexprs |= per_step.constexprs(operands)
+        start_groups(kernel, args, constexprs, run, h0, steps, operands.sides, added=operands.added)
+
+
+def start_groups(
+    kernel: Any,
+    args: dict[str, Any],
+    constexprs: dict[str, Any],
+    run: Recurrence[PersistentConfig],
+    h0: Tensor,
+    steps: Steps,
+    groups: int,
+    *,
+    together: int = 1,
+    added: int = 0,
+) -> None:
+    """Launch programs that wait for each other, with what all such kernels share.
+
+    Args:
+        h0: (..., B, H), B > 0.
+        groups: of programs for each batch tile; so many of them, `together`, wait for each other.
+        added: of the hidden units, as in Operands.
+    """
+    config, (*_, batch, hidden_size) = config_of(run), h0.shape
     programs, batch_tiles = config.grid(hidden_size, batch)
-    groups = operands.sides * batch_tiles
+    groups *= batch_tiles
     # At most two exchanges a step.
     status = exchange.new_status(h0, 2 * steps.seq_len * groups if config.protocol == "flags" else 0)
     watched = watch(h0.device, kernel.__name__, programs, groups, steps.seq_len, batch, hidden_size)
-    args |= {"offsets_ptr": steps.row_offsets(h0.device), "status_ptr": status, "T": steps.seq_len, "B": batch}
-    args["direction"] = -1 if run.reverse else 1
-    args |= {"host_ptr": watched.word, "number": watched.number}
+    args |= {"status_ptr": status, "host_ptr": watched.word, "number": watched.number}
+    args |= {"T": steps.seq_len, "B": batch, "direction": -1 if run.reverse else 1}
     timeout = exchange.default_timeout() if config.timeout is None else config.timeout
-    size = hidden_size, operands.added
-    constexprs |= constexprs_of(config, size, h0.dtype, steps.packed, run.precision, timeout)
-    constexprs |= per_step.constexprs(operands)
+    constexprs |= _constexprs(config, (hidden_size, added), h0.dtype, steps.packed, run.precision, timeout)
     # One status buffer for all turns: an expiry in one makes the waits of later turns short.
-    at_once = config.tiles_at_once or groups
-    warps, together = config.num_warps, config.on_a_multiprocessor
-    start = prepare(kernel, args, constexprs, ("first_tile",), num_warps=warps, num_stages=1, cooperative=together)
-    for first in range(0, groups, at_once):  # groups never wait for each other
+    at_once = max(1, (config.tiles_at_once or groups) // together) * together
+    warps, sharing = config.num_warps, config.on_a_multiprocessor
+    start = prepare(kernel, args, constexprs, ("first_tile",), num_warps=warps, num_stages=1, cooperative=sharing)
+    for first in range(0, groups, at_once):
         start((programs, min(at_once, groups - first)), first)
     watched.launched()

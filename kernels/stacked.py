@@ -14,13 +14,11 @@ from torch import Tensor
 
 from . import exchange
 from .config import PersistentConfig, why_not_stacked
-from .launch import prepare
-from .persistent import config_of, constexprs_of, first_state
+from .persistent import config_of, first_state, start_groups
 from .recurrence import Gradients, Recurrence
 from .stacked_backward import stacked_back_reset_first, stacked_back_torch
 from .stacked_forward import stacked_reset_first, stacked_torch
 from .steps import Steps
-from .watch import watch
 
 
 class Layers(NamedTuple):
@@ -142,18 +140,6 @@ def _start(
         raise ValueError(f'several layers in a launch: expected padded sequences by protocol "data", got {given}')
     if (reason := why_not_stacked(run.variant, h0.dtype, hidden_size, run.precision)) is not None:
         raise ValueError(f"several layers in a launch: {reason}")
-    if not batch:
-        return
-    programs, batch_tiles = config.grid(hidden_size, batch)
-    groups = layers * batch_tiles
-    watched = watch(h0.device, kernel.__name__, programs, groups, steps.seq_len, batch, hidden_size)
-    args |= {"status_ptr": exchange.new_status(h0), "host_ptr": watched.word, "number": watched.number}
-    args |= {"T": steps.seq_len, "B": batch, "layers": layers, "direction": -1 if run.reverse else 1}
-    timeout = exchange.default_timeout() if config.timeout is None else config.timeout
-    constexprs |= constexprs_of(config, (hidden_size, 0), h0.dtype, False, run.precision, timeout)
-    at_once = max(1, (config.tiles_at_once or groups) // layers) * layers
-    warps, together = config.num_warps, config.on_a_multiprocessor
-    start = prepare(kernel, args, constexprs, ("first_tile",), num_warps=warps, num_stages=1, cooperative=together)
-    for first in range(0, groups, at_once):  # batch tiles never wait for each other
-        start((programs, min(at_once, groups - first)), first)
-    watched.launched()
+    if batch:
+        args["layers"] = layers
+        start_groups(kernel, args, constexprs, run, h0, steps, layers, together=layers)

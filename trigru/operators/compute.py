@@ -19,7 +19,7 @@ from ..planning.plan import KERNELS, Site, plan, precision_of
 from ..planning.stages import Plan
 from ..schedules import stack
 from ..schedules.part import Part, Run
-from ..schedules.per_step import as_options, is_given, names
+from ..schedules.per_step import as_options, does_more, names
 from ..schedules.unsquash import share_of_input
 from .schema import Backward, Recorded
 
@@ -29,8 +29,7 @@ def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = 
     input, hx, batch_sizes, *_ = call
     seq_len = input.shape[1 if layer.batch_first else 0] if batch_sizes is None else batch_sizes.shape[0]
     site = Site(input.device, input.dtype, seq_len, hx.shape[1], batch_sizes is not None, recording, plain)
-    beside = is_given(layer, call) or call.gain is not None
-    return site._replace(given=names(layer, call)) if beside else site
+    return site._replace(given=names(layer, call)) if does_more(layer, call) else site
 
 
 def forward(recorded: Recorded, by: Plan | None = None, *, alone: bool = False) -> stack.Result:
@@ -40,13 +39,13 @@ def forward(recorded: Recorded, by: Plan | None = None, *, alone: bool = False) 
     if by is None:
         by = plan(layer, site_of(layer, call, recording=first_kept < layer.num_layers))
 
-    def run(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    def run(tensors: Sequence[Any]) -> tuple[Any, ...]:
         input, hx, *own = tensors
         return tuple(stack.forward(layer, own, call._replace(input=input, hx=hx), by, first_kept))
 
-    if alone and call.input.is_cuda and (again := _repeated(recorded, by, (call.input, call.hx, *weights))) is not None:
-        return stack.Result(*again(run, (call.input, call.hx, *weights)))
-    return stack.forward(layer, weights, call, by, first_kept)
+    tensors = (call.input, call.hx, *weights)
+    again = _repeated(recorded, by, tensors) if alone else None
+    return stack.Result(*(run(tensors) if again is None else again(run, tensors)))
 
 
 def backward(backward: Backward, *, alone: bool = False) -> list[Tensor | None]:
@@ -63,9 +62,8 @@ def backward(backward: Backward, *, alone: bool = False) -> list[Tensor | None]:
         return stack.backward(layer, own, call._replace(input=input, hx=hx), by, first_kept, kept, wanted)
 
     tensors = (grad_output, grad_h_n, call.input, call.hx, *weights, *reserve)
-    if alone and call.input.is_cuda and (again := _repeated(backward.forward, by, tensors, tuple(needs))) is not None:
-        return again(run, tensors)
-    return run(tensors)
+    again = _repeated(backward.forward, by, tensors, needs) if alone else None
+    return run(tensors) if again is None else again(run, tensors)
 
 
 _KINDS = 256
@@ -75,11 +73,10 @@ _LARGEST = 1 << 24
 """Values of gates up to which a call is repeated: where there are more the device takes longer than the host."""
 
 
-def _repeated(recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None], needs: tuple[bool, ...] = ()) -> Any:
+def _repeated(recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None], needs: Sequence[bool] = ()) -> Any:
     """What repeats calls of this kind, or None where none is."""
     layer, _, call, first_kept = recorded
-    beside = is_given(layer, call) or call.gain is not None
-    if call.batch_sizes is not None or beside or by.schedule not in KERNELS:
+    if not call.input.is_cuda or call.batch_sizes is not None or does_more(layer, call) or by.schedule not in KERNELS:
         return None
     shape = call.input.shape
     if shape[0] * shape[1] * layer.parts * layer.hidden_size > _LARGEST:

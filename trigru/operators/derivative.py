@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layer import Call, Given
-from ..schedules.per_step import is_given, of_parts
+from ..schedules.per_step import does_more, of_parts
 from ..schedules.reserve import lowest_kept, masks_of, shares_output
 from ..schedules.stack import Result, time_major
 from . import batching, compute, plain
@@ -41,8 +41,7 @@ def reads_input(forward: Recorded, need_weights: Sequence[bool]) -> bool:
     products are normalised."""
     layer, weights, call, first_kept = forward
     of_input = need_weights[: len(weights) // layer.num_layers : 4 if layer.bias else 2]
-    always = layer.memory == "recompute" or layer.schedule == "cudnn" or is_given(layer, call)
-    always = always or call.gain is not None or layer.num_heads > 1
+    always = layer.memory == "recompute" or layer.schedule == "cudnn" or layer.num_heads > 1 or does_more(layer, call)
     return first_kept == 0 and (always or any(of_input))
 
 

@@ -176,12 +176,9 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
     return staged(layer.num_layers, layer.directions, choice, direction)
 
 
-def _stacked(layer: Layer, site: Site, choice: Choice, direction: str) -> Plan:
-    """The plan of several layers, by a choice of Triton's kernels for one."""
-    why = why_apart(layer, direction, packed=site.packed, given=bool(site.given))
-    if has_a_part_of(site.device):
-        why = _DID_NOT_FIT
-    sizes = cost.Layer(
+def sizes_of(layer: Layer, site: Site) -> cost.Layer:
+    """What the model is told of one layer of a call of the equations alone."""
+    return cost.Layer(
         layer.variant,
         site.dtype,
         max(site.batch, 1),
@@ -189,8 +186,15 @@ def _stacked(layer: Layer, site: Site, choice: Choice, direction: str) -> Plan:
         precision=precision_of(site.dtype),
         directions=layer.directions,
     )
+
+
+def _stacked(layer: Layer, site: Site, choice: Choice, direction: str) -> Plan:
+    """The plan of several layers, by a choice of Triton's kernels for one."""
+    why = why_apart(layer, direction, packed=site.packed, given=bool(site.given))
+    if has_a_part_of(site.device):
+        why = _DID_NOT_FIT
     stack = Stack(layer.num_layers, site.seq_len, why)
-    return together(choice, _described(site.device), sizes, stack, direction)
+    return together(choice, _described(site.device), sizes_of(layer, site), stack, direction)
 
 
 def torch_serves(layer: Layer, site: Site) -> bool:

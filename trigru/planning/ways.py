@@ -9,7 +9,7 @@ import torch
 
 from ..kernels.config import stepwise_config
 from ..layer import Layer
-from . import cost, cudnn
+from . import cudnn
 from .candidates import candidates, matrix_units
 from .configs import EagerConfig
 from .devices import present
@@ -19,7 +19,7 @@ from .plan import (
     has_a_part_of,
     modelled,
     named,
-    precision_of,
+    sizes_of,
     why_no_kernels,
 )
 from .stages import WHOLE, Choice
@@ -59,14 +59,7 @@ def parts(layer: Layer, site: Site, direction: str) -> Iterator[Choice]:
         yield from (named("eager", config) for config in _chunks(layer, site))
         return
     device = present(site.device.index or 0)
-    sizes = cost.Layer(
-        layer.variant,
-        site.dtype,
-        max(site.batch, 1),
-        layer.hidden_size,
-        precision=precision_of(site.dtype),
-        directions=layer.directions,
-    )
+    sizes = sizes_of(layer, site)
     for found in candidates(device, sizes, direction):
         if found.obstacle is None and not (found.step.together > 1 and has_a_part_of(site.device)):
             yield named(found.schedule, found.config)

@@ -22,6 +22,11 @@ def is_given(layer: Layer, call: Call) -> bool:
     return call.given is not NOTHING or layer.clip is not None
 
 
+def does_more(layer: Layer, call: Call) -> bool:
+    """Whether a step does anything beside the equations, or on normalised products."""
+    return is_given(layer, call) or call.gain is not None
+
+
 def names(layer: Layer, call: Call) -> tuple[str, ...]:
     """What steps do beside the equations: fields of Given, "clip", "norm"."""
     others = {"clip": layer.clip, "norm": call.gain}
