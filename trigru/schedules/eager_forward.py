@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,7 @@ from ..reference import EPS, layer_norm
 from .eager_kept import keep_
 from .eager_layout import Layout
 from .eager_per_step import Between
-from .eager_products import Heads, affine, fast_linear, product
+from .eager_products import Heads, affine, fast_linear, product, turned
 from .eager_tanh import tanh_, tanh_in_steps
 from .part import Part, Run
 
@@ -116,6 +117,13 @@ class Forward:
             products = product(x, self.w_ih.t())
             place.copy_(torch.nn.functional.layer_norm(products, products.shape[1:], self.gain_ih, self.bias, EPS))
 
+    @functools.cached_property
+    def turned(self) -> tuple[Tensor, ...]:
+        """The recurrent weights as the steps' products take them: of all gates, or of r and z and of n."""
+        size, sizes = self.layout.hidden_size, self.layout.sizes
+        parts = (self.w_hh,) if self.layout.reset_after else self.w_hh.split([2 * size, size])
+        return tuple(turned(part, sizes[0], len(sizes)) for part in parts)
+
     def _add(self, seen: Tensor, rows: slice, to: Tensor) -> None:
         """Add to a place what some rows of the recurrent weights make of `seen`."""
         if self.gain_hh is None:
@@ -172,7 +180,7 @@ class Forward:
 
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
-        w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
+        (w,), linear = self.turned, fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
         linear = linear if self.all is None else self.all.onto
         tanh, apart, alive, between = self.tanh, self.layout.narrow, h.shape[0], self.between
         normed, every = self.gain_hh is not None, slice(None)
@@ -199,7 +207,7 @@ class Forward:
         """Variants "cho" and "chung" over the current chunk; returns the last state."""
         size = self.layout.hidden_size
         rows_rz, rows_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
-        w_rz, w_n = rows_rz.t(), rows_n.t()
+        w_rz, w_n = self.turned
         linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
         if self.of_rz is not None and self.of_n is not None:
