@@ -190,6 +190,6 @@ def test_as_nn_gru(shape, packed):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_a_transposed_copy_of_the_recurrent_weights(variant, packed, monkeypatch):
-    monkeypatch.setattr(eager_products, "_intel", lambda: True)
+    monkeypatch.setattr(eager_products, "is_intel", lambda: True)
     assert eager_products.turned(torch.ones(36, 12), 9, 33).is_contiguous()
     assert_as_reference(layer(33, 9, 5, 12, packed=packed, variant=variant), schedule="eager")

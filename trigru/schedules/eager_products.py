@@ -33,7 +33,7 @@ in training; with 2 or 3 rows of 384 units and more it was slower."""
 
 
 @functools.cache
-def _intel() -> bool:
+def is_intel() -> bool:
     """Whether this CPU is one of those that MKL's fastest kernels are for."""
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
@@ -45,7 +45,7 @@ def _intel() -> bool:
 def _onednn() -> Linear | None:
     """x, w -> x @ w.T by oneDNN, or None where torch.mm is as good or oneDNN cannot be reached."""
     try:
-        if torch.backends.cpu.get_cpu_capability() != "AVX512" or _intel():
+        if torch.backends.cpu.get_cpu_capability() != "AVX512" or is_intel():
             return None
         operator = torch.ops.mkldnn._linear_pointwise.default
 
@@ -74,7 +74,7 @@ def turned(w: Tensor, rows: int, steps: int) -> Tensor:
     view = w.t()
     if w.device.type != "cpu" or w.dtype != torch.float32 or steps < TURNED_STEPS or not 8 <= rows <= 128:
         return view
-    return view.contiguous() if _intel() else view
+    return view.contiguous() if is_intel() else view
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
