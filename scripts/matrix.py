@@ -4,6 +4,7 @@
     python scripts/matrix.py --turn           # with one of them: another one each day, as CI does
     python scripts/matrix.py --only 3.10      # with those whose versions begin so
     python scripts/matrix.py --full           # the whole test command; some 15 minutes a set on two cores
+    python scripts/matrix.py --keep FOLDER    # environments stay there, and the next time nothing is downloaded
     python scripts/matrix.py --list
 
 A Python is looked for as `python3.X`, then among pyenv's versions. The last thing printed is a table for the README;
@@ -14,6 +15,7 @@ those; else set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import glob
 import os
@@ -41,9 +43,9 @@ class Versions(NamedTuple):
 
 SETS = (
     Versions("3.10", "2.9.1", "3.5.1"),
-    Versions("3.11", "2.14.1", "3.8.0"),
+    Versions("3.11", "2.9.1", "3.9.0"),
     Versions("3.12", "2.11.0", "3.6.0"),
-    Versions("3.13", "2.13.0", "3.9.0"),
+    Versions("3.13", "2.15.0", "3.9.0"),
 )
 # What a version can break: the call of torch's functions and operators, of its compiler, of Triton's language, of its
 # launch; the equations themselves are the same everywhere.
@@ -83,7 +85,7 @@ def tried(versions: Versions, python: str, folder: Path, full: bool) -> tuple[bo
     own = ["-e", f"{ROOT}[test]"] if full else ["--no-deps", "-e", str(ROOT)]
     exactly = [f"torch=={versions.torch}", f"triton=={versions.triton}"]
     for what in (["--upgrade", "pip"], [exactly[0], *([] if full else NEEDED)], own, ["--no-deps", exactly[1]]):
-        subprocess.run([*pip, *what], check=True)
+        subprocess.run([*pip, *what], env=os.environ | {"PIP_CONSTRAINT": os.devnull}, check=True)
     tests = [] if full else [f"tests/test_{name}.py" for name in SHORT]
     env = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache")}
     done = subprocess.run([inside, "-m", "pytest", *tests], cwd=ROOT, env=env, capture_output=True, text=True)
@@ -99,6 +101,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="the whole test command, not its short part")
     parser.add_argument("--turn", action="store_true", help="one set, another one each day")
     parser.add_argument("--only", default="", help='those whose "Python torch triton" begins so')
+    parser.add_argument("--keep", type=os.path.abspath, metavar="FOLDER", help="make environments there, and leave them")
     parser.add_argument("--list", action="store_true", help="the sets, and where their Pythons are")
     args = parser.parse_args()
     here = {versions: interpreter(versions.python) for versions in SETS if " ".join(versions).startswith(args.only)}
@@ -115,8 +118,8 @@ def main() -> int:
     for versions in chosen:
         print(f"== {versions}", flush=True)
         start = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            passed, closing = tried(versions, here[versions] or "", Path(folder), args.full)
+        with contextlib.nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
+            passed, closing = tried(versions, here[versions] or "", Path(folder) / "-".join(versions), args.full)
         failed |= not passed
         print(closing, flush=True)
         rows.append(f"| {' | '.join(versions)} | {closing} | {time.monotonic() - start:.0f} |")

@@ -27,13 +27,16 @@ class Rounding(TorchDispatchMode):
     """Operations as another implementation may round them.
 
     tf32: products of matrices see the first 11 bits of their operands, as matrix units do. ulps: tanh and sigmoid are
-    less than they should be by about as much, so that they are not 1 where an exact one is not."""
+    less than they should be by about as much, so that they are not 1 where an exact one is not. apart: matrices'
+    elements are multiplied and rounded before they are summed, so that those too large for the dtype are infinite."""
 
-    def __init__(self, *, tf32: bool = False, ulps: float = 0.0):
+    def __init__(self, *, tf32: bool = False, ulps: float = 0.0, apart: bool = False):
         super().__init__()
-        self.tf32, self.ulps = tf32, ulps
+        self.tf32, self.ulps, self.apart = tf32, ulps, apart
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.apart and func is torch.ops.aten.mm.default:
+            return (args[0].unsqueeze(-1) * args[1]).sum(1)
         if self.tf32 and func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
             args = (
                 *args[:-2],

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import mutants_calls
 import mutants_numbers
+import mutants_rooms
 
 
 class Mutant(NamedTuple):
@@ -19,7 +20,7 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(file, *mutant)
-    for by_file in (mutants_numbers.BY_FILE, mutants_calls.BY_FILE)
+    for by_file in (mutants_numbers.BY_FILE, mutants_calls.BY_FILE, mutants_rooms.BY_FILE)
     for file, mutants in by_file.items()
     for mutant in mutants
 ]

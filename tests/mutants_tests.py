@@ -1,4 +1,4 @@
-"""How mutants_numbers.py and mutants_calls.py name tests, as pytest takes them; one parameter set is enough."""
+"""How the lists of mutants name tests, as pytest takes them; one parameter set is enough."""
 
 from __future__ import annotations
 

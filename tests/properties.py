@@ -221,8 +221,14 @@ class Expected:
 
     def nudge(self) -> None:
         """Take for reachable too what plain operations give for arguments and gates that differ in their last digits:
-        where a result hangs on these, the plain run may have been lucky."""
+        where a result hangs on these, the plain run may have been lucky. And for products that are rounded before they
+        are summed: torch's own matrix products do that or not, as a matrix lies in memory, and of some that overflow
+        the sum is infinite or NaN by that."""
         runs = []
+        if self.case.dtype in (torch.float32, torch.float64):
+            with Rounding(apart=True):
+                self.plain.append(_run(by_reference, self.case, self.data, self.case.dtype))
+            runs.append(self.plain[-1])
         for seed in range(NUDGED):
             torch.manual_seed(seed)
             leaves = [self._nudged(x) for x in self.data.leaves]

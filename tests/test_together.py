@@ -96,14 +96,15 @@ def test_more_layers_than_fit_run_in_groups_as_equal_as_can_be():
         ({"hidden_size": 250}, "it adds no hidden units"),
         ({"dtype": torch.float32, "precision": "ieee"}, "float32 without TF32 does not fit its registers"),
         ({"hidden_size": 512, "device": replace(H100, multiprocessors=40)}, "two need 64 programs at once"),
+        ({"hidden_size": 512, "device": replace(H100, multiprocessors=80), "layers": 3}, "one would be left by itself"),
         ({"device": PRESETS["T4"], "dtype": torch.float16}, "compute capability 8.0"),
         ({"hidden_size": 32}, "predicted"),
         ({"why": "each needs both directions"}, "each needs both directions"),
     ],
 )
 def test_why_layers_run_one_after_another(options, why):
-    found = planned(2, **options)
-    assert len(found.stages) == 2
+    found = planned(**{"layers": 2} | options)
+    assert len(found.stages) == options.get("layers", 2)
     assert "; layer by layer: " in found.reason
     assert why in found.reason.split("; layer by layer: ")[1]
 
@@ -204,21 +205,21 @@ def test_where_layers_do_not_fit_together_auto_runs_them_one_after_another(monke
     choice = Choice("persistent", "the fastest", chosen)
     monkeypatch.setattr(plan, "modelled", lambda layer, site, direction="forward": staged(2, 1, choice, direction))
     module = trigru.GRU(8, 32, 2, dropout=0.5, dtype=torch.float16)
-    x = torch.randn(4, 3, 8, dtype=torch.float16, requires_grad=True)
+    x, hx = (torch.randn(*shape, dtype=torch.float16, requires_grad=True) for shape in ((4, 3, 8), (2, 3, 32)))
     torch.manual_seed(5)
     refused = pytest.warns(RuntimeWarning, match="'persistent' does not fit on cpu")
     with using(refuses_cooperation):
         with refused:
-            output, h_n = module(x)
+            output, h_n = module(x, hx)
         loss = output.float().sum() + h_n.float().sum()
         with refused:
-            grads = torch.autograd.grad(loss, [x, *module.parameters()])
+            grads = torch.autograd.grad(loss, [x, hx, *module.parameters()])
     assert launched[0] == "stacked_torch"
     assert "stacked_back_torch" in launched
     torch.manual_seed(5)
     mask = scaled(dropout_mask(torch.empty(4, 3, 32, dtype=torch.float16), 0.5), 0.5, torch.float16).double()
-    exact = [p.detach().double().requires_grad_() for p in (x, *module.parameters())]
-    weights = [Weights(*exact[1:5]), Weights(*exact[5:])]
-    wanted = reference.stack(exact[0], torch.zeros(2, 3, 32).double(), weights, variant="torch", masks=[mask])
+    exact = [p.detach().double().requires_grad_() for p in (x, hx, *module.parameters())]
+    weights = [Weights(*exact[2:6]), Weights(*exact[6:])]
+    wanted = reference.stack(*exact[:2], weights, variant="torch", masks=[mask])
     of_reference = torch.autograd.grad(wanted[0].sum() + wanted[1].sum(), exact)
     assert max(map(error, (output, h_n, *grads), (*wanted, *of_reference))) <= 4e-3

@@ -71,6 +71,8 @@ def fastest(
     sizes = range(2, stack.num_layers + 1)
     found = [plan for most in sizes if (plan := _of(most, reason, device, layer, stack, direction)) is not None]
     if not found:
+        if _choice(2, reason, device, layer, stack, direction) is not None:
+            return None, "of as many in a launch as fit, one would be left by itself"
         programs = cdiv(layer.hidden_size, PersistentConfig.block_h)
         return (
             None,
