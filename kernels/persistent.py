@@ -53,10 +53,12 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     config, kept, begins = config_of(run), Kept.empty(run, operands, save), operands.begins
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
     if begins is None:
+        kept = kept._replace(h_n=operands.h_n)
         exchange.reserve(kept.output, config.protocol)
         args["h0_ptr"] = first_state(operands.h0, config.protocol)
     else:  # of h0, too, programs pass on what the first step's products see
         exchange.reserve(begins, config.protocol)
+    args["h_n_ptr"] = kept.h_n
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(forward_torch, args, {}, run, operands)

@@ -152,6 +152,7 @@ class Operands(NamedTuple):
     per_step: PerStep | None = None  # None: the equations alone
     heads: int = 1  # of each direction
     normalised: Normalised | None = None  # None: products as they are
+    h_n: Tensor | None = None  # (B, H), for each sequence's last state, where the schedule writes it; None: not wanted
 
     @property
     def sides(self) -> int:
@@ -179,6 +180,7 @@ class Kept(NamedTuple):
 
     output: Tensor  # (N, H)
     reserve: Tensor | None  # (N, 4H) "torch": r, z, n, W_hn h + b_hn; (N, 3H) otherwise: r, z, n; None: not saved
+    h_n: Tensor | None = None  # (B, H) each sequence's last state, written by forward; None: the output alone has it
 
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, save: bool) -> Kept:

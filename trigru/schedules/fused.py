@@ -37,9 +37,8 @@ SCHEDULES = {"stepwise": stepwise, "walking": walking, "resident": resident, "pe
 def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     """One layer; the results go where `run` says."""
     assert run.h_n is not None
-    h_n: Sequence[Tensor] = _behind(run.h_n, weights)
+    last = run.h_n
     if part.heads > 1:
-        h_n = final_states(run.h_n, part.heads)
         weights, run = apart(weights, run, part.heads)
     x = run.rows
     if len(weights) == 1:
@@ -58,9 +57,11 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     if (per_step := operands.per_step) is not None and per_step.carries:
         begins = operands.new(operands.h0.shape[-1])
         operands = operands._replace(per_step=per_step._replace(begins=begins))
-    _by_plan("forward", part, run, operands, run.gates is not None)
-    sides = zip(_directions(part, weights), _beside(run.output, weights), h_n, strict=True)
-    for reverse, output, place in sides:
+    operands = operands._replace(h_n=run.h_n)  # of heads apart it is None
+    if _by_plan("forward", part, run, operands, run.gates is not None).h_n is not None:
+        return
+    places = final_states(last, part.heads) if part.heads > 1 else _behind(last, weights)
+    for reverse, output, place in zip(_directions(part, weights), _beside(run.output, weights), places, strict=True):
         final_state(output, run.steps, reverse, out=place)
 
 
