@@ -126,11 +126,6 @@ def reserve(buffer: Tensor, protocol: Protocol) -> None:
         buffer.view(torch.int32).fill_(-1)
 
 
-def canonical_nan(x: Tensor) -> Tensor:
-    """x with every NaN in a payload that is not the reserved pattern."""
-    return x.nan_to_num(float("nan"), float("inf"), -float("inf"))
-
-
 @triton.constexpr_function
 def layout_known(num_warps):
     """Whether threads have what they are assumed to have. From Triton 3.8 on, operands of fewer than 8 warps pass

@@ -147,9 +147,9 @@ def noting(note: Callable[..., None]) -> Iterator[None]:
         _note.reset(token)
 
 
-def current_stream() -> int:
-    """The current stream of the current device, as Triton's launcher takes it."""
-    return torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+def current() -> tuple[Callable[[int], int], int]:
+    """What gives a device's current stream, as Triton's launcher takes it, and the current device."""
+    return torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice()
 
 
 Values = Callable[[Mapping[str, Any]], tuple[Any, ...]]

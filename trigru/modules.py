@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ from .schedules.cudnn import lay_flat
 def _gain_of(names: Sequence[str]) -> str:
     """The name of the gain beside the weights of these names."""
     return names[0].replace("weight_ih", "gain")
+
+
+_STATIC = attrgetter(
+    *("_options", "_blocks", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "training"),
+    *("bidirectional", "_reverse", "variant", "schedule", "memory"),
+)
+"""What a call goes by beside its tensors, and `GRU._layer`."""
 
 
 class GRU(Leaf, nn.RNNBase):
@@ -285,8 +293,13 @@ class GRU(Leaf, nn.RNNBase):
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
             )
-        records, finish = self._prepared(input, hx, given=given)
-        output, h_n = operators.gru(*records)
+        key = None
+        if given is NO_ARGUMENTS and input.is_cuda and not torch.compiler.is_compiling():
+            key = self._key(input, hx)
+            if key is not None and (found := operators.gru_again(*key)) is not None:
+                return found
+        records, finish = self._prepared(input, hx, given=given, zeros_later=key is not None)
+        output, h_n = operators.gru(*records, None if key is None else key[0])
         if finish is not None:
             output = finish(output)
         return (output.squeeze(1), h_n.squeeze(1)) if input.dim() == 2 else (output, h_n)
@@ -298,9 +311,10 @@ class GRU(Leaf, nn.RNNBase):
         batch_sizes: Tensor | None = None,
         sorted_indices: Tensor | None = None,
         given: PerCall = NO_ARGUMENTS,
+        zeros_later: bool = False,
     ) -> tuple[Records, Finish | None]:
         """What a call of the module is: the records, checked, as nn.GRU checks, and cast, where autocast is on.
-        And what its output goes through."""
+        And what its output goes through. zeros_later: where there is no hx, it may be `Call.zeros`."""
         batched = True
         if batch_sizes is not None:
             if sorted_indices is not None:
@@ -334,9 +348,10 @@ class GRU(Leaf, nn.RNNBase):
         initial = self._weight("h0").to(input.dtype) if "h0" in self._parameters else None
         if hx is None and initial is not None:
             hx = initial.unsqueeze(1).expand(layer.parts, batch, self.hidden_size)
-        elif hx is None:
-            hx = input.new_zeros(layer.parts, batch, self.hidden_size)
-        call = Call(input, hx, batch_sizes, gain=self._gain())
+        zeros_later = zeros_later and hx is None
+        if hx is None:
+            hx = (input.new_empty if zeros_later else input.new_zeros)(layer.parts, batch, self.hidden_size)
+        call = Call(input, hx, batch_sizes, gain=self._gain(), zeros=zeros_later)
         finish = None
         if given is not NO_ARGUMENTS or self._options is not None:
             (layer, weights, call), finish = prepare(
@@ -353,6 +368,23 @@ class GRU(Leaf, nn.RNNBase):
         if torch._C._get_tracing_state() is None:  # else the operator checks, at each run of what was traced
             check(layer, weights, call)
         return Records(layer, weights, call), finish
+
+    def _key(self, input: Tensor, hx: Tensor | None) -> tuple[Any, ...] | None:
+        """What `operators.gru_again` takes of a call; None where it is not known by a key."""
+        static, parameters = _STATIC(self), self._parameters
+        if (
+            static[:2] != (None, None)
+            or input.dim() != 3
+            or "h0" in parameters
+            or "gain_l0" in parameters
+            or "_prepared" in self.__dict__  # somebody listens
+        ):
+            return None
+        tensors = [input, hx, *self._weights()]
+        key = operators.key_of(static, tensors)
+        if key is None:
+            return None
+        return key, tensors, (len(self._all_weights), input.shape[0 if self.batch_first else 1], self.hidden_size)
 
     def _layer(self, batched: bool = True) -> Layer:
         """What is static of it, but for what steps do beside the equations. batched: of the input."""

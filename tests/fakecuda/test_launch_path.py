@@ -260,6 +260,6 @@ def test_an_h0_whose_rows_are_not_aligned(protocol):
 def test_rows_that_are_not_aligned(monkeypatch):
     """If nothing took care of it."""
     h0 = torch.randn(3 * 64 + 1, device="cuda", dtype=HALF)[1:].view(3, 64)
-    monkeypatch.setattr(persistent, "first_state", lambda h0, protocol: h0)
+    monkeypatch.setattr(persistent, "first_state", lambda h0, *others, **named: h0)
     with pytest.raises(RuntimeError, match="isaligned"):
         forward(h0=h0)

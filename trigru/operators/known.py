@@ -1,0 +1,115 @@
+"""The short way of a call like one before on a GPU: by one look at a table, from its tensors to what was noted of them.
+
+What lies between on the long way (checks, records, plan) depends on what a key holds and on nothing else, and is not
+done again. What was noted, and when it may be repeated: `trigru.schedules.repeat`, `compute`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..layer import Layer
+from ..planning import measured
+from ..planning.plan import precision_of
+from ..schedules.stack import Result
+from . import compute
+from .plain import PLAIN_TYPES
+from .schema import Recorded
+
+Key = tuple[Any, ...]
+
+# Each is looked up once: a call of one takes less time than the way to it.
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_traced = torch._C._get_tracing_state
+_autocast = torch._C._is_any_autocast_enabled
+_profiled = torch.autograd._profiler_enabled
+_recording = torch.is_grad_enabled
+_benchmark = torch._C._get_cudnn_benchmark
+
+
+class Known(NamedTuple):
+    """What is known of calls with a key: what repeats them, and for their derivative what they are."""
+
+    again: compute.Again
+    layer: Layer
+    first_kept: int
+    recording: bool
+
+    def __call__(self, forward: Recorded) -> Result:
+        """As `compute.forward`."""
+        if (again := self.again.again) is not None:
+            try:
+                return Result(*again(forward.call.input, forward.call.hx, *forward.weights))
+            except RuntimeError as error:
+                self.again.refused(error)
+        return compute.forward(forward)
+
+
+_known: dict[Key, Known] = {}
+
+
+def key_of(said: tuple[Any, ...], tensors: Sequence[Tensor | None]) -> Key | None:
+    """All that a call on a GPU depends on; None where only the long way may be gone: where anything but eager execution
+    looks on, or a plan depends on more.
+
+    Args:
+        said: the call's arguments that are no tensors; hashable.
+        tensors: input, hx, and the weights.
+    """
+    if (
+        forward_ad._current_level >= 0
+        or _modes()
+        or _transforms()
+        or _traced()
+        or _autocast()
+        or _profiled()
+        or _benchmark()
+        or measured.TABLE
+    ):
+        return None
+    facts: list[Any] = [_recording()]
+    add, address = facts.append, 0
+    try:
+        for x in tensors:
+            if x is None:
+                add(None)
+                continue
+            if type(x) not in PLAIN_TYPES:
+                return None
+            address |= x.data_ptr()
+            add(x.shape)
+            add(x.stride())
+            add(x.dtype)
+            add(x.device)
+            add(x.requires_grad)
+    except RuntimeError:  # it has no memory: of vmap, or sparse
+        return None
+    if address % 16 or (around := compute.circumstances()) is None:
+        return None
+    dtype = facts[3]
+    return said, *around, dtype != torch.float32 or precision_of(dtype), *facts
+
+
+def find(key: Key) -> Known | None:
+    """What was noted for a key; None where nothing was, or no longer holds."""
+    known = _known.get(key)
+    return known if known is not None and known.again.again is not None else None
+
+
+def remember(key: Key, known: Known) -> None:
+    """From now on calls with this key go the short way."""
+    if len(_known) >= compute.KINDS:
+        _known.clear()
+    _known[key] = known
+
+
+def forget() -> None:
+    """As if no call had been made before."""
+    _known.clear()
+    compute.forget()
