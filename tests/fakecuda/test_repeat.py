@@ -230,7 +230,7 @@ def test_a_stream_of_its_own():
 
 def test_calls_within_batch_invariant_are_of_another_kind():
     """Tiles and plan are the same here; who multiplies the rows of all steps is not."""
-    module, x = made("stepwise"), drawn(3, 16, 4)
+    module, x = made("stepwise"), drawn(5, 16, 4)
     fakecuda.options["execute"] = False
     for inside in (False, False, False, False, True, True, True, True, False):
         del fakecuda.launches[:]

@@ -127,7 +127,7 @@ class _GRU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, forward: Recorded, run, has_input, batch_sizes, input, shape, hx, *others):  # type: ignore[no-untyped-def]
-        result = run(forward)
+        result, ctx.known = run(forward), run if isinstance(run, known.Known) else None
         if not has_input:
             forward = forward._replace(call=forward.call._replace(input=shape))
         derivative.save(ctx, forward, result, has_input)
@@ -137,7 +137,8 @@ class _GRU(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
         *_, need_input, _, need_hx = ctx.needs_input_grad[:7]
         needs = [need_hx, *ctx.needs_input_grad[7:]]
-        d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, [need_input, *needs])
+        needs = [need_input, *needs]
+        d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, needs, ctx.known)
         return None, None, None, None, d_input, None, *others
 
 

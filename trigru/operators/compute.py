@@ -46,9 +46,11 @@ def forward(recorded: Recorded, by: Plan | None = None, again: Again | None = No
     return stack.Result(*(run(tensors) if again is None else again(run, tensors)))
 
 
-def backward(backward: Backward, *, alone: bool = False) -> list[Tensor | None]:
+def backward(
+    backward: Backward, *, alone: bool = False, note: Callable[[Again], None] | None = None
+) -> list[Tensor | None]:
     """Derivatives by input, hx, the weights and what else `needs` has a place for, as far as they are asked for. alone:
-    nobody looks on."""
+    nobody looks on. note: is told what repeats it."""
     (layer, weights, call, first_kept), grad_output, grad_h_n, reserve, _, needs = backward
     by = plan(layer, site_of(layer, call), "backward")
     given = 2 + len(weights)
@@ -61,6 +63,8 @@ def backward(backward: Backward, *, alone: bool = False) -> list[Tensor | None]:
 
     tensors = (grad_output, grad_h_n, call.input, call.hx, *weights, *reserve)
     again = repeated(backward.forward, by, tensors, needs) if alone else None
+    if again is not None and note is not None:
+        note(again)
     return run(tensors) if again is None else again(run, tensors)
 
 

@@ -7,7 +7,8 @@ done again. What was noted, and when it may be repeated: `trigru.schedules.repea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,13 +34,15 @@ _recording = torch.is_grad_enabled
 _benchmark = torch._C._get_cudnn_benchmark
 
 
-class Known(NamedTuple):
+@dataclass(slots=True)
+class Known:
     """What is known of calls with a key: what repeats them, and for their derivative what they are."""
 
     again: compute.Again
     layer: Layer
     first_kept: int
     recording: bool
+    backward: dict[Key, compute.Again] = field(default_factory=dict)  # by keys of `back_key_of`
 
     def __call__(self, forward: Recorded) -> Result:
         """As `compute.forward`."""
@@ -49,6 +52,21 @@ class Known(NamedTuple):
             except RuntimeError as error:
                 self.again.refused(error)
         return compute.forward(forward)
+
+    def back(self, key: Key | None, tensors: Sequence[Tensor | None]) -> list[Tensor | None] | None:
+        """As `compute.backward`, where that was noted for a key; else None."""
+        if key is None or (known := self.backward.get(key)) is None or (again := known.again) is None:
+            return None
+        try:
+            return again(*tensors)
+        except RuntimeError as error:
+            known.refused(error)
+        return None
+
+    def remember(self, key: Key | None, again: compute.Again) -> None:
+        """From now on derivatives with this key go the short way."""
+        if key is not None and len(self.backward) < compute.KINDS:
+            self.backward[key] = again
 
 
 _known: dict[Key, Known] = {}
@@ -62,19 +80,10 @@ def key_of(said: tuple[Any, ...], tensors: Sequence[Tensor | None]) -> Key | Non
         said: the call's arguments that are no tensors; hashable.
         tensors: input, hx, and the weights.
     """
-    if (
-        forward_ad._current_level >= 0
-        or _modes()
-        or _transforms()
-        or _traced()
-        or _autocast()
-        or _profiled()
-        or _benchmark()
-        or measured.TABLE
-    ):
+    if _watched() or forward_ad._current_level >= 0 or _profiled() or _benchmark():
         return None
-    facts: list[Any] = [_recording()]
-    add, address = facts.append, 0
+    facts: list[Any] = [said, _recording()]
+    add, address, first = facts.append, 0, tensors[0]
     try:
         for x in tensors:
             if x is None:
@@ -90,10 +99,45 @@ def key_of(said: tuple[Any, ...], tensors: Sequence[Tensor | None]) -> Key | Non
             add(x.requires_grad)
     except RuntimeError:  # it has no memory: of vmap, or sparse
         return None
+    assert first is not None
+    return _key(facts, address, first.dtype)
+
+
+def back_key_of(needs: Sequence[bool], tensors: Sequence[Tensor | None]) -> Key | None:
+    """All that a derivative depends on beside the call that it is of; None where only the long way may be gone.
+
+    Args:
+        needs: what is asked for.
+        tensors: those that `compute.backward` repeats it by, derivatives by output and h_n first.
+    """
+    if _recording() or _watched():
+        return None
+    facts: list[Any] = [*needs]
+    add, address, like = facts.append, 0, tensors[-1]
+    try:
+        for x in tensors:
+            if x is None:
+                add(None)
+                continue
+            if type(x) not in PLAIN_TYPES:
+                return None
+            address |= x.data_ptr()
+            add(x.stride())
+    except RuntimeError:
+        return None
+    assert like is not None
+    return _key(facts, address, like.dtype)
+
+
+def _watched() -> bool:
+    """Whether anything but eager execution looks on, or plans depend on what was measured."""
+    return bool(_modes() or _transforms() or _traced() or _autocast() or measured.TABLE)
+
+
+def _key(facts: list[Any], address: int, dtype: torch.dtype) -> Key | None:
     if address % 16 or (around := compute.circumstances()) is None:
         return None
-    dtype = facts[3]
-    return said, *around, dtype != torch.float32 or precision_of(dtype), *facts
+    return *facts, *around, dtype != torch.float32 or precision_of(dtype)
 
 
 def find(key: Key) -> Known | None:
