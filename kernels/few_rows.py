@@ -90,7 +90,7 @@ def few_rows_kernel(
         wide = tl.where(gate == 2, H, 3 * H)
     of_input = 0 if d_w_ih_ptr is None else tl.cdiv(features, BLOCK_C)
     of_weights = of_input if d_w_hh_ptr is None else of_input + tl.cdiv(H, BLOCK_C)
-    if d_w_ih_ptr is not None:
+    if d_w_ih_ptr is not None:  # noqa: SIM102, a constant: without it nothing below is compiled
         if tile < of_input:
             c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
             acc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
@@ -102,7 +102,7 @@ def few_rows_kernel(
                 acc = multiply(d, x, acc, PRECISION)
             at = d_w_ih_ptr + row[:, None] * features + c[None, :]
             tl.store(at, acc.to(d_w_ih_ptr.dtype.element_ty), mask=units[:, None] & (c < features)[None, :])
-    if d_w_hh_ptr is not None:
+    if d_w_hh_ptr is not None:  # noqa: SIM102
         if (tile >= of_input) & (tile < of_weights):
             c = (tile - of_input) * BLOCK_C + tl.arange(0, BLOCK_C)
             acc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)

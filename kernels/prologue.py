@@ -21,12 +21,12 @@ BLOCK, WARPS = 1024, 4
 
 
 class Folded(NamedTuple):
-    """A sum of biases: of b_hh the first `count` values are added to b_ih."""
+    """A sum of biases: of b_hh the first `shared` values are added to b_ih."""
 
     out: Tensor  # (3H,)
     b_ih: Tensor  # (3H,)
     b_hh: Tensor  # (3H,)
-    count: int
+    shared: int
 
 
 class State(NamedTuple):
@@ -105,7 +105,7 @@ def prologue(
     pattern, more, *_ = (*patterns, None, None)
     args: dict[str, Any] = {"bias_ptr": None, "b_ih_ptr": None, "b_hh_ptr": None, "folded": 0}
     if folded is not None:
-        args = {"bias_ptr": folded.out, "b_ih_ptr": folded.b_ih, "b_hh_ptr": folded.b_hh, "folded": folded.count}
+        args = {"bias_ptr": folded.out, "b_ih_ptr": folded.b_ih, "b_hh_ptr": folded.b_hh, "folded": folded.shared}
     args |= {"state_ptr": None, "source_ptr": None} if state is None else _named(state)
     args |= {"pattern_ptr": pattern, "more_pattern_ptr": more, "status_ptr": status, "zeros_ptr": zeros}
     args |= dict(zip(("biases", "values", "counters", "zeros"), sizes, strict=True))
@@ -126,7 +126,7 @@ def _by_torch(
 ) -> None:
     if folded is not None:
         folded.out.copy_(folded.b_ih)
-        folded.out.narrow(0, 0, folded.count).add_(folded.b_hh.narrow(0, 0, folded.count))
+        folded.out.narrow(0, 0, folded.shared).add_(folded.b_hh.narrow(0, 0, folded.shared))
     if state is not None:
         if state.source is None:
             state.out.zero_()
@@ -134,6 +134,6 @@ def _by_torch(
             state.out.copy_(state.source.nan_to_num(float("nan"), float("inf"), -float("inf")))
     for x in patterns:
         x.view(torch.int32).fill_(-1)
-    for x in (status, zeros):
-        if x is not None:
-            x.zero_()
+    for memory in (status, zeros):
+        if memory is not None:
+            memory.zero_()

@@ -177,9 +177,7 @@ def _at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Si
     at_first_call(layer, weights, call, site)
 
 
-def gru(
-    layer: Layer, weights: Sequence[Tensor], call: Call, key: known.Key | None = None
-) -> tuple[Tensor, Tensor]:
+def gru(layer: Layer, weights: Sequence[Tensor], call: Call, key: known.Key | None = None) -> tuple[Tensor, Tensor]:
     """(output, h_n) of all layers and directions; gate values are kept only where a gradient can be asked for.
 
     The caller has checked that everything fits: `trigru.checks`. key: of `known`, for calls to be known by."""

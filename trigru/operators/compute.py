@@ -87,8 +87,8 @@ class Again(Protocol):
 def repeated(
     recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None] = (), needs: Sequence[bool] = ()
 ) -> Again | None:
-    """What repeats calls of this kind where nobody looks on, as they were noted (see `trigru.schedules.repeat`), or None
-    where none is. tensors, needs: of backward."""
+    """What repeats calls of this kind as they were noted (see `trigru.schedules.repeat`), or None where none is; asked
+    for where nobody looks on. tensors, needs: of backward."""
     layer, weights, call, first_kept = recorded
     tensors = tensors or (call.input, call.hx, *weights)
     if not call.input.is_cuda or call.batch_sizes is not None or does_more(layer, call) or by.schedule not in KERNELS:

@@ -72,8 +72,8 @@ def differentiate(  # type: ignore[no-untyped-def]
     if known is not None:
         tensors = (grad_output, grad_h_n, *saved[:2], *saved[_BEFORE_WEIGHTS:])
         key = back_key_of(needs, tensors)
-        if (found := known.back(key, tensors)) is not None:
-            return found
+        if (again := known.back(key, tensors)) is not None:
+            return again
         note = partial(known.remember, key)
     layer, count, first_kept, has_input = ctx.recorded
     input, hx, batch_sizes, *others = saved

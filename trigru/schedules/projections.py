@@ -29,9 +29,9 @@ def folded(weights: Weights, variant: str, zeros: Tensor | None = None) -> tuple
     if b_ih is not None and b_hh is not None and b_ih.is_cuda:
         from ..kernels.prologue import Folded, prologue  # imports Triton
 
-        bias = torch.empty_like(b_ih, memory_format=torch.contiguous_format)
-        prologue(folded=Folded(bias, b_ih.contiguous(), b_hh.contiguous(), count), zeros=zeros)
-        return bias, b_hn
+        both = torch.empty_like(b_ih, memory_format=torch.contiguous_format)
+        prologue(folded=Folded(both, b_ih.contiguous(), b_hh.contiguous(), count), zeros=zeros)
+        return both, b_hn
     if zeros is not None:
         zeros.zero_()
     if b_hh is None:
