@@ -22,6 +22,7 @@ from .blocks import Blocks, is_exported, whole_weights
 from .checks import check, first_of, layer_of
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf
+from .operators.direct import direct
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
@@ -34,10 +35,10 @@ def _gain_of(names: Sequence[str]) -> str:
 
 
 _STATIC = attrgetter(
-    *("_options", "_blocks", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "training"),
+    *("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "training"),
     *("bidirectional", "_reverse", "variant", "schedule", "memory"),
 )
-"""What a call goes by beside its tensors, and `GRU._layer`."""
+"""What `GRU._layer` goes by."""
 
 
 class GRU(Leaf, nn.RNNBase):
@@ -294,15 +295,44 @@ class GRU(Leaf, nn.RNNBase):
                 h_n, unsorted_indices
             )
         key = None
-        if given is NO_ARGUMENTS and input.is_cuda and not torch.compiler.is_compiling():
-            key = self._key(input, hx)
-            if key is not None and (found := operators.gru_again(*key)) is not None:
+        if given is NO_ARGUMENTS and not torch.compiler.is_compiling() and (weights := self._bare()) is not None:
+            if input.is_cpu:
+                found = self._directly(input, hx, weights)
+            else:
+                key = self._key(input, hx, weights)
+                found = None if key is None else operators.gru_again(*key)
+            if found is not None:
                 return found
         records, finish = self._prepared(input, hx, given=given, zeros_later=key is not None)
         output, h_n = operators.gru(*records, None if key is None else key[0])
         if finish is not None:
             output = finish(output)
         return (output.squeeze(1), h_n.squeeze(1)) if input.dim() == 2 else (output, h_n)
+
+    def _bare(self) -> list[Tensor] | None:
+        """The weights of a module of the equations alone, where all are parameters and nobody listens; else None."""
+        if self._options is not None or self._blocks is not None or "_prepared" in self.__dict__:  # by trigru.tap
+            return None
+        parameters = self._parameters
+        if "h0" in parameters or "gain_l0" in parameters:
+            return None
+        try:
+            return [parameters[name] for names in self._all_weights for name in names]  # type: ignore[misc]
+        except KeyError:  # a parametrized weight is computed where it is looked up, which may do more: once in a call
+            return None
+
+    def _directly(self, input: Tensor, hx: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Of a call on a CPU that torch's own GRU serves; see `operators.direct`."""
+        return direct(self._layer(), weights, input, hx) if self.variant == "torch" else None
+
+    def _key(self, input: Tensor, hx: Tensor | None, weights: list[Tensor]) -> tuple[Any, ...] | None:
+        """What `operators.gru_again` takes of a call on a GPU; None where it is not known by a key."""
+        if not input.is_cuda or input.dim() != 3:
+            return None
+        tensors = [input, hx, *weights]
+        if (key := operators.key_of(_STATIC(self), tensors)) is None:
+            return None
+        return key, tensors, (len(self._all_weights), input.shape[0 if self.batch_first else 1], self.hidden_size)
 
     def _prepared(
         self,
@@ -368,23 +398,6 @@ class GRU(Leaf, nn.RNNBase):
         if torch._C._get_tracing_state() is None:  # else the operator checks, at each run of what was traced
             check(layer, weights, call)
         return Records(layer, weights, call), finish
-
-    def _key(self, input: Tensor, hx: Tensor | None) -> tuple[Any, ...] | None:
-        """What `operators.gru_again` takes of a call; None where it is not known by a key."""
-        static, parameters = _STATIC(self), self._parameters
-        if (
-            static[:2] != (None, None)
-            or input.dim() != 3
-            or "h0" in parameters
-            or "gain_l0" in parameters
-            or "_prepared" in self.__dict__  # somebody listens
-        ):
-            return None
-        tensors = [input, hx, *self._weights()]
-        key = operators.key_of(static, tensors)
-        if key is None:
-            return None
-        return key, tensors, (len(self._all_weights), input.shape[0 if self.batch_first else 1], self.hidden_size)
 
     def _layer(self, batched: bool = True) -> Layer:
         """What is static of it, but for what steps do beside the equations. batched: of the input."""
