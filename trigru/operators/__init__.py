@@ -23,7 +23,7 @@ from torch import Tensor
 from ..checks import check
 from ..layer import NOTHING, Call, Layer, differentiable
 from ..planning.invariant import is_on
-from ..planning.plan import KERNELS, Site, plan
+from ..planning.plan import Site, plan
 from ..schedules.cudnn import unspent
 from ..schedules.per_step import of_parts
 from ..schedules.reserve import empty_reserve
@@ -195,8 +195,6 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call, key: known.Key | No
     if _benchmark() and layer.schedule == "auto" and not is_on():
         _at_first_call(layer, weights, call, site)
     by = plan(layer, site)
-    if call.zeros and by.schedule not in KERNELS:
-        call.hx.zero_()
     if by.schedule == "torch":
         return compute.by_torch(layer, weights, call)
     again = None if torch.autograd._profiler_enabled() and not site.recording else compute.repeated(forward, by)

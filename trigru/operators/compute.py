@@ -37,6 +37,8 @@ def forward(recorded: Recorded, by: Plan | None = None, again: Again | None = No
     layer, weights, call, first_kept = recorded
     if by is None:
         by = plan(layer, site_of(layer, call, recording=first_kept < layer.num_layers))
+    if call.zeros and by.schedule not in KERNELS:
+        call.hx.zero_()
 
     def run(tensors: Sequence[Any]) -> tuple[Any, ...]:
         input, hx, *own = tensors
