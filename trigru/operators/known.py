@@ -142,7 +142,10 @@ def _key(facts: list[Any], address: int, dtype: torch.dtype) -> Key | None:
 
 def find(key: Key) -> Known | None:
     """What was noted for a key; None where nothing was, or no longer holds."""
-    known = _known.get(key)
+    try:
+        known = _known.get(key)
+    except TypeError:  # an option that is not even hashable
+        return None
     return known if known is not None and known.again.again is not None else None
 
 
