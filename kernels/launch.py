@@ -276,8 +276,10 @@ _COMPILATION = [
 def _listening() -> bool:
     """Whether hooks of Triton are told of launches."""
     knobs = triton.knobs.runtime
-    hooks = (knobs.launch_enter_hook, knobs.launch_exit_hook, getattr(knobs, "add_stages_inspection_hook", None))
-    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    for hook in (knobs.launch_enter_hook, knobs.launch_exit_hook, getattr(knobs, "add_stages_inspection_hook", None)):
+        if hook is not None and getattr(hook, "calls", True):  # no any(...), which takes as long again
+            return True
+    return False
 
 
 def circumstances() -> tuple[Any, ...] | None:
