@@ -18,6 +18,7 @@ from torch import Tensor
 from .counters import renewed
 from .gates import begin_grad, begin_of_step, blend, blend_grad, end_grad, end_of_step
 from .loop import Step
+from .prologue import State, prologue
 from .recurrence import Derivatives, Operands, PerStep
 from .tiles import at, load_state, there, write
 from .zoneout import threshold
@@ -76,7 +77,8 @@ def constexprs(operands: Operands) -> dict[str, Any]:
 def first_state(operands: Operands, reverse: bool) -> Tensor:
     """The running state that forward starts with, in float32; what the first step's products see is written."""
     h0, per, steps = operands.h0, operands.per_step, operands.steps
-    state = h0.clone() if h0.dtype == torch.float32 else h0.float()
+    state = torch.empty_like(h0, dtype=torch.float32)
+    prologue(state=State(state, h0))
     if per is None or per.begins is None:
         return state
     batch, num_rows = h0.shape[-2], steps.num_rows
@@ -87,6 +89,14 @@ def first_state(operands: Operands, reverse: bool) -> Tensor:
         assert first.begins is not None
         first.begins.copy_(first.seen(begin))
     return state
+
+
+def last_state(state: Tensor, operands: Operands) -> Tensor | None:
+    """h_n of the running state at the end, where it is asked for and that is no step's beginning."""
+    if operands.h_n is None or operands.begins is not None:
+        return None
+    prologue(state=State(operands.h_n, state))
+    return operands.h_n
 
 
 class Beside(NamedTuple):

@@ -82,6 +82,7 @@ def forward_torch(
     b_hn_ptr,  # (H,) or None
     b_hn_back_ptr,  # of the second direction, or None
     output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
+    h_n_ptr,  # (B, H), out: each sequence's last state, where there is no begins_ptr; or None
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
     fresh_ptr,
     decay_ptr,
@@ -126,6 +127,8 @@ def forward_torch(
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
+        if h_n_ptr is not None:
+            h_n_ptr += side * B * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
@@ -162,6 +165,8 @@ def forward_torch(
         if reserve_ptr is not None:
             keep(reserve_ptr, own, here, (r, z, n, an), S)
         before = here
+    if h_n_ptr is not None:
+        write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
     report(status_ptr, host_ptr, number)
 
 
@@ -172,6 +177,7 @@ def forward_reset_first(
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
     output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
+    h_n_ptr,  # (B, H), out: each sequence's last state, where there is no begins_ptr; or None
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
     fresh_ptr,
     decay_ptr,
@@ -219,6 +225,8 @@ def forward_reset_first(
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
+        if h_n_ptr is not None:
+            h_n_ptr += side * B * H
         reset_state_ptr += behind * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
@@ -268,4 +276,6 @@ def forward_reset_first(
         if reserve_ptr is not None:
             keep(reserve_ptr, own, here, (r, z, n), S)
         before = here
+    if h_n_ptr is not None:
+        write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
     report(status_ptr, host_ptr, number)

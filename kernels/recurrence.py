@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .config import kept_values
+from .prologue import State, prologue
 from .steps import Steps
 from .zoneout import renewed
 
@@ -152,6 +153,7 @@ class Operands(NamedTuple):
     per_step: PerStep | None = None  # None: the equations alone
     heads: int = 1  # of each direction
     normalised: Normalised | None = None  # None: products as they are
+    h_n: Tensor | None = None  # (B, H), for each sequence's last state, where the schedule writes it; None: not wanted
 
     @property
     def sides(self) -> int:
@@ -179,6 +181,7 @@ class Kept(NamedTuple):
 
     output: Tensor  # (N, H)
     reserve: Tensor | None  # (N, 4H) "torch": r, z, n, W_hn h + b_hn; (N, 3H) otherwise: r, z, n; None: not saved
+    h_n: Tensor | None = None  # (B, H) each sequence's last state, written by forward; None: the output alone has it
 
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, save: bool) -> Kept:
@@ -208,11 +211,12 @@ class Gradients(NamedTuple):
     output: Tensor  # (N, H)
     h_n: Tensor | None  # (B, H), of any strides, or float32; None: zeros
 
-    def last_state(self, h0: Tensor) -> Tensor:
-        """The derivative by the running state at the end of time, in float32, to be run backwards."""
-        if self.h_n is None:
-            return h0.new_zeros(h0.shape, dtype=torch.float32)
-        return self.h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    def last_state(self, h0: Tensor, **others: Any) -> Tensor:
+        """The derivative by the running state at the end of time, in float32, to be run backwards. others: of
+        `prologue`, which makes it."""
+        d_state = h0.new_empty(h0.shape, dtype=torch.float32)
+        prologue(state=State(d_state, None if self.h_n is None else self.h_n.contiguous()), **others)
+        return d_state
 
 
 class Derivatives(NamedTuple):

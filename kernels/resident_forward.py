@@ -88,6 +88,7 @@ def forward_kernel(
     b_hn_back_ptr,  # of the second direction, or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     output_ptr,  # (N, H)
+    h_n_ptr,  # (B, H), out: each sequence's last state; or None
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n; or None
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
     fresh_ptr,
@@ -125,6 +126,8 @@ def forward_kernel(
         h0_ptr += side * B * H
         output_ptr += side * H
         width = (2 if HEADS is None else tl.num_programs(1)) * H
+        if h_n_ptr is not None:
+            h_n_ptr += side * B * H
         if reserve_ptr is not None:
             reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
         w_hh_ptr = w_hh_ptr + side * (3 * H * H) if HEADS is not None else either(side, w_hh_ptr, w_hh_back_ptr)
@@ -194,3 +197,5 @@ def forward_kernel(
                 write_gates(at(reserve_ptr, row, b, j, 3 * H), (r, z, n), live, H)
     if lengths_ptr is not None:
         _carry_over(output_ptr, reserve_ptr, h, here, end, T, j, b, T, B, H, width, direction, VARIANT)
+    if h_n_ptr is not None:
+        write(at(h_n_ptr, 0, b, j, H), h, there(j, b, H, B))

@@ -57,7 +57,7 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
     for step in _walk(run, operands):
         for start in starts:
             start(grid(step[1::4]), *step)
-    return kept
+    return kept._replace(h_n=per_step.last_state(state, operands))
 
 
 def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:

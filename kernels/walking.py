@@ -33,7 +33,7 @@ def forward(run: Recurrence[WalkingConfig], operands: Operands, save: bool) -> K
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
         _start(walk_reset_first, args, {"VARIANT": run.variant}, 2, run, operands)
-    return kept
+    return kept._replace(h_n=per_step.last_state(state, operands))
 
 
 def backward(run: Recurrence[WalkingConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:

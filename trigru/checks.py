@@ -46,7 +46,7 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
         ValueError: input's dtype differs from that of the weights, as in nn.GRU.
         RuntimeError: anything else.
     """
-    input, hx, batch_sizes, given, gain = call
+    input, hx, batch_sizes, given, gain, _ = call
     dims = 3 if batch_sizes is None else 2
     shape, dtype, device = input.shape, input.dtype, input.device  # each makes an object
     if input.layout != torch.strided:

@@ -128,6 +128,7 @@ class Call(NamedTuple):
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, as in PackedSequence; None: not packed
     given: Given = NOTHING  # not with batch_sizes
     gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products
+    zeros: bool = False  # hx is memory alone: whoever reads it first fills it with zeros
 
 
 def differentiable(call: Call) -> tuple[Tensor | None, ...]:
