@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .counters import renewed
+from .counters import factors, renewed
 from .gates import begin_grad, begin_of_step, blend, blend_grad, end_grad, end_of_step
 from .loop import Step
+from .masks import threshold
 from .recurrence import Derivatives, Operands, PerStep
 from .tiles import at, load_state, there, write
-from .zoneout import threshold
 
 
 def arguments(operands: Operands) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def arguments(operands: Operands) -> dict[str, Any]:
         "decay_ptr": per.decay,
         "amount_ptr": _as_bytes(per.amount),
         "dropped_ptr": per.dropped,
+        "dropped_below": threshold(per.recurrent_dropout) if per.drops_by_seed else None,
         "seed_ptr": per.seed,
         "zoneout_below": None if per.seed is None else threshold(per.zoneout),
     }
@@ -85,7 +86,7 @@ def first_state(operands: Operands, reverse: bool) -> Tensor:
         first = own.rows(slice(num_rows - batch, None) if back else slice(batch), num_rows)
         begin.copy_(first.begun(begin))
         assert first.begins is not None
-        first.begins.copy_(first.seen(begin))
+        first.begins.copy_(first.seen(begin, batch))
     return state
 
 
@@ -97,7 +98,7 @@ class Beside(NamedTuple):
     fresh: Any = None
     decay: Any = None
     amount: Any = None
-    dropped: Any = None
+    dropped: Any = None  # with `dropped_below` not a pointer, but the seed of the masks, see `of_all_steps`
     begins: Any = None
     d_begin: Any = None
     clip: Any = None
@@ -108,6 +109,7 @@ class Beside(NamedTuple):
     AMOUNT_BY_UNIT: Any = None
     seed: Any = None  # of zoneout's masks
     zoneout_below: Any = None  # None: there are none
+    dropped_below: Any = None
     norm: Any = None  # a Norm of norm.py, where products are normalised
 
 
@@ -224,9 +226,19 @@ def load_seed(seed_ptr):
 
 
 @triton.jit
+def of_all_steps(dropped_ptr, dropped_below):
+    """What `Beside` has of what the products see."""
+    return dropped_ptr if dropped_below is None else tl.load(dropped_ptr)
+
+
+@triton.jit
 def load_dropped(beside, place):
     """For all steps."""
-    return _of_units(beside.dropped, _first_start(beside), place, 0.0)
+    first = _first_start(beside)
+    if beside.dropped_below is None:
+        return _of_units(beside.dropped, first, place, 0.0)
+    else:
+        return factors(beside.dropped, first, place.b, place.j, beside.dropped_below)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

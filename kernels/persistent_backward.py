@@ -23,6 +23,7 @@ from .per_step import (
     load_dropped,
     load_of_step,
     load_seed,
+    of_all_steps,
     reset_gate,
     row_of,
     seen,
@@ -84,7 +85,7 @@ def _before(beside, d_begin, beginning, own, here, S: tl.constexpr):
     return begin_back(d_begin, beginning)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -100,6 +101,7 @@ def backward_torch(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
@@ -144,8 +146,8 @@ def backward_torch(
         d_an_ptr += behind * H
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
     )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -202,7 +204,7 @@ def backward_torch(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -217,6 +219,7 @@ def backward_reset_first(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
@@ -262,8 +265,8 @@ def backward_reset_first(
         d_gates_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
     )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)

@@ -42,7 +42,7 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
         multiplied = [{"reset_state_ptr": None}]
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
-        first = args | {"h0_ptr": h0} | {name: beside[name] for name in ("dropped_ptr", "begins_ptr")}
+        first = args | {"h0_ptr": h0} | {name: beside[name] for name in ("dropped_ptr", "dropped_below", "begins_ptr")}
         shapes |= {"VARIANT": run.variant}
         starts = [
             _prepare(reset_update_step, first, constexprs, _OF_A_STEP, operands, config),

@@ -16,8 +16,8 @@ from . import batching, compute, plain
 from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward
 
 _GIVEN = len(Given._fields)
-_DIFFERENTIABLE = (1, 2, 3, _GIVEN + 2)
-"""Where fresh, decay and amount stand among the fields of Given, and the gain behind them, clip and zoneout."""
+_DIFFERENTIABLE = (1, 2, 3, _GIVEN + 3)
+"""Where fresh, decay and amount stand among the fields of Given, and the gain behind them, clip and two rates."""
 _BEFORE_GIVEN = {"gru": 4 + NUM_OPTIONS, "gru_backward": 9 + NUM_OPTIONS}
 """Arguments of an operator before Given's first. Counted from the front: the last ones are not there where they have
 their default values."""
