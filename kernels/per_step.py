@@ -32,10 +32,27 @@ def arguments(operands: Operands) -> dict[str, Any]:
         "decay_ptr": per.decay,
         "amount_ptr": _as_bytes(per.amount),
         "dropped_ptr": per.dropped,
-        "dropped_below": threshold(per.recurrent_dropout) if per.drops_by_seed else None,
         "seed_ptr": per.seed,
         "zoneout_below": None if per.seed is None else threshold(per.zoneout),
     }
+
+
+def of_masks(operands: Operands) -> dict[str, Any]:
+    """What kernels of whole sequences take too, for masks of what the products see, which they make themselves."""
+    per = operands.per_step or PerStep()
+    return {"dropped_below": threshold(per.recurrent_dropout) if per.drops_by_seed else None}
+
+
+def with_masks(operands: Operands) -> Operands:
+    """The same with those masks made, for a launch: kernels that have nothing from one tile and step to the next would
+    make them at each, at 18 % more instructions of a step (H 256, B 32) than to read them."""
+    per, (*_, batch, hidden_size) = operands.per_step, operands.h0.shape
+    if per is None or not per.drops_by_seed:
+        return operands
+    sides = [per] if operands.sides == 1 else [per.side(side) for side in range(operands.sides)]
+    each = [side.dropping(batch, hidden_size, torch.float32).dropped for side in sides]
+    made = [x for x in each if x is not None]
+    return operands._replace(per_step=per._replace(dropped=made[0] if len(made) == 1 else torch.stack(made)))
 
 
 def _as_bytes(x: Tensor | None) -> Tensor | None:

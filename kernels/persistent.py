@@ -153,6 +153,7 @@ def _start(
         )
     if h0.shape[-2]:
         args["offsets_ptr"] = steps.row_offsets(h0.device)
+        args |= per_step.of_masks(operands)
         constexprs |= per_step.constexprs(operands)
         start_groups(kernel, args, constexprs, run, h0, steps, operands.sides, added=operands.added)
 

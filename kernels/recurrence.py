@@ -129,6 +129,7 @@ class PerStep(NamedTuple):
             return begin
         wide = torch.promote_types(begin.dtype, torch.float32)
         dropped = self.dropping(batch, begin.shape[1], wide).dropped
+        assert dropped is not None
         seen = torch.empty_like(begin)
         torch.mul(begin.view(-1, batch, begin.shape[1]), dropped, out=seen.view(-1, batch, begin.shape[1]))
         return seen

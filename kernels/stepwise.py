@@ -24,6 +24,7 @@ from .stepwise_forward import candidate_step, forward_step, product_step, reset_
 
 def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> Kept:
     """All steps of one layer. save: also keep what `backward` needs."""
+    operands = per_step.with_masks(operands)
     config, h0 = run.config, operands.h0
     kept = Kept.empty(run, operands, save)
     beside, shapes = per_step.forward_arguments(operands), per_step.constexprs(operands)
@@ -42,7 +43,7 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
         multiplied = [{"reset_state_ptr": None}]
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
-        first = args | {"h0_ptr": h0} | {name: beside[name] for name in ("dropped_ptr", "dropped_below", "begins_ptr")}
+        first = args | {"h0_ptr": h0} | {name: beside[name] for name in ("dropped_ptr", "begins_ptr")}
         shapes |= {"VARIANT": run.variant}
         starts = [
             _prepare(reset_update_step, first, constexprs, _OF_A_STEP, operands, config),
@@ -62,6 +63,7 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
 
 def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """Back-propagation through time of `forward`."""
+    operands = per_step.with_masks(operands)
     config, hidden_size = run.config, operands.h0.shape[-1]
     derivatives = Derivatives.empty(run, operands, gradients)
     args, constexprs = derivatives.arguments(operands, kept) | _sizes(operands), _constexprs(run)

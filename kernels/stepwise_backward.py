@@ -18,7 +18,6 @@ from .per_step import (
     begin_from,
     end_back,
     load_seed,
-    of_all_steps,
     read_counting,
     reset_gate,
 )
@@ -95,7 +94,6 @@ def bptt_step(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
-    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what the step after begins from
@@ -161,9 +159,8 @@ def bptt_step(
     if gain_ptr is not None:
         norm = Norm(gain_ptr, H, hats_ptr, rstd_ptr, PRODUCTS)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
-        norm,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, norm,
     )  # fmt: skip
     bptt_tile(
         grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, beside, j,
@@ -208,7 +205,6 @@ def bptt_reset_step(
     fresh_ptr,
     decay_ptr,
     dropped_ptr,
-    dropped_below,
     gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
     hats_ptr,
     rstd_ptr,
@@ -255,8 +251,8 @@ def bptt_reset_step(
     if gain_ptr is not None:
         norm = Norm(gain_ptr, H, hats_ptr, rstd_ptr, PRODUCTS)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, HAS_AMOUNT, of_all_steps(dropped_ptr, dropped_below), None, None, None,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, dropped_below=dropped_below, norm=norm,
+        reset_ptr, fresh_ptr, decay_ptr, HAS_AMOUNT, dropped_ptr, None, None, None, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, norm=norm,
     )  # fmt: skip
     bptt_reset_tile(
         h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, beside, j, b, here, before,

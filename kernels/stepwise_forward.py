@@ -11,14 +11,13 @@ import triton.language as tl
 from .gates import blend, candidate, sigmoid
 from .loop import Step
 from .norm import Norm, load_moments, load_normalised
-from .per_step import Beside, as_seen, end_from, load_seed, load_seen, of_all_steps, pass_on
+from .per_step import Beside, as_seen, end_from, load_seed, load_seen, pass_on
 from .products import multiply
 from .tiles import at, either, load_weight, read, read_gates, there, write, write_gates
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
 PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after"]
-PER_STEP += [*(f"{name}_back" for name in PER_STEP), "extent", "rows", "batch", "direction"]
-PER_STEP += ["zoneout_below", "dropped_below"]
+PER_STEP += [*(f"{name}_back" for name in PER_STEP), "extent", "rows", "batch", "direction", "zoneout_below"]
 
 
 @triton.jit
@@ -107,7 +106,6 @@ def forward_step(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
-    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H): read at this step's rows, written at the next one's
@@ -162,9 +160,8 @@ def forward_step(
     if gain_ptr is not None:
         norm = Norm(gain_ptr, H, products=products_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
-        norm,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, norm,
     )  # fmt: skip
     torch_tile(
         gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, beside, j, b, here,
@@ -209,7 +206,6 @@ def reset_update_step(
     reset_state_ptr,  # (B, H), out: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
     dropped_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent
-    dropped_below,
     begins_ptr,  # (N, H)
     gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
     products_ptr,  # (B, 3H) float32, of `product_step`, or None
@@ -254,10 +250,7 @@ def reset_update_step(
     norm = None
     if gain_ptr is not None:
         norm = Norm(gain_ptr, H, products=products_ptr)
-    dropped = of_all_steps(dropped_ptr, dropped_below)
-    beside = Beside(
-        dropped=dropped, begins=begins_ptr, behind=behind, starts=starts, dropped_below=dropped_below, norm=norm
-    )  # fmt: skip
+    beside = Beside(dropped=dropped_ptr, begins=begins_ptr, behind=behind, starts=starts, norm=norm)
     reset_update_tile(
         gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
         b, here, before, H, width, PRECISION, BLOCK_K,
@@ -313,7 +306,6 @@ def candidate_step(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
-    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H): read at this step's rows, written at the next one's
@@ -367,9 +359,8 @@ def candidate_step(
     if gain_ptr is not None:
         norm = Norm(gain_ptr, H, products=products_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
-        norm,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, norm,
     )  # fmt: skip
     candidate_tile(
         gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .exchange import arrive, await_flag, first_flag, report
 from .loop import Step, before_first, rows_of_all, step_after, step_or_none, time_of
-from .per_step import Beside, load_seed, of_all_steps
+from .per_step import Beside, load_seed
 from .stepwise_backward import bptt_reset_tile, bptt_tile
 from .stepwise_forward import candidate_tile, reset_update_tile, torch_tile
 from .tiles import either
@@ -62,7 +62,7 @@ def _await(status_ptr, exchange, first, i, there, T, B, H, BLOCK_H: tl.constexpr
     return await_flag(flag, tl.where(there, tl.cdiv(H, BLOCK_H), 0), status_ptr, TIMEOUT)
 
 
-@triton.jit(do_not_specialize=["T", "B", "direction", "number", "zoneout_below", "dropped_below"])
+@triton.jit(do_not_specialize=["T", "B", "direction", "number", "zoneout_below"])
 def walk_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -78,7 +78,6 @@ def walk_torch(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
-    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H): read at a step's rows, written at the next one's
@@ -117,7 +116,7 @@ def walk_torch(
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
     rows = rows_of_all(offsets_ptr, T, B, False)  # where steps do something beside, they are padded
-    seed, dropped = load_seed(seed_ptr), of_all_steps(dropped_ptr, dropped_below)
+    seed = load_seed(seed_ptr)
     last = before_first(T, B, direction)
     for i in range(T):
         here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
@@ -130,8 +129,8 @@ def walk_torch(
                 )  # fmt: skip
                 begins = None if begins_ptr is None else begins_ptr + ready
                 beside = Beside(
-                    reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped, begins, None, clip, behind, starts,
-                    FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, seed, zoneout_below, dropped_below,
+                    reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins, None, clip, behind, starts,
+                    FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, seed, zoneout_below,
                 )  # fmt: skip
                 torch_tile(
                     gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr + ready, reserve_ptr, beside, j,
@@ -142,7 +141,7 @@ def walk_torch(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "direction", "number", "zoneout_below", "dropped_below"])
+@triton.jit(do_not_specialize=["T", "B", "direction", "number", "zoneout_below"])
 def walk_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -158,7 +157,6 @@ def walk_reset_first(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
-    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H): read at a step's rows, written at the next one's
@@ -199,8 +197,8 @@ def walk_reset_first(
             reserve_ptr += behind * (3 * H)
     rows = rows_of_all(offsets_ptr, T, B, False)  # where steps do something beside, they are padded
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     last = before_first(T, B, direction)
     for i in range(T):
@@ -213,9 +211,7 @@ def walk_reset_first(
                     status_ptr, 1, first, i - 1, first < before.count, T, B, H, BLOCK_H, BLOCK_B, TIMEOUT
                 )  # fmt: skip
                 begins = None if begins_ptr is None else begins_ptr + ready
-                seen = Beside(
-                    dropped=beside.dropped, begins=begins, behind=behind, starts=starts, dropped_below=dropped_below
-                )  # fmt: skip
+                seen = Beside(dropped=dropped_ptr, begins=begins, behind=behind, starts=starts)
                 reset_update_tile(
                     gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr + ready, update_ptr, reset_state_ptr,
                     reserve_ptr, seen, j, b, here, before, H, width, PRECISION, BLOCK_K,
@@ -234,7 +230,7 @@ def walk_reset_first(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "direction", "number", "zoneout_below", "dropped_below"])
+@triton.jit(do_not_specialize=["T", "B", "direction", "number", "zoneout_below"])
 def walk_back(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -250,7 +246,6 @@ def walk_back(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
-    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
@@ -291,8 +286,8 @@ def walk_back(
         if VARIANT == "torch":
             d_an_ptr += behind * H
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
+        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     after = before_first(T, B, direction)
     for i in range(T + 1):

@@ -25,7 +25,7 @@ VARYING = ("row", "count", "row_before", "carried")
 SECOND = ("row_back", "count_back", "row_before_back", "carried_back", "rows", "batch", "w_hh_back_ptr")  # one runs
 # What steps do beside the equations, and what normalises their products: nothing.
 BESIDE = ("reset_ptr", "fresh_ptr", "decay_ptr", "amount_ptr", "dropped_ptr", "begins_ptr", "direction", "clip")
-BESIDE += ("seed_ptr", "zoneout_below", "dropped_below", "FRESH_BY_STEP", "DECAY_BY_UNIT", "AMOUNT_BY_UNIT")
+BESIDE += ("seed_ptr", "zoneout_below", "FRESH_BY_STEP", "DECAY_BY_UNIT", "AMOUNT_BY_UNIT")
 BESIDE += ("gain_ptr", "products_ptr")
 POINTERS = ("gates_in_ptr", "w_hh_ptr", "state_ptr", "output_ptr", "update_ptr", "reset_state_ptr", "reserve_ptr")
 
