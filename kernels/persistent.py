@@ -52,6 +52,8 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
         return widen.forward(forward, run, operands, save, more)
     config, kept, begins = config_of(run), Kept.empty(run, operands, save), operands.begins
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
+    after = (1, -1) if operands.sides == 2 else (-1,) if run.reverse else (1,)
+    args |= per_step.in_words(operands, after)
     if begins is None:
         exchange.reserve(kept.output, config.protocol)
         args["h0_ptr"] = first_state(operands.h0, config.protocol)
@@ -75,6 +77,7 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     derivatives = _derivatives(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
+    args |= per_step.in_words(operands)
     if run.variant == "torch":
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)

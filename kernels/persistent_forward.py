@@ -20,9 +20,9 @@ from .per_step import (
     Beside,
     begun,
     ended,
-    load_amount,
     load_beginning,
     load_dropped,
+    load_forward,
     load_seed,
     of_all_steps,
     row_of,
@@ -159,8 +159,7 @@ def forward_torch(
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
-        beginning = load_beginning(beside, row, place)
+        amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
         tl.debug_barrier()
         x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
@@ -255,8 +254,7 @@ def forward_reset_first(
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
-        beginning = load_beginning(beside, row, place)
+        amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
         tl.debug_barrier()
         x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
         if _ONE_USE:
