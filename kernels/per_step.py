@@ -151,8 +151,8 @@ class Beside(NamedTuple):
     AMOUNT_BY_UNIT: Any = None
     seed: Any = None  # of zoneout's masks
     zoneout_below: Any = None  # None: there are none
-    dropped_below: Any = None
     norm: Any = None  # a Norm of norm.py, where products are normalised
+    dropped_below: Any = None
 
 
 @triton.constexpr_function

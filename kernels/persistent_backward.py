@@ -154,7 +154,8 @@ def backward_torch(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -276,7 +277,8 @@ def backward_reset_first(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)

@@ -145,7 +145,8 @@ def forward_torch(
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
@@ -237,7 +238,8 @@ def forward_reset_first(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)

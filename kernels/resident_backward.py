@@ -104,7 +104,8 @@ def bptt_kernel(
     norm = Norm(gain_ptr, units, hats_ptr, rstd_ptr, None if VARIANT == "torch" else 2)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
     d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)

@@ -148,7 +148,8 @@ def forward_kernel(
     norm = Norm(gain_ptr, units)
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, dropped_below,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, False, HIDDEN, BLOCK_B)
     b_hn = tl.zeros((HIDDEN, 1), tl.float32)
