@@ -52,7 +52,8 @@ def _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S: tl.
     here = step_after(before, None, i, T, B, direction, S.PACKED)
     moves = level.is_lowest.to(tl.int32)
     still = Own(own.group, own.j, own.b, own.row * moves, own.status_ptr)
-    return here, load_inputs(inputs, still, Step(here.row * moves, here.count), S), load_stays(stays_ptr, own, here, S)
+    r, z, n = load_inputs(inputs, still, Step(here.row * moves, here.count), S)
+    return here, r, z, n, load_stays(stays_ptr, own, here, S)
 
 
 @triton.jit
@@ -126,7 +127,7 @@ def stacked_torch(
 
     h, before = load_start(h0_ptr, own, T, B, direction, S)
     for i in range(T):
-        here, (gr, gz, gn), stays = _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S)
+        here, gr, gz, gn, stays = _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S)
         tl.debug_barrier()
         x, x_below = _await_inputs(to_ptr, h0_ptr, below_ptr, own, level, here, before, i, S)
         a = tl.dot(w, x, input_precision=PRECISION)
@@ -202,7 +203,7 @@ def stacked_reset_first(
 
     h, before = load_start(h0_ptr, own, T, B, direction, S)
     for i in range(T):
-        here, (gr, gz, gn), stays = _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S)
+        here, gr, gz, gn, stays = _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S)
         tl.debug_barrier()
         x, x_below = _await_inputs(to_ptr, h0_ptr, below_ptr, own, level, here, before, i, S)
         a = tl.dot(w_r, x, input_precision=PRECISION)
