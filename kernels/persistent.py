@@ -53,6 +53,8 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
         return widen.forward(forward, run, operands, save, more)
     config, kept, begins = config_of(run), Kept.empty(run, operands, save), operands.begins
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
+    after = (1, -1) if operands.sides == 2 else (-1,) if run.reverse else (1,)
+    args |= per_step.in_words(operands, after)
     if begins is None:
         kept, exchanged = kept._replace(h_n=operands.h_n), [kept.output]
         if run.variant != "torch":
@@ -83,6 +85,7 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     derivatives = _derivatives(run, operands, gradients, status)
     args = derivatives.arguments(operands, kept) | {"status_ptr": status}
     args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
+    args |= per_step.in_words(operands)
     if run.variant == "torch":
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
@@ -164,6 +167,7 @@ def _start(
         )
     if h0.shape[-2]:
         args["offsets_ptr"] = steps.row_offsets(h0.device)
+        args |= per_step.of_masks(operands)
         constexprs |= per_step.constexprs(operands)
         start_groups(kernel, args, constexprs, run, h0, steps, operands.sides, added=operands.added)
 

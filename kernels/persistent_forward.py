@@ -16,7 +16,18 @@ from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
 from .loop import row_after, step_after
 from .parts import four_gates, one_gate, two_gates
-from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, load_seed, row_of, seen
+from .per_step import (
+    Beside,
+    begun,
+    ended,
+    load_beginning,
+    load_dropped,
+    load_forward,
+    load_seed,
+    of_all_steps,
+    row_of,
+    seen,
+)
 from .persistent_tiles import (
     Shape,
     await_rows,
@@ -73,7 +84,7 @@ def _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, 
         return begin
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -88,6 +99,7 @@ def forward_torch(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H), filled with it
@@ -135,8 +147,9 @@ def forward_torch(
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
@@ -150,8 +163,7 @@ def forward_torch(
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
-        beginning = load_beginning(beside, row, place)
+        amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
         tl.debug_barrier()
         x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
@@ -170,7 +182,7 @@ def forward_torch(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -183,6 +195,7 @@ def forward_reset_first(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H), filled with it
@@ -232,8 +245,9 @@ def forward_reset_first(
             reserve_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
@@ -250,8 +264,7 @@ def forward_reset_first(
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
-        beginning = load_beginning(beside, row, place)
+        amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
         tl.debug_barrier()
         x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
         if _ONE_USE:

@@ -54,6 +54,7 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     args["units"] = hidden_size - operands.added
     args["lengths_ptr"] = None if operands.per_step is None else operands.per_step.lengths
     args["direction"] = -1 if run.reverse else 1
+    args |= per_step.of_masks(operands)
     constexprs = per_step.constexprs(operands) | {
         "VARIANT": run.variant,
         "PACKED": steps.packed,

@@ -141,10 +141,11 @@ def test_checkpointing_draws_the_same_masks():
     assert all(map(torch.equal, *grads))
 
 
-def test_zoneout_keeps_nothing_for_backward_but_its_seed():
+@pytest.mark.parametrize("name", ["zoneout", "recurrent_dropout"])
+def test_masks_keep_nothing_for_backward_but_their_seed(name):
     kept = []
     for rate in (0.0, 0.5):
-        module, x, sizes = layer_of(3, 64, 2, zoneout=rate), randn(40, 6, 3).requires_grad_(), {}
+        module, x, sizes = layer_of(3, 64, 2, **{name: rate}), randn(40, 6, 3).requires_grad_(), {}
 
         def pack(saved, sizes=sizes):
             sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()

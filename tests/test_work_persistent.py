@@ -106,5 +106,5 @@ def instructions_of_a_step(variant: str, options: tuple[str, ...]) -> int:
 def test_resets_and_lengths_take_few_instructions(variant):
     """A mask of lengths is an amount in flags."""
     off = instructions_of_a_step(variant, ())
-    for options in (("reset",), ("amount",)):
+    for options in (("reset",), ("amount",), ("reset", "amount")):
         assert instructions_of_a_step(variant, options) <= 1.05 * off, options

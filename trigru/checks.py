@@ -117,12 +117,15 @@ def _check_given(layer: Layer, call: Call) -> None:
         "fresh": (state, (steps, *state)),
         "decay": ((steps, batch, 1), (steps, batch, layer.directions * hidden_size)),
         "amount": ((steps, batch),),
-        "dropped": (state,),
+        "dropped": ((),),
         "seed": ((),),
         "lengths": ((batch,),),
     }
     flags, number = [torch.bool], [torch.int64]
-    dtypes = {"reset": flags, "seed": number, "lengths": number, "amount": [call.input.dtype, *flags]}
+    dtypes = dict.fromkeys(("dropped", "seed", "lengths"), number) | {
+        "reset": flags,
+        "amount": [call.input.dtype, *flags],
+    }
     for name in present(call.given):
         x = getattr(call.given, name)
         expect(name, x, shapes[name], dtypes.get(name, [call.input.dtype]), call.input)

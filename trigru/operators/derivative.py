@@ -18,8 +18,8 @@ from .known import Known, back_key_of
 from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward
 
 _GIVEN = len(Given._fields)
-_DIFFERENTIABLE = (1, 2, 3, _GIVEN + 2)
-"""Where fresh, decay and amount stand among the fields of Given, and the gain behind them, clip and zoneout."""
+_DIFFERENTIABLE = (1, 2, 3, _GIVEN + 3)
+"""Where fresh, decay and amount stand among the fields of Given, and the gain behind them, clip and two rates."""
 _BEFORE_WEIGHTS = 3 + _GIVEN + 1
 """What `save` keeps before them."""
 _BEFORE_GIVEN = {"gru": 4 + NUM_OPTIONS, "gru_backward": 9 + NUM_OPTIONS}
