@@ -57,18 +57,12 @@ def with_masks(operands: Operands) -> Operands:
 
 
 def in_words(operands: Operands, after: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """Of `arguments` the amount, where steps have (N,) resets and flags of amounts and little else: words of 16 bits
-    that say both, by one load and a comparison for each. after: of each direction 1 or -1, as forward takes the steps;
-    then the resets are those of the step behind. Empty where there are no such words.
-
-    Of the numbers from 0 to 0xFFFF those from 0xA000 on carry the state on, and those from 0x8000 to 0xBFFF reset,
-    which are the least if they have a sign."""
+    """Of `arguments` the amount, where steps have resets and flags of amounts and little else: a `word` for each row,
+    so that one load does. after: of each direction 1 or -1, as forward takes the steps; then the resets are those of
+    the step behind. Empty where there are no such words."""
     per = operands.per_step or PerStep()
     reset, amount = per.reset, per.amount
-    if reset is None or amount is None or amount.dtype != torch.bool or amount.shape != reset.shape:
-        return {}
-    by_step = per.fresh is not None and per.fresh.shape[-2] == operands.steps.num_rows
-    if by_step or not (per.decay is per.clip is per.seed is None):
+    if reset is None or amount is None or not in_rows(operands):
         return {}
     if after is not None:
         each, batch = reset.view(len(after), -1), operands.h0.shape[-2]
@@ -77,8 +71,22 @@ def in_words(operands: Operands, after: tuple[int, ...] | None = None) -> dict[s
             torch.cat([x[batch:], none] if way > 0 else [none, x[:-batch]]) for way, x in zip(after, each, strict=True)
         ]
         reset = torch.stack(moved).view_as(reset)
+    return {"amount_ptr": word(reset, amount)}
+
+
+def in_rows(operands: Operands) -> bool:
+    """Whether steps have resets and flags of amounts, (N,), and little else."""
+    per, has_units = operands.per_step or PerStep(), operands.h0.dim()
+    flags = per.amount is None or (per.amount.dtype == torch.bool and per.amount.dim() < has_units)
+    by_step = per.fresh is not None and per.fresh.shape[-2] == operands.steps.num_rows
+    return flags and not by_step and per.decay is per.clip is per.seed is None
+
+
+def word(reset: Tensor, amount: Tensor) -> Tensor:
+    """Both flags in 16 bits, to be told by a comparison for each: of the numbers from 0 to 0xFFFF those from 0xA000 on
+    carry the state on, and those from 0x8000 to 0xBFFF reset, which are the least if they have a sign."""
     words = torch.where(reset, torch.where(amount, -0x8000, -0x5000), torch.where(amount, 0, -1))
-    return {"amount_ptr": words.to(torch.int16)}
+    return words.to(torch.int16)
 
 
 def _as_bytes(x: Tensor | None) -> Tensor | None:
@@ -86,18 +94,27 @@ def _as_bytes(x: Tensor | None) -> Tensor | None:
     return x.view(torch.uint8) if x is not None and x.dtype == torch.bool else x
 
 
-def forward_arguments(operands: Operands) -> dict[str, Any]:
-    """Those of forward's kernels.
+def alone_arguments(operands: Operands) -> dict[str, Any]:
+    """Those of forward's kernels whose programs show each other nothing.
 
     Raises:
-        ValueError: packed sequences, whose steps do nothing beside the equations; begins missing, or for nothing.
+        ValueError: packed sequences, whose steps do nothing beside the equations.
     """
-    per = operands.per_step or PerStep()
     if operands.per_step is not None and operands.steps.packed:
         raise ValueError("per_step: expected padded sequences with it, got packed ones")
+    return arguments(operands) | {"clip": None if operands.per_step is None else operands.per_step.clip}
+
+
+def forward_arguments(operands: Operands) -> dict[str, Any]:
+    """Those of other kernels of forward.
+
+    Raises:
+        ValueError: as `alone_arguments`; begins missing, or for nothing.
+    """
+    per, found = operands.per_step or PerStep(), alone_arguments(operands)
     if per.carries != (per.begins is not None):
         raise ValueError(f"begins: expected {'a tensor' if per.carries else 'None'}, got {type(per.begins).__name__}")
-    return arguments(operands) | {"begins_ptr": per.begins, "clip": per.clip}
+    return found | {"begins_ptr": per.begins}
 
 
 def backward_arguments(operands: Operands, derivatives: Derivatives) -> dict[str, Any]:
@@ -278,8 +295,14 @@ def load_words(beside, row, place):
 
 
 @triton.jit
+def fresh_once(beside, place):
+    """One fresh state for all steps."""
+    return _of_units(beside.fresh, _first_start(beside), place, 0.0)
+
+
+@triton.jit
 def _begins_by(beside, words, place):
-    return Beginning(words, _of_units(beside.fresh, _first_start(beside), place, 0.0), ())
+    return Beginning(words, fresh_once(beside, place), ())
 
 
 @triton.jit
@@ -335,14 +358,15 @@ def done(flags):
 
 
 @triton.jit
-def _resets(reset):
+def resets(reset):
+    """Where a state is reset, by flags."""
     return reset < -0x4000 if reset.dtype == tl.int16 else reset != 0
 
 
 @triton.jit
 def begun(before, beginning):
     """The state that a step begins from, and that its blend sees."""
-    reset = None if absent(beginning.reset) else _resets(beginning.reset)
+    reset = None if absent(beginning.reset) else resets(beginning.reset)
     fresh = None if absent(beginning.fresh) else beginning.fresh.to(tl.float32)
     return begin_of_step(before, reset, fresh, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
 
@@ -421,7 +445,7 @@ def reset_gate(beside, r, d_rh):
 @triton.jit
 def begin_back(d_begin, beginning):
     """The derivative by the state before a step."""
-    reset = None if absent(beginning.reset) else _resets(beginning.reset)
+    reset = None if absent(beginning.reset) else resets(beginning.reset)
     return begin_grad(d_begin, reset, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
 
 

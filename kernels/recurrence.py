@@ -64,7 +64,7 @@ class PerStep(NamedTuple):
     amount: Tensor | None = None  # (N,) or (N, H); bool: 0 or 1, at less work
     dropped: Tensor | None = None  # (B, H); or () int64: of masks of it, the number of the first sequence added
     clip: float | None = None
-    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward; there iff `carries`
+    begins: Tensor | None = None  # (N, H) dropped * begin: written by forward, not resident's; there iff `carries`
     wants_d_begin: bool = False  # whether backward also gives the derivatives by `begin`
     seed: Tensor | None = None  # () int64: of zoneout's masks, the number of the first row added
     zoneout: float = 0.0  # the rate; with a seed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import norm, per_step, widen
+from . import norm, per_step, tile_words, widen
 from .config import ResidentConfig, power_of_two
 from .launch import launch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -20,14 +20,17 @@ _ALIGNED = 16  # hidden units: rows at which Triton loads whole chunks, which ta
 
 
 def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> Kept:
-    """As `stepwise.forward`."""
+    """As `stepwise.forward`, but `begins` is left as it is."""
+    if operands.begins is not None:
+        operands = operands._replace(per_step=operands.per_step._replace(begins=None))
     if more := widen.missing(operands.h0.shape[-1], _ALIGNED):
         return widen.forward(forward, run, operands, save, more)
     kept = Kept.empty(run, operands, save)._replace(h_n=operands.h_n)
     args = (
         kept.arguments(operands)
         | {"h0_ptr": operands.h0, "h_n_ptr": operands.h_n}
-        | per_step.forward_arguments(operands)
+        | per_step.alone_arguments(operands)
+        | tile_words.arguments(operands, run.config.block_b, _ways(run, operands))
     )
     args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back} | norm.forward_arguments(operands)
     _start(forward_kernel, args, run, operands)
@@ -41,9 +44,15 @@ def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gr
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
-    args |= per_step.backward_arguments(operands, derivatives) | norm.backward_arguments(operands)
+    args |= per_step.backward_arguments(operands, derivatives) | tile_words.arguments(operands, run.config.block_b)
+    args |= norm.backward_arguments(operands)
     _start(bptt_kernel, args, run, operands)
     return derivatives
+
+
+def _ways(run: Recurrence[ResidentConfig], operands: Operands) -> tuple[int, ...]:
+    """Of each direction's heads, 1 or -1, as forward takes the steps."""
+    return (-1 if run.reverse else 1,) * operands.heads + (-1,) * (operands.sides - operands.heads)
 
 
 def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], operands: Operands) -> None:

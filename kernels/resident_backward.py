@@ -7,10 +7,12 @@ from .gates import reset_after_grad, reset_before_grad
 from .loop import Step, last_steps, next_steps
 from .norm import Norm, slopes, unnormalised
 from .per_step import (
+    Amount,
     Beside,
     begin_back,
     begun,
     carries_on,
+    done,
     end_back,
     load_amount,
     load_beginning,
@@ -19,13 +21,15 @@ from .per_step import (
     of_all_steps,
     place_of,
     reset_gate,
+    resets,
     row_of,
     seen,
     unless,
 )
 from .products import multiply
 from .resident_forward import alive_steps, own_part, own_side, units_only
-from .tiles import at, either, load_state, read, read_gates, there, write, write_gates
+from .tile_words import beginning_by, in_words, later, load_words, words_of
+from .tiles import at, either, load_state, read, there, write, write_gates
 
 
 @triton.jit
@@ -44,6 +48,19 @@ def _carry_back(grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, first, end, 
             write(at(beside.d_begin, own_row, b, j, H), dh, live)
         t, here, before = next_steps(None, i, t, here, before, T, B, direction, False)
     return dh, t, here, before
+
+
+@triton.jit
+def _where(beside, words, live, EXACT: tl.constexpr):
+    """Of a step's elements, those whose gates count, and those of the state before that do; of others load what carries
+    the state on, and zeros. words: as `load_words` has them, which tell of sequences that do not exist, too."""
+    counting, kept = live, live
+    if in_words(beside):
+        if beside.amount is not None:
+            counting = done(words).broadcast_to(live.shape) if EXACT else live & done(words)
+        if beside.reset is not None and beside.fresh is None:
+            kept = (~resets(words)).broadcast_to(live.shape) if EXACT else live & ~resets(words)
+    return counting, kept
 
 
 @triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below", "dropped_below"])
@@ -120,22 +137,32 @@ def bptt_kernel(
             grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, 0, T - end, t, here, before, j, b, T, B, H, width,
             direction, VARIANT,
         )  # fmt: skip
+    words = words_of(beside, end - 1, T, direction, BLOCK_B)
+    ahead = load_words(words, BLOCK_B)
     for i in range(T - end, T - first):
         carried = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
         row, live = here.row, there(j, b, H, here.count)
         own_row = row if behind is None else row + behind  # fewer registers than pointers of its own
         reserve = at(reserve_ptr, own_row, b, j, (4 if VARIANT == "torch" else 3) * H)
-        r, z, n = read_gates(reserve, live, H)
-        h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width).to(tl.float32)
-        beginning = load_beginning(beside, row, place)
-        h, dropped = begun(h, beginning), load_dropped(beside, place)  # kept from step to step, it spilled
+        counting, kept = _where(beside, ahead, live, EXACT)
+        r, n = read(reserve, counting), read(reserve + 2 * H, counting)
+        z = tl.load(reserve + H, mask=counting, other=1.0 if in_words(beside) and VARIANT != "chung" else 0.0)
+        z = z.to(tl.float32)
+        h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width, kept).to(tl.float32)
+        if in_words(beside):
+            loaded = load_words(words, BLOCK_B)  # again: where rows lie otherwise, what is at hand is no help
+            amount, beginning = Amount((), ()), beginning_by(beside, loaded, place)
+        else:
+            amount, beginning = load_amount(beside, row, place), load_beginning(beside, row, place)
+        if not in_words(beside) or fresh_ptr is not None:
+            h = begun(h, beginning)
+        dropped = load_dropped(beside, place)  # kept from step to step, it spilled
         d = dh + read(at(grad_output_ptr, row, b, j, width), live)
-        amount = load_amount(beside, row, place)
         idle = carries_on(amount)
         dn, dz, direct = end_back(d, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
         d = direct if dropped_ptr is None else zero  # what the products add to
         if VARIANT == "torch":
-            dr, d_an = reset_after_grad(dn, unless(read(reserve + 3 * H, live), idle), unless(r, idle))
+            dr, d_an = reset_after_grad(dn, unless(read(reserve + 3 * H, counting), idle), unless(r, idle))
             write(at(d_an_ptr, own_row, b, j, H), d_an, live)
             by_r, by_z = dr, dz
             if gain_ptr is not None:
@@ -151,7 +178,9 @@ def bptt_kernel(
                 by_n = unnormalised(norm, dn, 2, mean, along, own_row, b, j, here.count, H)
             d_rh = multiply(w_n, by_n.to(dtype), zero, PRECISION)
             d_rh = units_only(d_rh, j, units, EXACT)
-            dr, through = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
+            dr, through = reset_before_grad(
+                d_rh, seen(h, dropped), r if in_words(beside) else reset_gate(beside, r, d_rh)
+            )
             d += through
             by_r, by_z = dr, dz
             if gain_ptr is not None:
@@ -166,7 +195,10 @@ def bptt_kernel(
         d = units_only(d, j, units, EXACT)
         if d_begin_ptr is not None:
             write(at(d_begin_ptr, row_of(beside, row), b, j, H), d, live)
-        dh = tl.where((b < here.count)[None, :], begin_back(d, beginning), dh)
+        past = begin_back(d, beginning)
+        dh = past if in_words(beside) else tl.where((b < here.count)[None, :], past, dh)
+        words = later(words, -1)
+        ahead = load_words(words, BLOCK_B)
         t, here, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
     if lengths_ptr is not None:
         dh, t, here, before = _carry_back(

@@ -19,10 +19,10 @@ from .per_step import (
     load_seed,
     of_all_steps,
     place_of,
-    row_of,
     seen,
 )
 from .products import multiply
+from .tile_words import amount_by, beginning_by, in_words, later, load_words, words_of
 from .tiles import at, either, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
 
 
@@ -110,7 +110,6 @@ def forward_kernel(
     dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
-    begins_ptr,  # (N, H), out
     lengths_ptr,  # (B,) int64, of sequences past whose ends nothing happens; or None
     gain_ptr,  # (3H,) of normalised products, see Normalised in recurrence.py; or None
     T,
@@ -150,7 +149,7 @@ def forward_kernel(
             gain_ptr += side * (3 * H)
     norm = Norm(gain_ptr, units)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, None, clip,
         behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
         dropped_below=dropped_below,
     )  # fmt: skip
@@ -167,19 +166,25 @@ def forward_kernel(
     first, end = alive_steps(lengths_ptr, b, B, T, direction)
     if lengths_ptr is not None:
         here = _carry_over(output_ptr, reserve_ptr, h, here, 0, first, j, b, T, B, H, width, direction, VARIANT)
-    beginning = load_beginning(beside, row_after(here, first - 1, T, B, direction), place)
+    words = words_of(beside, first - 1, T, direction, BLOCK_B)
+    if in_words(beside):
+        begin = begun(h, beginning_by(beside, load_words(words, BLOCK_B), place))
+    else:
+        begin = begun(h, load_beginning(beside, row_after(here, first - 1, T, B, direction), place))
     for i in range(first, end):
         here = step_after(here, offsets_ptr, i, T, B, direction, PACKED)
         row, count = here
-        h = begun(h, beginning)
-        beginning = load_beginning(beside, row_after(here, i, T, B, direction), place)  # early, for it is waited for
-        amount = load_amount(beside, row, place)
+        words = later(words)
+        if in_words(beside):
+            loaded = load_words(words, BLOCK_B)
+            amount, beginning = amount_by(beside, loaded), beginning_by(beside, loaded, place)
+        else:
+            beginning = load_beginning(beside, row_after(here, i, T, B, direction), place)  # early: it is waited for
+            amount = load_amount(beside, row, place)
         live = there(j, b, H, count)
         gr, gz, gn = read_gates(at(gates_in_ptr, row, b, j, 3 * H), live, H)
-        shown = seen(h, dropped)
+        shown = seen(begin, dropped)
         x = shown.to(dtype)
-        if begins_ptr is not None:
-            write(at(begins_ptr, row_of(beside, row), b, j, H), shown, live)
         if gain_ptr is None:
             r = sigmoid(gr + multiply(w_r, x, zero, PRECISION))
             z = sigmoid(gz + multiply(w_z, x, zero, PRECISION))
@@ -201,14 +206,15 @@ def forward_kernel(
                 mean, rstd = moments(norm, (an,), j)
                 an = normalised(norm, an, 2, mean, rstd, j, H)
         n = candidate(gn, an, r, VARIANT)
-        new = ended(h, units_only(blend(h, z, n, VARIANT), j, units, EXACT), amount, clip)
-        h = tl.where((b < count)[None, :], new, h)
+        new = ended(begin, units_only(blend(begin, z, n, VARIANT), j, units, EXACT), amount, clip)
+        h = new if in_words(beside) else tl.where((b < count)[None, :], new, begin)
         write(at(output_ptr, row, b, j, width), h, live)
         if reserve_ptr is not None:
             if VARIANT == "torch":
                 write_gates(at(reserve_ptr, row, b, j, 4 * H), (r, z, n, an), live, H)
             else:
                 write_gates(at(reserve_ptr, row, b, j, 3 * H), (r, z, n), live, H)
+        begin = begun(h, beginning)
     if lengths_ptr is not None:
         _carry_over(output_ptr, reserve_ptr, h, here, end, T, j, b, T, B, H, width, direction, VARIANT)
     if h_n_ptr is not None:

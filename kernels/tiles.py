@@ -60,13 +60,15 @@ def either(side, first, second):
 
 
 @triton.jit
-def load_state(output_ptr, h0_ptr, b, k, here, before, H, width):
+def load_state(output_ptr, h0_ptr, b, k, here, before, H, width, live=None):
     """A (k, b) tile of the state before the step `here`: output, in rows of `width` elements, of the step before, of
     which `before` counts those sequences that are alive here too, or h0 for sequences that start here. One load from
-    either: of two that are summed, a pipeline would copy neither to shared memory."""
+    either: of two that are summed, a pipeline would copy neither to shared memory. live: of the elements, those to be
+    loaded; None: all that exist."""
     row = output_ptr + (before.row + b).to(tl.int64) * width
     rows = tl.where(b < before.count, row, h0_ptr + b.to(tl.int64) * H)
-    return tl.load(rows[None, :] + k[:, None], mask=there(k, b, H, here.count), other=0.0)
+    mask = there(k, b, H, here.count) if live is None else live
+    return tl.load(rows[None, :] + k[:, None], mask=mask, other=0.0)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from cases import error
 from torch import Tensor
 
 from trigru import reference
+from trigru.kernels import resident
 from trigru.kernels.recurrence import Gradients, Operands, PerStep, Recurrence
 from trigru.kernels.steps import Steps
 
@@ -51,7 +52,7 @@ class Case:
             Gradients(self.grad_output, self.grad_h_n),
         )
         got = {"output": kept.output, "d_gates": found.d_gates, "d_h0": found.d_state, "d_begin": found.d_begin}
-        if per_step is not None:
+        if per_step is not None and schedule is not resident:
             got["begins"] = per_step.begins
         if found.d_an is not None and self.b_hn is not None:
             got["d_b_hn"] = found.d_an.double().sum(-2)

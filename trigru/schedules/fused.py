@@ -63,7 +63,7 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
         operands = operands._replace(b_hn=torch.stack(known) if known else None)
     elif len(b_hn) == 2:
         operands = operands._replace(b_hn_back=b_hn[1])
-    if (per_step := operands.per_step) is not None and per_step.carries:
+    if (per_step := operands.per_step) is not None and per_step.carries and part.choice.schedule != "resident":
         begins = operands.new(operands.h0.shape[-1])
         operands = operands._replace(per_step=per_step._replace(begins=begins))
     operands = operands._replace(h_n=run.h_n)  # of heads apart it is None
