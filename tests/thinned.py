@@ -38,6 +38,10 @@ ONE_IN = {
         "test_second_derivatives_of_a_frozen_layer_which_keeps_no_input": 4,
     },
     "test_options_kernels.py": {"test_against_the_reference": 2},
+    "test_per_step_resident.py": {
+        "test_an_amount_of_zero_carries_the_state_bit_for_bit": 2,
+        "test_flags_are_amounts_of_zero_and_one": 2,
+    },
     "test_persistent.py": {
         "test_a_wait_that_expires_is_an_error_and_ends": 2,
         "test_batches_that_do_not_fit_at_once_take_turns": 4,
