@@ -101,7 +101,9 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="the whole test command, not its short part")
     parser.add_argument("--turn", action="store_true", help="one set, another one each day")
     parser.add_argument("--only", default="", help='those whose "Python torch triton" begins so')
-    parser.add_argument("--keep", type=os.path.abspath, metavar="FOLDER", help="make environments there, and leave them")
+    parser.add_argument(
+        "--keep", type=os.path.abspath, metavar="FOLDER", help="make environments there, and leave them"
+    )
     parser.add_argument("--list", action="store_true", help="the sets, and where their Pythons are")
     args = parser.parse_args()
     here = {versions: interpreter(versions.python) for versions in SETS if " ".join(versions).startswith(args.only)}
