@@ -1,12 +1,13 @@
-"""Random numbers of zoneout.py as kernels compute them, for a tile of rows and units."""
+"""Random numbers of masks.py as kernels compute them, for a tile of rows and units."""
 
 import triton
 import triton.language as tl
 
-from . import zoneout
+from . import masks
 
-_STEP, _FIRST, _SECOND = tl.constexpr(zoneout.STEP), tl.constexpr(zoneout.FIRST), tl.constexpr(zoneout.SECOND)
-_DROPPED = tl.constexpr(32 - zoneout.DIGITS)
+_STEP, _FIRST, _SECOND = tl.constexpr(masks.STEP), tl.constexpr(masks.FIRST), tl.constexpr(masks.SECOND)
+_DROPPED = tl.constexpr(32 - masks.DIGITS)
+_ALL = tl.constexpr(1 << masks.DIGITS)
 
 
 @triton.jit
@@ -18,8 +19,8 @@ def _lowbias32(x):
 
 @triton.jit
 def renewed(seed, row, b, j, below):
-    """Which units j are renewed at rows row + b; b and j along one axis each, of a tile. below: see
-    `zoneout.threshold`."""
+    """Which units j are renewed, or left in, at rows row + b; b and j along one axis each, of a tile. below: see
+    `masks.threshold`."""
     counter = seed + row + b
     low = _lowbias32(counter.to(tl.uint32))
     high = _lowbias32((counter >> 32).to(tl.uint32) ^ low)
@@ -27,3 +28,10 @@ def renewed(seed, row, b, j, below):
     x = ((x ^ (x >> 16)) * _FIRST) ^ high
     x = (x ^ (x >> 15)) * _SECOND
     return (x >> _DROPPED).to(tl.int32) >= below
+
+
+@triton.jit
+def factors(seed, row, b, j, below):
+    """What is left in, times `masks.scale`; 0 elsewhere."""
+    all = tl.full((), _ALL, tl.float32)
+    return tl.where(renewed(seed, row, b, j, below), tl.div_rn(all, all - below), 0.0)

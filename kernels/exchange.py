@@ -1,7 +1,7 @@
 """The exchange between the programs of a batch tile: publish and await. The only home of a wait.
 
 Protocol "data": the data validate themselves. Every value that programs exchange has a place in memory of its own for
-every time step. Before the launch the host fills these places with a reserved pattern, all bits set: a NaN whose
+every time step. Before the launch these places are filled with a reserved pattern, all bits set: a NaN whose
 payload no arithmetic produces.
 
 Who writes, who reads. Each element is written once, by the one program that owns its hidden unit (where that has more
@@ -17,7 +17,7 @@ of words. Where a store and a look race, the rules of PTX's memory consistency m
 - Such a pair is atomic, as a single copy (8.10, axiom of atomicity): the bytes of a word are all from before the store
   or all from it.
 - Looks at one word in turn never go back (8.10, axiom of coherence, and sequential consistency for each location).
-- The pattern is what the first look may see, for the host's fill ended before the launch began, on the same stream.
+- The pattern is what the first look may see, for the fill ended before the launch began, on the same stream.
 Visible. The model does not say when; on the GPU such a store goes through to L2 and such a look is served by L2, so a
 stored value is seen after a finite time. Nothing else has to be visible with it: an element tells for itself, by not
 being the pattern, that it has arrived. So there is no flag, no fence and no order between elements that an interleaving
@@ -81,6 +81,7 @@ from .assembly import (
 )
 from .config import Protocol, waits_by_thread, words_of_a_lane
 from .fragments import columns, in_fragment_order, numbers, per_thread, right_operand
+from .prologue import prologue
 
 _WORDS_OF_A_LANE = tl.constexpr(words_of_a_lane())
 _BY_THREAD = tl.constexpr(waits_by_thread())
@@ -123,12 +124,7 @@ def reserve(buffer: Tensor, protocol: Protocol) -> None:
     """Before a launch, what its protocol asks of a buffer through which values are exchanged: in "data" that it is full
     of the reserved pattern. Rows have whole words of 32 bits."""
     if protocol == "data":
-        buffer.view(torch.int32).fill_(-1)
-
-
-def canonical_nan(x: Tensor) -> Tensor:
-    """x with every NaN in a payload that is not the reserved pattern."""
-    return x.nan_to_num(float("nan"), float("inf"), -float("inf"))
+        prologue(patterns=[buffer])
 
 
 @triton.constexpr_function

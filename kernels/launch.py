@@ -147,9 +147,9 @@ def noting(note: Callable[..., None]) -> Iterator[None]:
         _note.reset(token)
 
 
-def current_stream() -> int:
-    """The current stream of the current device, as Triton's launcher takes it."""
-    return torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+def current() -> tuple[Callable[[int], int], int]:
+    """What gives a device's current stream, as Triton's launcher takes it, and the current device."""
+    return torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice()
 
 
 Values = Callable[[Mapping[str, Any]], tuple[Any, ...]]
@@ -276,8 +276,10 @@ _COMPILATION = [
 def _listening() -> bool:
     """Whether hooks of Triton are told of launches."""
     knobs = triton.knobs.runtime
-    hooks = (knobs.launch_enter_hook, knobs.launch_exit_hook, getattr(knobs, "add_stages_inspection_hook", None))
-    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    for hook in (knobs.launch_enter_hook, knobs.launch_exit_hook, getattr(knobs, "add_stages_inspection_hook", None)):
+        if hook is not None and getattr(hook, "calls", True):  # no any(...), which takes as long again
+            return True
+    return False
 
 
 def circumstances() -> tuple[Any, ...] | None:

@@ -143,9 +143,9 @@ def load_slopes(norm, d_gates_ptr, d_an_ptr, step, b, FIRST: tl.constexpr, LAST:
 
 
 @triton.jit
-def own_rows(hats_ptr, rstd_ptr, behind, H, PRODUCTS):
-    """`hats` and `rstd` of the direction before which so many rows lie."""
-    return hats_ptr + behind * (3 * H), rstd_ptr + behind * (1 if PRODUCTS is None else 2)
+def own_norm(side, behind, gain_ptr, hats_ptr, rstd_ptr, H, PRODUCTS):
+    """`gain`, `hats` and `rstd` of a direction, before which so many rows lie."""
+    return gain_ptr + side * (3 * H), hats_ptr + behind * (3 * H), rstd_ptr + behind * (1 if PRODUCTS is None else 2)
 
 
 @triton.jit

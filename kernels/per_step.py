@@ -15,12 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .counters import renewed
+from .counters import factors, renewed
 from .gates import begin_grad, begin_of_step, blend, blend_grad, end_grad, end_of_step
-from .loop import Step
+from .loop import Step, row_after
+from .masks import threshold
+from .prologue import State, prologue
 from .recurrence import Derivatives, Operands, PerStep
 from .tiles import at, load_state, there, write
-from .zoneout import threshold
 
 
 def arguments(operands: Operands) -> dict[str, Any]:
@@ -35,6 +36,49 @@ def arguments(operands: Operands) -> dict[str, Any]:
         "seed_ptr": per.seed,
         "zoneout_below": None if per.seed is None else threshold(per.zoneout),
     }
+
+
+def of_masks(operands: Operands) -> dict[str, Any]:
+    """What kernels of whole sequences take too, for masks of what the products see, which they make themselves."""
+    per = operands.per_step or PerStep()
+    return {"dropped_below": threshold(per.recurrent_dropout) if per.drops_by_seed else None}
+
+
+def with_masks(operands: Operands) -> Operands:
+    """The same with those masks made, for a launch: kernels that have nothing from one tile and step to the next would
+    make them at each, at 18 % more instructions of a step (H 256, B 32) than to read them."""
+    per, (*_, batch, hidden_size) = operands.per_step, operands.h0.shape
+    if per is None or not per.drops_by_seed:
+        return operands
+    sides = [per] if operands.sides == 1 else [per.side(side) for side in range(operands.sides)]
+    each = [side.dropping(batch, hidden_size, torch.float32).dropped for side in sides]
+    made = [x for x in each if x is not None]
+    return operands._replace(per_step=per._replace(dropped=made[0] if len(made) == 1 else torch.stack(made)))
+
+
+def in_words(operands: Operands, after: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Of `arguments` the amount, where steps have (N,) resets and flags of amounts and little else: words of 16 bits
+    that say both, by one load and a comparison for each. after: of each direction 1 or -1, as forward takes the steps;
+    then the resets are those of the step behind. Empty where there are no such words.
+
+    Of the numbers from 0 to 0xFFFF those from 0xA000 on carry the state on, and those from 0x8000 to 0xBFFF reset,
+    which are the least if they have a sign."""
+    per = operands.per_step or PerStep()
+    reset, amount = per.reset, per.amount
+    if reset is None or amount is None or amount.dtype != torch.bool or amount.shape != reset.shape:
+        return {}
+    by_step = per.fresh is not None and per.fresh.shape[-2] == operands.steps.num_rows
+    if by_step or not (per.decay is per.clip is per.seed is None):
+        return {}
+    if after is not None:
+        each, batch = reset.view(len(after), -1), operands.h0.shape[-2]
+        none = torch.zeros_like(each[0, :batch])
+        moved = [
+            torch.cat([x[batch:], none] if way > 0 else [none, x[:-batch]]) for way, x in zip(after, each, strict=True)
+        ]
+        reset = torch.stack(moved).view_as(reset)
+    words = torch.where(reset, torch.where(amount, -0x8000, -0x5000), torch.where(amount, 0, -1))
+    return {"amount_ptr": words.to(torch.int16)}
 
 
 def _as_bytes(x: Tensor | None) -> Tensor | None:
@@ -76,7 +120,8 @@ def constexprs(operands: Operands) -> dict[str, Any]:
 def first_state(operands: Operands, reverse: bool) -> Tensor:
     """The running state that forward starts with, in float32; what the first step's products see is written."""
     h0, per, steps = operands.h0, operands.per_step, operands.steps
-    state = h0.clone() if h0.dtype == torch.float32 else h0.float()
+    state = torch.empty_like(h0, dtype=torch.float32)
+    prologue(state=State(state, h0))
     if per is None or per.begins is None:
         return state
     batch, num_rows = h0.shape[-2], steps.num_rows
@@ -85,8 +130,16 @@ def first_state(operands: Operands, reverse: bool) -> Tensor:
         first = own.rows(slice(num_rows - batch, None) if back else slice(batch), num_rows)
         begin.copy_(first.begun(begin))
         assert first.begins is not None
-        first.begins.copy_(first.seen(begin))
+        first.begins.copy_(first.seen(begin, batch))
     return state
+
+
+def last_state(state: Tensor, operands: Operands) -> Tensor | None:
+    """h_n of the running state at the end, where it is asked for and that is no step's beginning."""
+    if operands.h_n is None or operands.begins is not None:
+        return None
+    prologue(state=State(operands.h_n, state))
+    return operands.h_n
 
 
 class Beside(NamedTuple):
@@ -97,7 +150,7 @@ class Beside(NamedTuple):
     fresh: Any = None
     decay: Any = None
     amount: Any = None
-    dropped: Any = None
+    dropped: Any = None  # with `dropped_below` not a pointer, but the seed of the masks, see `of_all_steps`
     begins: Any = None
     d_begin: Any = None
     clip: Any = None
@@ -109,6 +162,7 @@ class Beside(NamedTuple):
     seed: Any = None  # of zoneout's masks
     zoneout_below: Any = None  # None: there are none
     norm: Any = None  # a Norm of norm.py, where products are normalised
+    dropped_below: Any = None
 
 
 @triton.constexpr_function
@@ -120,14 +174,20 @@ def absent(loaded):
 
 @triton.constexpr_function
 def in_flags(amount):
-    """Whether amounts are all or nothing: bytes, or bits."""
-    return not absent(amount) and amount.dtype in (tl.uint8, tl.int1)
+    """Whether amounts are all or nothing: bytes, bits or words."""
+    return not absent(amount) and amount.dtype in (tl.uint8, tl.int1, tl.int16)
 
 
 @triton.constexpr_function
 def in_parts(amount):
     """Whether they are numbers."""
-    return not absent(amount) and amount.dtype not in (tl.uint8, tl.int1)
+    return not absent(amount) and not in_flags(amount)
+
+
+@triton.constexpr_function
+def has_words(beside):
+    """Whether amounts are words that say where a state is reset, too: see `in_words`."""
+    return beside.amount is not None and beside.amount.dtype.element_ty == tl.int16
 
 
 class Place(NamedTuple):
@@ -212,9 +272,35 @@ def load_amount(beside, row, place):
 
 
 @triton.jit
-def load_of_step(beside, row, place):
-    """Both."""
-    return load_amount(beside, row, place), load_beginning(beside, row, place)
+def load_words(beside, row, place):
+    """Those of a step, where there are any."""
+    return _of_rows(beside.amount, row_of(beside, row), place, None, 0) if has_words(beside) else ()
+
+
+@triton.jit
+def _begins_by(beside, words, place):
+    return Beginning(words, _of_units(beside.fresh, _first_start(beside), place, 0.0), ())
+
+
+@triton.jit
+def load_of_step(beside, row, place, words=()):
+    """How the step begins whose first row is `row`, behind its amount; that is in the gates where there are words."""
+    if absent(words):
+        return load_amount(beside, row, place), load_beginning(beside, row, place)
+    else:
+        return Amount((), ()), _begins_by(beside, words, place)
+
+
+@triton.jit
+def load_forward(beside, here, i, T, B, direction, place):
+    """The amount of the step `here`, number i in forward's order, how the step behind it begins, and where its rows
+    are, or would be where nothing is loaded from them."""
+    if has_words(beside):
+        words = load_words(beside, here.row, place)
+        return Amount(words, ()), _begins_by(beside, words, place), here.row + direction.to(tl.int64) * B
+    else:
+        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
+        return amount, load_beginning(beside, row, place), row
 
 
 @triton.jit
@@ -224,18 +310,39 @@ def load_seed(seed_ptr):
 
 
 @triton.jit
+def of_all_steps(dropped_ptr, dropped_below):
+    """What `Beside` has of what the products see."""
+    return dropped_ptr if dropped_below is None else tl.load(dropped_ptr)
+
+
+@triton.jit
 def load_dropped(beside, place):
     """For all steps."""
-    return _of_units(beside.dropped, _first_start(beside), place, 0.0)
+    first = _first_start(beside)
+    if beside.dropped_below is None:
+        return _of_units(beside.dropped, first, place, 0.0)
+    else:
+        return factors(beside.dropped, first, place.b, place.j, beside.dropped_below)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
+def done(flags):
+    """Where a step is done, by flags."""
+    return flags.to(tl.uint16, bitcast=True) < 0xA000 if flags.dtype == tl.int16 else flags != 0
+
+
+@triton.jit
+def _resets(reset):
+    return reset < -0x4000 if reset.dtype == tl.int16 else reset != 0
+
+
+@triton.jit
 def begun(before, beginning):
     """The state that a step begins from, and that its blend sees."""
-    reset = None if absent(beginning.reset) else beginning.reset != 0
+    reset = None if absent(beginning.reset) else _resets(beginning.reset)
     fresh = None if absent(beginning.fresh) else beginning.fresh.to(tl.float32)
     return begin_of_step(before, reset, fresh, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
 
@@ -264,7 +371,7 @@ def ended(begin, new, given, clip):
     """The state that a step ends with; `new`: the equations'; given: an Amount."""
     amount = taken(given)
     if in_flags(amount):
-        return tl.where(amount != 0, end_of_step(begin, new, None, clip), begin)
+        return tl.where(done(amount), end_of_step(begin, new, None, clip), begin)
     else:
         return end_of_step(begin, new, amount.to(tl.float32) if in_parts(amount) else None, clip)
 
@@ -314,7 +421,7 @@ def reset_gate(beside, r, d_rh):
 @triton.jit
 def begin_back(d_begin, beginning):
     """The derivative by the state before a step."""
-    reset = None if absent(beginning.reset) else beginning.reset != 0
+    reset = None if absent(beginning.reset) else _resets(beginning.reset)
     return begin_grad(d_begin, reset, None if absent(beginning.decay) else beginning.decay.to(tl.float32))
 
 

@@ -19,6 +19,7 @@ from .config import PersistentConfig, Protocol, persistent_width
 from .launch import outdate, prepare
 from .persistent_backward import backward_reset_first, backward_torch
 from .persistent_forward import forward_reset_first, forward_torch
+from .prologue import State, prologue
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
 from .steps import Steps
 from .watch import watch
@@ -52,17 +53,25 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
         return widen.forward(forward, run, operands, save, more)
     config, kept, begins = config_of(run), Kept.empty(run, operands, save), operands.begins
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
+    after = (1, -1) if operands.sides == 2 else (-1,) if run.reverse else (1,)
+    args |= per_step.in_words(operands, after)
     if begins is None:
-        exchange.reserve(kept.output, config.protocol)
-        args["h0_ptr"] = first_state(operands.h0, config.protocol)
+        kept, exchanged = kept._replace(h_n=operands.h_n), [kept.output]
+        if run.variant != "torch":
+            exchanged.append(operands.new(hidden_size))
+            args["reset_state_ptr"] = exchanged[1]
+        args["status_ptr"] = _status(operands.h0, config.protocol)
+        args["h0_ptr"] = first_state(operands.h0, config.protocol, *exchanged, status=args["status_ptr"])
     else:  # of h0, too, programs pass on what the first step's products see
         exchange.reserve(begins, config.protocol)
+    args["h_n_ptr"] = kept.h_n
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(forward_torch, args, {}, run, operands)
     else:
-        args["reset_state_ptr"] = operands.new(hidden_size)
-        exchange.reserve(args["reset_state_ptr"], config.protocol)
+        if begins is not None:
+            args["reset_state_ptr"] = operands.new(hidden_size)
+            exchange.reserve(args["reset_state_ptr"], config.protocol)
         _start(forward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return kept
 
@@ -72,9 +81,11 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     hidden_size = operands.h0.shape[-1]
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         return widen.backward(backward, run, operands, kept, gradients, more)
-    derivatives = _derivatives(run, operands, gradients)
-    args = derivatives.arguments(operands, kept)
+    status = _status(operands.h0, config_of(run).protocol)
+    derivatives = _derivatives(run, operands, gradients, status)
+    args = derivatives.arguments(operands, kept) | {"status_ptr": status}
     args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
+    args |= per_step.in_words(operands)
     if run.variant == "torch":
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
@@ -83,22 +94,22 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     return derivatives
 
 
-def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradients: Gradients) -> Derivatives:
-    """Memory for them; what is exchanged lies together, so that one launch fills it."""
-    protocol = config_of(run).protocol
-    if run.variant != "torch":
-        derivatives = Derivatives.empty(run, operands, gradients)
-        exchange.reserve(derivatives.d_gates, protocol)
-        return derivatives
+def _derivatives(
+    run: Recurrence[PersistentConfig], operands: Operands, gradients: Gradients, status: Tensor | None
+) -> Derivatives:
+    """Memory for them. What is exchanged is filled as the protocol wants it, the status with zeros."""
     h0, hidden_size = operands.h0, operands.h0.shape[-1]
-    rows = operands.sides * operands.steps.num_rows
-    memory = h0.new_empty(4 * rows * hidden_size)  # d_an begins at a whole chunk, for rows are whole chunks
-    exchange.reserve(memory, protocol)
-    d_gates, d_an = memory.split_with_sizes((3 * rows * hidden_size, rows * hidden_size))
-    shape = (*h0.shape[:-2], operands.steps.num_rows)
-    d_gates, d_an = d_gates.view(*shape, 3 * hidden_size), d_an.view(*shape, hidden_size)
+    d_gates, d_an = operands.new(3 * hidden_size), operands.new(hidden_size) if run.variant == "torch" else None
+    patterns = [x for x in (d_gates, d_an) if x is not None] if config_of(run).protocol == "data" else []
     d_begin = operands.new(hidden_size) if operands.wants_d_begin else None
-    return Derivatives(d_gates, d_an, gradients.last_state(h0), d_begin)
+    return Derivatives(d_gates, d_an, gradients.last_state(h0, patterns=patterns, status=status), d_begin)
+
+
+def _status(like: Tensor, protocol: Protocol) -> Tensor | None:
+    """Memory for a status buffer, which is yet to be filled with zeros; None where its size is not known."""
+    if protocol == "flags":
+        return None
+    return like.new_empty(exchange.STATUS_WORDS.value, dtype=torch.int32)
 
 
 def config_of(run: Recurrence[PersistentConfig]) -> PersistentConfig:
@@ -106,10 +117,13 @@ def config_of(run: Recurrence[PersistentConfig]) -> PersistentConfig:
     return run.config if _protocol is None else replace(run.config, protocol=_protocol)
 
 
-def first_state(h0: Tensor, protocol: Protocol) -> Tensor:
-    """h0 as the kernels can wait for it: without the reserved pattern, at an address of whole chunks."""
+def first_state(h0: Tensor, protocol: Protocol, *exchanged: Tensor, status: Tensor | None = None) -> Tensor:
+    """h0 as the kernels can wait for it: without the reserved pattern, at an address of whole chunks. Buffers through
+    which values are exchanged are filled as the protocol wants them, the status with zeros."""
     if protocol == "data":
-        return exchange.canonical_nan(h0)
+        state = torch.empty_like(h0)
+        prologue(state=State(state, h0), patterns=exchanged, status=status)
+        return state
     return h0.clone() if h0.data_ptr() % 16 else h0
 
 
@@ -153,6 +167,7 @@ def _start(
         )
     if h0.shape[-2]:
         args["offsets_ptr"] = steps.row_offsets(h0.device)
+        args |= per_step.of_masks(operands)
         constexprs |= per_step.constexprs(operands)
         start_groups(kernel, args, constexprs, run, h0, steps, operands.sides, added=operands.added)
 
@@ -180,7 +195,9 @@ def start_groups(
     programs, batch_tiles = config.grid(hidden_size, batch)
     groups *= batch_tiles
     # At most two exchanges a step.
-    status = exchange.new_status(h0, 2 * steps.seq_len * groups if config.protocol == "flags" else 0)
+    status = args.get("status_ptr")
+    if status is None:
+        status = exchange.new_status(h0, 2 * steps.seq_len * groups if config.protocol == "flags" else 0)
     watched = watch(h0.device, kernel.__name__, programs, groups, steps.seq_len, batch, hidden_size)
     args |= {"status_ptr": status, "host_ptr": watched.word, "number": watched.number}
     args |= {"T": steps.seq_len, "B": batch, "direction": -1 if run.reverse else 1}

@@ -16,13 +16,17 @@ from .loop import last_steps, next_steps
 from .parts import one_gate
 from .per_step import (
     Beside,
+    absent,
     begin_back,
     begun,
     carries_on,
+    done,
     end_back,
     load_dropped,
     load_of_step,
     load_seed,
+    load_words,
+    of_all_steps,
     reset_gate,
     row_of,
     seen,
@@ -50,10 +54,12 @@ from .tiles import either, read, write
 
 
 @triton.jit
-def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None):
+def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None, words=(),
+              Z: tl.constexpr = 1.0):  # fmt: skip
     """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
     (else n again). kept: pointers to the output's derivative, h0, the output and the reserve. is_last: where a launch
-    has several layers, whether the own layer's output is the last one's; of others dy is 0."""
+    has several layers, whether the own layer's output is the last one's; of others dy is 0. words: as `load_words` has
+    them; where they carry the state on, gates are those that do: Z for z, 0 for the others."""
     grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
     mask = readable(own, here.count, S)
     has_dy = mask if is_last is None else mask & is_last
@@ -61,8 +67,10 @@ def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constex
     state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
     h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
     reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
+    if not absent(words):
+        mask &= done(words)
     r = tl.load(reserve, mask=mask, other=0.0)
-    z = tl.load(reserve + S.H, mask=mask, other=0.0)
+    z = tl.load(reserve + S.H, mask=mask, other=0.0 if absent(words) else Z)
     n = tl.load(reserve + 2 * S.H, mask=mask, other=0.0)
     an = tl.load(reserve + (GATES - 1) * S.H, mask=mask, other=0.0)
     return dy, h, r, z, n, an
@@ -84,7 +92,7 @@ def _before(beside, d_begin, beginning, own, here, S: tl.constexpr):
     return begin_back(d_begin, beginning)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -100,6 +108,7 @@ def backward_torch(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
@@ -144,8 +153,9 @@ def backward_torch(
         d_an_ptr += behind * H
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -156,10 +166,11 @@ def backward_torch(
     dh = read(d_state, exists)
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    loaded = load_step(kept, own, here, before, T == 1, 4, S)
     place = own_place(own, B, S)
+    words, ahead = load_words(beside, here.row, place), load_words(beside, before.row, place)
+    loaded = load_step(kept, own, here, before, T == 1, 4, S, words=words)
     dropped = load_dropped(beside, place)
-    of_step = load_of_step(beside, here.row, place)
+    of_step = load_of_step(beside, here.row, place, words)
     for i in range(T):
         dy, h, r, z, n, an = in_float32(loaded)
         amount, beginning = of_step
@@ -177,8 +188,9 @@ def backward_torch(
         direct = where_alive(own, here, direct, dh, S)
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
-        loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S)
-        of_step = load_of_step(beside, following.row, place)
+        loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
+        of_step = load_of_step(beside, following.row, place, ahead)
+        ahead = load_words(beside, before.row, place)
         tl.debug_barrier()
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)
@@ -202,7 +214,7 @@ def backward_torch(
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -217,6 +229,7 @@ def backward_reset_first(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
@@ -249,6 +262,7 @@ def backward_reset_first(
     """Variants "cho" and "chung": dn first, and with it through the candidate's product to dr; the update gate's
     product runs while dr is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
+    Z: tl.constexpr = 0.0 if VARIANT == "chung" else 1.0
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
     own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
     if SIDES == 2:
@@ -262,8 +276,9 @@ def backward_reset_first(
         d_gates_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -276,10 +291,11 @@ def backward_reset_first(
     dh = read(d_state, exists)
     t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    loaded = load_step(kept, own, here, before, T == 1, 3, S)
     place = own_place(own, B, S)
+    words, ahead = load_words(beside, here.row, place), load_words(beside, before.row, place)
+    loaded = load_step(kept, own, here, before, T == 1, 3, S, words=words, Z=Z)
     dropped = load_dropped(beside, place)
-    of_step = load_of_step(beside, here.row, place)
+    of_step = load_of_step(beside, here.row, place, words)
     for i in range(T):
         dy, h, r, z, n, _ = in_float32(loaded)
         amount, beginning = of_step
@@ -294,8 +310,9 @@ def backward_reset_first(
         direct = where_alive(own, here, direct, dh, S)
 
         t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
-        loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S)
-        of_step = load_of_step(beside, following.row, place)
+        loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S, words=ahead, Z=Z)
+        of_step = load_of_step(beside, following.row, place, ahead)
+        ahead = load_words(beside, before.row, place)
         tl.debug_barrier()
 
         source = rows_at(d_gates_ptr, here.row, own, 3, S)

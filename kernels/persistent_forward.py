@@ -16,7 +16,18 @@ from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
 from .loop import row_after, step_after
 from .parts import four_gates, one_gate, two_gates
-from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, load_seed, row_of, seen
+from .per_step import (
+    Beside,
+    begun,
+    ended,
+    load_beginning,
+    load_dropped,
+    load_forward,
+    load_seed,
+    of_all_steps,
+    row_of,
+    seen,
+)
 from .persistent_tiles import (
     Shape,
     await_rows,
@@ -73,7 +84,7 @@ def _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, 
         return begin
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -82,11 +93,13 @@ def forward_torch(
     b_hn_ptr,  # (H,) or None
     b_hn_back_ptr,  # of the second direction, or None
     output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
+    h_n_ptr,  # (B, H), out: each sequence's last state, where there is no begins_ptr; or None
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
     fresh_ptr,
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H), filled with it
@@ -126,14 +139,17 @@ def forward_torch(
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
+        if h_n_ptr is not None:
+            h_n_ptr += side * B * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     w = load_rows(w_hh_ptr, 0, 4, own, S)
     if b_hn_ptr is not None:
@@ -147,8 +163,7 @@ def forward_torch(
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
-        beginning = load_beginning(beside, row, place)
+        amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
         tl.debug_barrier()
         x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
         ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
@@ -162,21 +177,25 @@ def forward_torch(
         if reserve_ptr is not None:
             keep(reserve_ptr, own, here, (r, z, n, an), S)
         before = here
+    if h_n_ptr is not None:
+        write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
     output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
+    h_n_ptr,  # (B, H), out: each sequence's last state, where there is no begins_ptr; or None
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
     fresh_ptr,
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H), filled with it
@@ -219,13 +238,16 @@ def forward_reset_first(
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
+        if h_n_ptr is not None:
+            h_n_ptr += side * B * H
         reset_state_ptr += behind * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
@@ -242,8 +264,7 @@ def forward_reset_first(
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
-        beginning = load_beginning(beside, row, place)
+        amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
         tl.debug_barrier()
         x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
         if _ONE_USE:
@@ -268,4 +289,6 @@ def forward_reset_first(
         if reserve_ptr is not None:
             keep(reserve_ptr, own, here, (r, z, n), S)
         before = here
+    if h_n_ptr is not None:
+        write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
     report(status_ptr, host_ptr, number)

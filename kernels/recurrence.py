@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from .config import kept_values
+from .masks import factors, renewed
+from .prologue import State, prologue
 from .steps import Steps
-from .zoneout import renewed
 
 C = TypeVar("C")
 
@@ -54,25 +55,31 @@ class PerStep(NamedTuple):
         the products see dropped * begin
         end   = begin + amount * (h' - begin), clipped to -clip ... clip; begin as it is where amount is 0
 
-    With a seed the amount of a unit is 0 where zoneout.py says so. Row t * B + b, as everywhere, is sequence b at step
+    With a seed the amount of a unit is 0 where masks.py says so. Row t * B + b, as everywhere, is sequence b at step
     t. None costs nothing, and stands for what changes nothing."""
 
     reset: Tensor | None = None  # (N,) bool. It selects: what was before reaches neither values nor derivatives
     fresh: Tensor | None = None  # (N, H), or (B, H) for all steps; None: zeros
     decay: Tensor | None = None  # (N,) or (N, H)
     amount: Tensor | None = None  # (N,) or (N, H); bool: 0 or 1, at less work
-    dropped: Tensor | None = None  # (B, H)
+    dropped: Tensor | None = None  # (B, H); or () int64: of masks of it, the number of the first sequence added
     clip: float | None = None
     begins: Tensor | None = None  # (N, H) dropped * begin: written by forward; there iff `carries`
     wants_d_begin: bool = False  # whether backward also gives the derivatives by `begin`
     seed: Tensor | None = None  # () int64: of zoneout's masks, the number of the first row added
     zoneout: float = 0.0  # the rate; with a seed
     lengths: Tensor | None = None  # (B,) int64: past them no reset, decay 1, amount 0: may be skipped
+    recurrent_dropout: float = 0.0  # the rate; with a seed as `dropped`
 
     @property
     def carries(self) -> bool:
         """Whether what the products see is not simply the state before."""
         return not (self.reset is None and self.decay is None and self.dropped is None)
+
+    @property
+    def drops_by_seed(self) -> bool:
+        """Whether `dropped` is of masks that are not made yet."""
+        return self.dropped is not None and self.dropped.dtype == torch.int64
 
     def side(self, number: int) -> PerStep:
         """One direction's own, where both lie one behind the other."""
@@ -95,6 +102,12 @@ class PerStep(NamedTuple):
             mask = mask & amount if amount.dtype == torch.bool else torch.where(mask, amount, 0)
         return self._replace(amount=mask, seed=None)
 
+    def dropping(self, batch: int, hidden_size: int, dtype: torch.dtype) -> PerStep:
+        """The same of one direction with (B, H) as `dropped`."""
+        if self.dropped is None or not self.drops_by_seed:
+            return self
+        return self._replace(dropped=factors(self.dropped, batch, hidden_size, self.recurrent_dropout, dtype))
+
     def selected(self, before: Tensor) -> Tensor:
         """One direction's (N, H): the state before each step, the fresh one where it is reset."""
         if self.reset is None:
@@ -111,10 +124,16 @@ class PerStep(NamedTuple):
         begin = self.selected(before)
         return begin if self.decay is None else begin * by_row(self.decay)
 
-    def seen(self, begin: Tensor) -> Tensor:
-        """What the products see of it."""
-        dropped = self.dropped
-        return begin if dropped is None else (begin.view(-1, *dropped.shape) * dropped).view_as(begin)
+    def seen(self, begin: Tensor, batch: int) -> Tensor:
+        """What the products see of it; rounded once."""
+        if self.dropped is None:
+            return begin
+        wide = torch.promote_types(begin.dtype, torch.float32)
+        dropped = self.dropping(batch, begin.shape[1], wide).dropped
+        assert dropped is not None
+        seen = torch.empty_like(begin)
+        torch.mul(begin.view(-1, batch, begin.shape[1]), dropped, out=seen.view(-1, batch, begin.shape[1]))
+        return seen
 
     def begun_grad(self, d_begin: Tensor) -> Tensor:
         """The derivative by the state before each step."""
@@ -152,6 +171,7 @@ class Operands(NamedTuple):
     per_step: PerStep | None = None  # None: the equations alone
     heads: int = 1  # of each direction
     normalised: Normalised | None = None  # None: products as they are
+    h_n: Tensor | None = None  # (B, H), for each sequence's last state, where the schedule writes it; None: not wanted
 
     @property
     def sides(self) -> int:
@@ -179,6 +199,7 @@ class Kept(NamedTuple):
 
     output: Tensor  # (N, H)
     reserve: Tensor | None  # (N, 4H) "torch": r, z, n, W_hn h + b_hn; (N, 3H) otherwise: r, z, n; None: not saved
+    h_n: Tensor | None = None  # (B, H) each sequence's last state, written by forward; None: the output alone has it
 
     @classmethod
     def empty(cls, run: Recurrence, operands: Operands, save: bool) -> Kept:
@@ -208,11 +229,12 @@ class Gradients(NamedTuple):
     output: Tensor  # (N, H)
     h_n: Tensor | None  # (B, H), of any strides, or float32; None: zeros
 
-    def last_state(self, h0: Tensor) -> Tensor:
-        """The derivative by the running state at the end of time, in float32, to be run backwards."""
-        if self.h_n is None:
-            return h0.new_zeros(h0.shape, dtype=torch.float32)
-        return self.h_n.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    def last_state(self, h0: Tensor, **others: Any) -> Tensor:
+        """The derivative by the running state at the end of time, in float32, to be run backwards. others: of
+        `prologue`, which makes it."""
+        d_state = h0.new_empty(h0.shape, dtype=torch.float32)
+        prologue(state=State(d_state, None if self.h_n is None else self.h_n.contiguous()), **others)
+        return d_state
 
 
 class Derivatives(NamedTuple):

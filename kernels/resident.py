@@ -23,8 +23,12 @@ def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> 
     """As `stepwise.forward`."""
     if more := widen.missing(operands.h0.shape[-1], _ALIGNED):
         return widen.forward(forward, run, operands, save, more)
-    kept = Kept.empty(run, operands, save)
-    args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
+    kept = Kept.empty(run, operands, save)._replace(h_n=operands.h_n)
+    args = (
+        kept.arguments(operands)
+        | {"h0_ptr": operands.h0, "h_n_ptr": operands.h_n}
+        | per_step.forward_arguments(operands)
+    )
     args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back} | norm.forward_arguments(operands)
     _start(forward_kernel, args, run, operands)
     return kept
@@ -50,6 +54,7 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     args["units"] = hidden_size - operands.added
     args["lengths_ptr"] = None if operands.per_step is None else operands.per_step.lengths
     args["direction"] = -1 if run.reverse else 1
+    args |= per_step.of_masks(operands)
     constexprs = per_step.constexprs(operands) | {
         "VARIANT": run.variant,
         "PACKED": steps.packed,

@@ -16,6 +16,7 @@ from .per_step import (
     load_beginning,
     load_dropped,
     load_seed,
+    of_all_steps,
     place_of,
     reset_gate,
     row_of,
@@ -45,7 +46,7 @@ def _carry_back(grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, first, end, 
     return dh, t, here, before
 
 
-@triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below", "dropped_below"])
 def bptt_kernel(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -62,6 +63,7 @@ def bptt_kernel(
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
@@ -101,8 +103,9 @@ def bptt_kernel(
             gain_ptr += side * (3 * H)
     norm = Norm(gain_ptr, units, hats_ptr, rstd_ptr, None if VARIANT == "torch" else 2)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
     d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)

@@ -9,7 +9,19 @@ import triton.language as tl
 from .gates import blend, candidate, sigmoid
 from .loop import Step, before_first, row_after, rows_of_all, step_after
 from .norm import Norm, moments, normalised
-from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, load_seed, place_of, row_of, seen
+from .per_step import (
+    Beside,
+    begun,
+    ended,
+    load_amount,
+    load_beginning,
+    load_dropped,
+    load_seed,
+    of_all_steps,
+    place_of,
+    row_of,
+    seen,
+)
 from .products import multiply
 from .tiles import at, either, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
 
@@ -78,7 +90,7 @@ def _carry_over(output_ptr, reserve_ptr, h, here, first, end, j, b, T, B, H, wid
     return here
 
 
-@triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below", "dropped_below"])
 def forward_kernel(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -88,12 +100,14 @@ def forward_kernel(
     b_hn_back_ptr,  # of the second direction, or None
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     output_ptr,  # (N, H)
+    h_n_ptr,  # (B, H), out: each sequence's last state; or None
     reserve_ptr,  # (N, 4H) "torch": r, z, n, an; (N, 3H) otherwise: r, z, n; or None
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
     fresh_ptr,
     decay_ptr,
     amount_ptr,
     dropped_ptr,
+    dropped_below,
     seed_ptr,  # () int64
     zoneout_below,
     begins_ptr,  # (N, H), out
@@ -125,6 +139,8 @@ def forward_kernel(
         h0_ptr += side * B * H
         output_ptr += side * H
         width = (2 if HEADS is None else tl.num_programs(1)) * H
+        if h_n_ptr is not None:
+            h_n_ptr += side * B * H
         if reserve_ptr is not None:
             reserve_ptr += behind * ((4 if VARIANT == "torch" else 3) * H)
         w_hh_ptr = w_hh_ptr + side * (3 * H * H) if HEADS is not None else either(side, w_hh_ptr, w_hh_back_ptr)
@@ -134,8 +150,9 @@ def forward_kernel(
             gain_ptr += side * (3 * H)
     norm = Norm(gain_ptr, units)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
-        FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
+        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
+        dropped_below=dropped_below,
     )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, False, HIDDEN, BLOCK_B)
     b_hn = tl.zeros((HIDDEN, 1), tl.float32)
@@ -194,3 +211,5 @@ def forward_kernel(
                 write_gates(at(reserve_ptr, row, b, j, 3 * H), (r, z, n), live, H)
     if lengths_ptr is not None:
         _carry_over(output_ptr, reserve_ptr, h, here, end, T, j, b, T, B, H, width, direction, VARIANT)
+    if h_n_ptr is not None:
+        write(at(h_n_ptr, 0, b, j, H), h, there(j, b, H, B))

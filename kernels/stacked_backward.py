@@ -17,12 +17,12 @@ from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
 from .persistent_backward import in_float32, load_step
-from .persistent_tiles import Shape, own_tile, rows_at, there, tile_at
+from .persistent_tiles import Shape, rows_at, there, tile_at
 from .stacked_tiles import (
     await_all,
-    level_of,
     load_columns_of,
     load_stays,
+    own_level,
     passed_down,
     rows_of_gates,
     share_of_gates,
@@ -83,8 +83,7 @@ def stacked_back_torch(
 ):
     """Variant "torch": one exchange a step."""
     S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S, layers)
-    level = level_of(own, layers, T, B, S)
+    own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     kept, d_state, d_gates_ptr, above_ptr = _places(
         level, kept, states_ptr, d_state_ptr, d_gates_ptr, nothing_ptr, own, B, 4, S
@@ -165,8 +164,7 @@ def stacked_back_reset_first(
 ):
     """Variants "cho" and "chung": the layer above is waited for with dr, the second of a step's exchanges."""
     S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S, layers)
-    level = level_of(own, layers, T, B, S)
+    own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     kept, d_state, d_gates_ptr, above_ptr = _places(
         level, kept, states_ptr, d_state_ptr, d_gates_ptr, nothing_ptr, own, B, 3, S

@@ -27,12 +27,11 @@ from .persistent_tiles import (
     load_inputs,
     load_rows,
     load_start,
-    own_tile,
     rows_at,
     there,
     tile_at,
 )
-from .stacked_tiles import await_pair, level_of, load_stays, rows_or_zeros
+from .stacked_tiles import await_pair, load_stays, own_level, rows_or_zeros
 from .tiles import either, read
 
 
@@ -47,11 +46,21 @@ def _places(level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passe
 
 
 @triton.jit
-def _load_inputs(inputs, own, here, level, S: tl.constexpr):
-    """The gates' inputs of a step, or above the lowest layer the biases, which are those of every row."""
+def _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S: tl.constexpr):
+    """The step after `before`, number i in forward's order, the gates' inputs, which above the lowest layer are the
+    biases of every row, and `load_stays` of it."""
+    here = step_after(before, None, i, T, B, direction, S.PACKED)
     moves = level.is_lowest.to(tl.int32)
     still = Own(own.group, own.j, own.b, own.row * moves, own.status_ptr)
-    return load_inputs(inputs, still, Step(here.row * moves, here.count), S)
+    r, z, n = load_inputs(inputs, still, Step(here.row * moves, here.count), S)
+    return here, r, z, n, load_stays(stays_ptr, own, here, S)
+
+
+@triton.jit
+def _await_inputs(to_ptr, h0_ptr, below_ptr, own, level, here, before, i, S: tl.constexpr):
+    """`await_pair`; of the lowest layer zeros are those of the layer below."""
+    source = rows_or_zeros(below_ptr, own, here, not level.is_lowest, 1, S)
+    return await_pair(to_ptr, h0_ptr, source, own, here, before, i, S)
 
 
 @triton.jit
@@ -102,14 +111,12 @@ def stacked_torch(
     """Variant "torch". The candidate's two products stay apart: W_hh's rows are r, z, n, zeros, those of W_ih r, z,
     zeros, n."""
     S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S, layers)
-    level = level_of(own, layers, T, B, S)
+    own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     inputs, below_ptr, to_ptr, h0_ptr = _places(
         level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S
     )
     if stays_ptr is not None:
-        stays_ptr += level.behind
-        passed_ptr += level.number * level.plane
+        stays_ptr, passed_ptr = stays_ptr + level.behind, passed_ptr + level.number * level.plane
     if reserve_ptr is not None:
         reserve_ptr += level.number * (4 * level.plane)
     first_row = level.number * (3 * H * H)
@@ -120,12 +127,9 @@ def stacked_torch(
 
     h, before = load_start(h0_ptr, own, T, B, direction, S)
     for i in range(T):
-        here = step_after(before, None, i, T, B, direction, S.PACKED)
-        gr, gz, gn = _load_inputs(inputs, own, here, level, S)
-        stays = load_stays(stays_ptr, own, here, S)
+        here, gr, gz, gn, stays = _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S)
         tl.debug_barrier()
-        source = rows_or_zeros(below_ptr, own, here, not level.is_lowest, 1, S)
-        x, x_below = await_pair(to_ptr, h0_ptr, source, own, here, before, i, S)
+        x, x_below = _await_inputs(to_ptr, h0_ptr, below_ptr, own, level, here, before, i, S)
         a = tl.dot(w, x, input_precision=PRECISION)
         a = tl.dot(w_below, x_below, a, input_precision=PRECISION)
         ar, az, an, an_below = four_gates(a, SPLIT, BLOCK_H, BLOCK_B)
@@ -182,14 +186,12 @@ def stacked_reset_first(
     """Variants "cho" and "chung": what needs the layer below for the update gate and the candidate runs while r * h is
     on its way."""
     S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S, layers)
-    level = level_of(own, layers, T, B, S)
+    own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     inputs, below_ptr, to_ptr, h0_ptr = _places(
         level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S
     )
     if stays_ptr is not None:
-        stays_ptr += level.behind
-        passed_ptr += level.number * level.plane
+        stays_ptr, passed_ptr = stays_ptr + level.behind, passed_ptr + level.number * level.plane
     reset_state_ptr += level.number * level.plane
     if reserve_ptr is not None:
         reserve_ptr += level.number * (3 * level.plane)
@@ -201,12 +203,9 @@ def stacked_reset_first(
 
     h, before = load_start(h0_ptr, own, T, B, direction, S)
     for i in range(T):
-        here = step_after(before, None, i, T, B, direction, S.PACKED)
-        gr, gz, gn = _load_inputs(inputs, own, here, level, S)
-        stays = load_stays(stays_ptr, own, here, S)
+        here, gr, gz, gn, stays = _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S)
         tl.debug_barrier()
-        source = rows_or_zeros(below_ptr, own, here, not level.is_lowest, 1, S)
-        x, x_below = await_pair(to_ptr, h0_ptr, source, own, here, before, i, S)
+        x, x_below = _await_inputs(to_ptr, h0_ptr, below_ptr, own, level, here, before, i, S)
         a = tl.dot(w_r, x, input_precision=PRECISION)
         a = tl.dot(below_r, x_below, a, input_precision=PRECISION)
         r = sigmoid(one_gate(a, SPLIT, BLOCK_H, BLOCK_B) + gr.to(tl.float32))

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .parts import one_gate
 from .per_step import absent
-from .persistent_tiles import await_rows, await_rows_of, load_columns, one_look, readable, state_rows, tile_at
+from .persistent_tiles import await_rows, await_rows_of, load_columns, one_look, own_tile, readable, state_rows, tile_at
 
 
 class Level(NamedTuple):
@@ -26,11 +26,18 @@ class Level(NamedTuple):
 
 
 @triton.jit
-def level_of(own, layers, T, B, S: tl.constexpr):
+def _level_of(own, layers, T, B, S: tl.constexpr):
     """The own layer: batch tiles lie behind each other, the layers of each beside each other."""
     number = (own.group % layers).to(tl.int64)
     has_above, plane = number + 1 < layers, T.to(tl.int64) * B * S.H
     return Level(number, number == 0, has_above, plane, tl.where(has_above, number, 0) * plane)
+
+
+@triton.jit
+def own_level(first_tile, layers, T, B, status_ptr, S: tl.constexpr):
+    """What this program owns, and its layer."""
+    own = own_tile(first_tile, B, status_ptr, S, layers)
+    return own, _level_of(own, layers, T, B, S)
 
 
 @triton.jit

@@ -24,6 +24,7 @@ from .stepwise_forward import candidate_step, forward_step, product_step, reset_
 
 def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> Kept:
     """All steps of one layer. save: also keep what `backward` needs."""
+    operands = per_step.with_masks(operands)
     config, h0 = run.config, operands.h0
     kept = Kept.empty(run, operands, save)
     beside, shapes = per_step.forward_arguments(operands), per_step.constexprs(operands)
@@ -57,11 +58,12 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
     for step in _walk(run, operands):
         for start in starts:
             start(grid(step[1::4]), *step)
-    return kept
+    return kept._replace(h_n=per_step.last_state(state, operands))
 
 
 def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """Back-propagation through time of `forward`."""
+    operands = per_step.with_masks(operands)
     config, hidden_size = run.config, operands.h0.shape[-1]
     derivatives = Derivatives.empty(run, operands, gradients)
     args, constexprs = derivatives.arguments(operands, kept) | _sizes(operands), _constexprs(run)

@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 
 from .gates import reset_after_grad, reset_before_grad
-from .loop import Step
-from .norm import Norm, load_slopes, own_rows, unnormalised
+from .norm import Norm, load_slopes, own_norm, unnormalised
 from .per_step import (
     Beside,
     amount_of,
@@ -22,8 +21,8 @@ from .per_step import (
     reset_gate,
 )
 from .products import multiply
-from .stepwise_forward import PER_STEP, own_side, own_tile, step_of
-from .tiles import at, either, load_state, load_weight_transposed, read, there, write
+from .stepwise_forward import PER_STEP, own_side, own_step, own_tile
+from .tiles import at, load_state, load_weight_transposed, read, there, write
 
 
 @triton.jit
@@ -137,15 +136,15 @@ def bptt_step(
     left to `bptt_reset_step`.
     """
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    behind, starts = None, None
-    here, before, after, width = Step(row, count), Step(row_before, carried), Step(row_after, count_after), H
+    behind, starts, width = None, None, H
+    here, before = (
+        own_step(row, count, row_back, count_back),
+        own_step(row_before, carried, row_before_back, carried_back),
+    )
+    after = own_step(row_after, count_after, row_after_back, count_after_back)
     PRODUCTS: tl.constexpr = None if VARIANT == "torch" else 2
     if w_hh_back_ptr is not None:
-        side, behind = own_side(rows)
-        here = step_of(side, row, count, row_back, count_back)
-        before = step_of(side, row_before, carried, row_before_back, carried_back)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
-        after = step_of(side, row_after, count_after, row_after_back, count_after_back)
+        side, behind, w_hh_ptr = own_side(rows, w_hh_ptr, w_hh_back_ptr)
         grad_output_ptr += side * H
         h0_ptr += side * batch * H
         output_ptr += side * H
@@ -154,8 +153,7 @@ def bptt_step(
         starts = side * batch
         d_state_ptr += side * batch * H
         if gain_ptr is not None:
-            gain_ptr += side * (3 * H)
-            hats_ptr, rstd_ptr = own_rows(hats_ptr, rstd_ptr, behind, H, PRODUCTS)
+            gain_ptr, hats_ptr, rstd_ptr = own_norm(side, behind, gain_ptr, hats_ptr, rstd_ptr, H, PRODUCTS)
         d_gates_ptr += behind * (3 * H)
         if VARIANT == "torch":
             d_an_ptr += behind * H
@@ -235,14 +233,14 @@ def bptt_reset_step(
 ):
     """Second half of a back-propagation step of "cho" and "chung": through the candidate's product to the reset."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    behind, starts = None, None
-    here, before, width = Step(row, count), Step(row_before, carried), H
+    behind, starts, width = None, None, H
+    here, before = (
+        own_step(row, count, row_back, count_back),
+        own_step(row_before, carried, row_before_back, carried_back),
+    )
     PRODUCTS: tl.constexpr = 2
     if w_hh_back_ptr is not None:
-        side, behind = own_side(rows)
-        here = step_of(side, row, count, row_back, count_back)
-        before = step_of(side, row_before, carried, row_before_back, carried_back)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        side, behind, w_hh_ptr = own_side(rows, w_hh_ptr, w_hh_back_ptr)
         h0_ptr += side * batch * H
         output_ptr += side * H
         width = 2 * H
@@ -250,8 +248,7 @@ def bptt_reset_step(
         starts = side * batch
         d_state_ptr += side * batch * H
         if gain_ptr is not None:
-            gain_ptr += side * (3 * H)
-            hats_ptr, rstd_ptr = own_rows(hats_ptr, rstd_ptr, behind, H, PRODUCTS)
+            gain_ptr, hats_ptr, rstd_ptr = own_norm(side, behind, gain_ptr, hats_ptr, rstd_ptr, H, PRODUCTS)
         d_gates_ptr += behind * (3 * H)
     norm = None
     if gain_ptr is not None:

@@ -29,17 +29,27 @@ def own_tile(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
 
 
 @triton.jit
-def own_side(rows):
-    """Where both directions run: which of them is this program's, 0 or 1, and how many rows lie before its own in
-    tensors that hold one behind the other."""
+def own_side(rows, w_hh_ptr, w_hh_back_ptr):
+    """Where both directions run: which of them is this program's, 0 or 1, how many rows lie before its own in tensors
+    that hold one behind the other, and its weights."""
     side = tl.program_id(2).to(tl.int64)
-    return side, side * rows
+    return side, side * rows, either(side, w_hh_ptr, w_hh_back_ptr)
 
 
 @triton.jit
-def step_of(side, row, count, row_back, count_back):
-    """The first direction's step, or the second's."""
-    return Step(either(side, row, row_back), either(side, count, count_back))
+def _own(pointer, starts, width):
+    """Where the first sequence's row of the own direction is; starts: as `Beside` has it."""
+    return pointer if starts is None else pointer + starts * width
+
+
+@triton.jit
+def own_step(row, count, row_back, count_back):
+    """The first direction's step, or where both run this program's."""
+    if row_back is None:
+        return Step(row, count)
+    else:
+        side = tl.program_id(2)
+        return Step(either(side, row, row_back), either(side, count, count_back))
 
 
 @triton.jit
@@ -134,13 +144,13 @@ def forward_step(
 ):
     """One step of variant "torch"."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    behind, starts = None, None
-    here, before, width = Step(row, count), Step(row_before, carried), H
+    here, before = (
+        own_step(row, count, row_back, count_back),
+        own_step(row_before, carried, row_before_back, carried_back),
+    )
+    side, behind, starts, width = 0, None, None, H
     if w_hh_back_ptr is not None:
-        side, behind = own_side(rows)
-        here = step_of(side, row, count, row_back, count_back)
-        before = step_of(side, row_before, carried, row_before_back, carried_back)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        side, behind, w_hh_ptr = own_side(rows, w_hh_ptr, w_hh_back_ptr)
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
         gates_in_ptr += behind * (3 * H)
@@ -148,17 +158,11 @@ def forward_step(
         starts = side * batch
         if begins_ptr is not None:
             direction = 1 - 2 * side
-        if gain_ptr is not None:
-            gain_ptr += side * (3 * H)
-            products_ptr += side * batch * (3 * H)
         state_ptr += side * batch * H
-        output_ptr += side * H
-        width = 2 * H
+        output_ptr, width = output_ptr + side * H, 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
-    norm = None
-    if gain_ptr is not None:
-        norm = Norm(gain_ptr, H, products=products_ptr)
+    norm = None if gain_ptr is None else Norm(gain_ptr + side * (3 * H), H, products=_own(products_ptr, starts, 3 * H))
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
         FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, norm,
@@ -167,6 +171,12 @@ def forward_step(
         gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, reserve_ptr, beside, j, b, here,
         before, H, width, direction, batch, rows, PRECISION, BLOCK_K,
     )  # fmt: skip
+
+
+@triton.jit
+def _own_states(behind, state_ptr, update_ptr, reset_state_ptr):
+    """What the two halves of a step of "cho" and "chung" have in common, of the direction before which so much lies."""
+    return state_ptr + behind, update_ptr + behind, reset_state_ptr + behind
 
 
 @triton.jit
@@ -228,29 +238,21 @@ def reset_update_step(
 ):
     """First half of a step of "cho" and "chung": both gates, and the state that the reset gate lets through."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    behind, starts = None, None
-    here, before, width = Step(row, count), Step(row_before, carried), H
+    here, before = (
+        own_step(row, count, row_back, count_back),
+        own_step(row_before, carried, row_before_back, carried_back),
+    )
+    side, behind, starts, width = 0, None, None, H
     if w_hh_back_ptr is not None:
-        side, behind = own_side(rows)
-        here = step_of(side, row, count, row_back, count_back)
-        before = step_of(side, row_before, carried, row_before_back, carried_back)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        side, behind, w_hh_ptr = own_side(rows, w_hh_ptr, w_hh_back_ptr)
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * batch * H
         starts = side * batch
-        if gain_ptr is not None:
-            gain_ptr += side * (3 * H)
-            products_ptr += side * batch * (3 * H)
-        state_ptr += side * batch * H
-        update_ptr += side * batch * H
-        reset_state_ptr += side * batch * H
-        output_ptr += side * H
-        width = 2 * H
+        state_ptr, update_ptr, reset_state_ptr = _own_states(side * batch * H, state_ptr, update_ptr, reset_state_ptr)
+        output_ptr, width = output_ptr + side * H, 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
-    norm = None
-    if gain_ptr is not None:
-        norm = Norm(gain_ptr, H, products=products_ptr)
+    norm = None if gain_ptr is None else Norm(gain_ptr + side * (3 * H), H, products=_own(products_ptr, starts, 3 * H))
     beside = Beside(dropped=dropped_ptr, begins=begins_ptr, behind=behind, starts=starts, norm=norm)
     reset_update_tile(
         gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, reset_state_ptr, reserve_ptr, beside, j,
@@ -335,29 +337,19 @@ def candidate_step(
 ):
     """Second half of a step of "cho" and "chung": the candidate and the blend."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    behind, starts = None, None
-    here, width = Step(row, count), H
+    side, behind, starts, width = 0, None, None, H
+    here = own_step(row, count, row_back, count_back)
     if w_hh_back_ptr is not None:
-        side, behind = own_side(rows)
-        here = step_of(side, row, count, row_back, count_back)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        side, behind, w_hh_ptr = own_side(rows, w_hh_ptr, w_hh_back_ptr)
         gates_in_ptr += behind * (3 * H)
         starts = side * batch
         if begins_ptr is not None:
             direction = 1 - 2 * side
-        if gain_ptr is not None:
-            gain_ptr += side * (3 * H)
-            products_ptr += side * batch * (3 * H)
-        state_ptr += side * batch * H
-        update_ptr += side * batch * H
-        reset_state_ptr += side * batch * H
-        output_ptr += side * H
-        width = 2 * H
+        state_ptr, update_ptr, reset_state_ptr = _own_states(side * batch * H, state_ptr, update_ptr, reset_state_ptr)
+        output_ptr, width = output_ptr + side * H, 2 * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
-    norm = None
-    if gain_ptr is not None:
-        norm = Norm(gain_ptr, H, products=products_ptr)
+    norm = None if gain_ptr is None else Norm(gain_ptr + side * (3 * H), H, products=_own(products_ptr, starts, 3 * H))
     beside = Beside(
         reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip, behind, starts,
         FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below, norm,
@@ -397,18 +389,18 @@ def product_step(
     """A step's products, for the kernel behind it to normalise: of the state with the weights of the first GATES gates,
     or of `reset_state` with those of n."""
     j, b = own_tile(BLOCK_H, BLOCK_B)
-    here, before, width, behind = Step(row, count), Step(row_before, carried), H, None
+    here, before = (
+        own_step(row, count, row_back, count_back),
+        own_step(row_before, carried, row_before_back, carried_back),
+    )
+    width, behind = H, None
     if w_hh_back_ptr is not None:
-        side, behind = own_side(rows)
+        side, behind, w_hh_ptr = own_side(rows, w_hh_ptr, w_hh_back_ptr)
         products_ptr += side * batch * (3 * H)
-        here = step_of(side, row, count, row_back, count_back)
-        before = step_of(side, row_before, carried, row_before_back, carried_back)
         h0_ptr += side * batch * H
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         if reset_state_ptr is not None:
             reset_state_ptr += side * batch * H
-        output_ptr += side * H
-        width = 2 * H
+        output_ptr, width = output_ptr + side * H, 2 * H
     if reset_state_ptr is not None:
         an = _candidate_product(w_hh_ptr, reset_state_ptr, j, b, here, H, PRECISION, BLOCK_K)
         write(at(products_ptr + 2 * H, 0, b, j, 3 * H), an, there(j, b, H, here.count))

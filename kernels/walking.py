@@ -24,6 +24,7 @@ def forward(run: Recurrence[WalkingConfig], operands: Operands, save: bool) -> K
     Raises:
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
+    operands = per_step.with_masks(operands)
     h0, kept = operands.h0, Kept.empty(run, operands, save)
     args = kept.arguments(operands) | {"h0_ptr": h0} | per_step.forward_arguments(operands)
     args["state_ptr"] = state = per_step.first_state(operands, run.reverse)
@@ -33,11 +34,12 @@ def forward(run: Recurrence[WalkingConfig], operands: Operands, save: bool) -> K
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
         _start(walk_reset_first, args, {"VARIANT": run.variant}, 2, run, operands)
-    return kept
+    return kept._replace(h_n=per_step.last_state(state, operands))
 
 
 def backward(run: Recurrence[WalkingConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """As `stepwise.backward`, with what `forward` says here."""
+    operands = per_step.with_masks(operands)
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}

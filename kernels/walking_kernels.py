@@ -46,6 +46,14 @@ def _side(offsets_ptr, T, B, PACKED: tl.constexpr):
 
 
 @triton.jit
+def _after(last, offsets_ptr, i, T, B, direction, PACKED: tl.constexpr):
+    """The step after `last`, number i in forward's order, and `last` with those sequences alone that are alive there
+    too."""
+    here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
+    return here, Step(last.row, tl.minimum(last.count, here.count))
+
+
+@triton.jit
 def _flag(status_ptr, exchange, first, i, T, B, BLOCK_B: tl.constexpr):
     """The counter of an exchange at step number i, of the batch tile that begins with sequence `first`."""
     tiles = tl.cdiv(B, BLOCK_B)
@@ -116,11 +124,9 @@ def walk_torch(
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
     rows = rows_of_all(offsets_ptr, T, B, False)  # where steps do something beside, they are padded
-    seed = load_seed(seed_ptr)
-    last = before_first(T, B, direction)
+    seed, last = load_seed(seed_ptr), before_first(T, B, direction)
     for i in range(T):
-        here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
-        before = Step(last.row, tl.minimum(last.count, here.count))
+        here, before = _after(last, offsets_ptr, i, T, B, direction, PACKED)
         for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
             j, b, first = _of_tile(tile, H, BLOCK_H, BLOCK_B)
             if first < here.count:
@@ -202,8 +208,7 @@ def walk_reset_first(
     )  # fmt: skip
     last = before_first(T, B, direction)
     for i in range(T):
-        here = step_after(last, offsets_ptr, i, T, B, direction, PACKED)
-        before = Step(last.row, tl.minimum(last.count, here.count))
+        here, before = _after(last, offsets_ptr, i, T, B, direction, PACKED)
         for tile in range(tl.program_id(0), _tiles(H, B, BLOCK_H, BLOCK_B), tl.num_programs(0)):
             j, b, first = _of_tile(tile, H, BLOCK_H, BLOCK_B)
             if first < here.count:

@@ -46,6 +46,8 @@ def pytest_collection_modifyitems(items):
         already = item.get_closest_marker("slow") is not None
         if not already and thinning.leaves(item.path.name, getattr(item, "originalname", item.name)):
             item.add_marker(pytest.mark.slow)
+    # The longest by far: begun last, it would leave the other worker without work.
+    items.sort(key=lambda item: item.path.name != "test_in_interpreter.py")
 
 
 @pytest.fixture(autouse=True)

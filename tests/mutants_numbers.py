@@ -218,7 +218,6 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "kernels/exchange.py": [
-        ("buffer.view(torch.int32).fill_(-1)", "buffer.view(torch.int32).fill_(0)", _DATA),
         ('tl.atomic_add(flag, 1, sem="release"', 'tl.atomic_add(flag, 1, sem="relaxed"', _FLAGS),
         ("return torch.zeros(STATUS_WORDS.value + flags", "return torch.ones(STATUS_WORDS.value + flags", _FLAGS),
         (
@@ -228,9 +227,12 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("tl.store(host_ptr, number)", "tl.store(host_ptr, 0)", _EXPIRES),
         ("if not 0.0 < seconds <= 1e6:", "if not seconds <= 1e6:", named("test_watch", "a_time_that_is_none")),
+    ],
+    "kernels/prologue.py": [
+        ("x.view(torch.int32).fill_(-1)", "x.view(torch.int32).fill_(0)", _DATA),
         (
-            'return x.nan_to_num(float("nan"), float("inf"), -float("inf"))',
-            "return x",
+            'state.out.copy_(state.source.nan_to_num(float("nan"), float("inf"), -float("inf")))',
+            "state.out.copy_(state.source)",
             named("test_persistent", "nan_and_infinity_come_out_where_the_reference_has_them[torch-data]"),
         ),
     ],

@@ -79,6 +79,12 @@ def loop(
     return torch.stack(outputs), begins, before_clip
 
 
+def _with_masks(case: Case) -> PerStep:
+    """Of a case in one direction."""
+    batch, hidden_size = case.h0.shape
+    return case.per_step.masked(case.steps.num_rows, hidden_size).dropping(batch, hidden_size, torch.float64)
+
+
 def _exact(per_step: PerStep) -> PerStep:
     """In float64."""
     floats = {name: x.double() for name, x in per_step._asdict().items() if isinstance(x, Tensor) and name != "reset"}
@@ -88,7 +94,7 @@ def _exact(per_step: PerStep) -> PerStep:
 def _loop(case: Case, *leaves: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """`loop` of a case in one direction, from its gates_in, h0, w_hh and b_hn in float64."""
     gates_in, *others = leaves
-    per_step = _exact(case.per_step.masked(case.steps.num_rows, case.h0.shape[-1]))
+    per_step = _exact(_with_masks(case))
     gates_in = gates_in.view(case.steps.seq_len, case.steps.batch, -1)
     return loop(gates_in, *others, per_step, variant=case.variant, reverse=case.reverse)
 
@@ -108,7 +114,7 @@ def _with_expected(case: Case) -> Case:
     expected = {"output": output.detach(), "d_begin": torch.cat(grads[: len(begins)])}
     expected |= dict(zip(("d_gates", "d_h0", "d_b_hn"), grads[len(begins) :], strict=False))
     if case.per_step.carries:
-        dropped = 1.0 if case.per_step.dropped is None else case.per_step.dropped.double()
+        dropped = 1.0 if case.per_step.dropped is None else _with_masks(case).dropped
         expected["begins"] = torch.cat([dropped * begin.detach() for begin in begins])
     return replace(case, expected=expected)
 
@@ -132,7 +138,7 @@ def per_step_recurrence(
     by_unit: decay and amount are (N, H), not (N,). fresh_once: one fresh state for all steps, (B, H). flags: amount is
     bool."""
     rows, wide = seq_len * batch, 3 * hidden_size
-    seed = torch.randint(1 << 62, ())
+    seed, of_dropped = torch.randint(1 << 62, (2,)).unbind()
 
     def drawn(reverse: bool) -> Case:
         given = [
@@ -146,6 +152,10 @@ def per_step_recurrence(
         per_step = _options(rows, batch, hidden_size, options, by_unit, fresh_once, flags, dtype)
         if "zoneout" in options:  # the second direction's rows are counted on from the first one's
             per_step = per_step._replace(seed=seed + rows if both and reverse else seed, zoneout=0.4)
+        if "dropped" in options:
+            own = of_dropped + batch if both and reverse else of_dropped
+            per_step = per_step._replace(dropped=own, recurrent_dropout=0.3)
+            per_step = per_step._replace(begins=torch.empty(rows, hidden_size, dtype=dtype))
         rounded = (None if x is None else x.to(dtype) for x in given)
         return Case(*rounded, Steps.padded(seq_len, batch), variant, reverse, {}, per_step=per_step)
 
@@ -178,7 +188,6 @@ def _options(
         "fresh": torch.randn(batch if fresh_once else rows, hidden_size).to(dtype),
         "decay": torch.rand(each).to(dtype),
         "amount": amount > 0.5 if flags else amount.to(dtype),
-        "dropped": ((torch.rand(batch, hidden_size) < 0.7) / 0.7).to(dtype),
     }
     per_step = PerStep(**{name: x for name, x in found.items() if name in options}, wants_d_begin=True)
     if per_step.carries:

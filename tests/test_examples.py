@@ -80,6 +80,7 @@ def test_two_processes_learn_as_one(one_process, tmp_path):
     assert_same(in_two_parts(*TORCHRUN, 2, EXAMPLES / "ddp.py", "--checkpoint", tmp_path / "new" / "ck"), one_process)
 
 
+@pytest.mark.slow
 @distributed
 def test_two_sharded_processes_learn_as_one_which_can_go_on_from_their_checkpoint(one_process, tmp_path):
     script = (EXAMPLES / "fsdp2.py", "--checkpoint", tmp_path / "new" / "ck")
@@ -104,6 +105,7 @@ def test_accelerate_learns_as_one_process(processes, one_process, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_training_learns_as_without_the_compiler(tmp_path):
     script = EXAMPLES / "compiled_training.py"

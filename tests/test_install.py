@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -218,6 +219,8 @@ def test_type_checkers_see_it(checker, installed, tmp_path, caches):
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
 def test_type_checkers_find_what_is_not_there(checker, installed, tmp_path, caches):
     """So they do look: an unknown name, and an argument of the wrong type, or none of its values."""
-    for wrong in ("trigru.no_such_name", "trigru.GRU('three', 4)", "trigru.GRU(3, 4, variant='nonsense')"):
-        done = checked(checker, installed, f"import trigru\n\n{wrong}\n", tmp_path, caches)
-        assert done.returncode == 1, done.stdout + done.stderr
+    wrong = ("trigru.no_such_name", "trigru.GRU('three', 4)", "trigru.GRU(3, 4, variant='nonsense')")
+    done = checked(checker, installed, "\n".join(["import trigru", *wrong, ""]), tmp_path, caches)
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = [int(number) for number in re.findall(r"users\.py:(\d+):.*\berror\b", done.stdout)]
+    assert sorted(set(lines)) == [2, 3, 4], done.stdout + done.stderr

@@ -35,7 +35,8 @@ def cases():
         for j, variant in enumerate(trigru.VARIANTS):
             for k, way in enumerate(WAYS):
                 for narrow, dtype in enumerate([torch.float32, torch.bfloat16]):
-                    quick = k == (i + j + 2 * narrow) % 4 if INTERPRETED else (j, k, narrow) == (i, 1 - i, i)
+                    by_turns = (k, narrow) == (3 * (i + j) % 4, (i + j) % 2)
+                    quick = by_turns if INTERPRETED else (j, k, narrow) == (i, 1 - i, i)
                     marks = [] if quick else pytest.mark.slow
                     yield pytest.param(schedule, variant, way, dtype, marks=marks)
 
@@ -72,7 +73,7 @@ def scales():
     for i, schedule in enumerate(["resident", "stepwise"] if INTERPRETED else ["eager"]):
         for j, dtype in enumerate([torch.float32, torch.bfloat16]):
             for k, scale in enumerate(SCALES):
-                slow = INTERPRETED and (i + j + k) % 2
+                slow = INTERPRETED and (i + 2 * j + k) % 4
                 yield pytest.param(scale, dtype, schedule, marks=pytest.mark.slow if slow else [])
 
 

@@ -73,9 +73,11 @@ def test_all_of_them_in_narrow_numbers(variant, dtype):
 
 
 def test_derivatives_of_derivatives():
-    module = layer_of(2, 3, variant="cho", bidirectional=True, clip=0.7, zoneout=0.3)
-    x, hx = randn(4, 2, 2), randn(2, 2, 3)
-    given = arguments_of((4, 2), 6, 2)
+    module = layer_of(2, 2, variant="cho", bidirectional=True, clip=0.7, zoneout=0.3)
+    x, hx = randn(3, 2, 2), randn(2, 2, 2)
+    given = arguments_of((3, 2), 4, 2)
+    given["mask"][1, 0] = False
+    given["reset"][2, 1] = True
     leaves = [v.requires_grad_() for v in (x, hx, given["reset_state"], given["decay"], given["attention"])]
 
     def call(x, hx, state, decay, attention):
@@ -139,10 +141,11 @@ def test_checkpointing_draws_the_same_masks():
     assert all(map(torch.equal, *grads))
 
 
-def test_zoneout_keeps_nothing_for_backward_but_its_seed():
+@pytest.mark.parametrize("name", ["zoneout", "recurrent_dropout"])
+def test_masks_keep_nothing_for_backward_but_their_seed(name):
     kept = []
     for rate in (0.0, 0.5):
-        module, x, sizes = layer_of(3, 64, 2, zoneout=rate), randn(40, 6, 3).requires_grad_(), {}
+        module, x, sizes = layer_of(3, 64, 2, **{name: rate}), randn(40, 6, 3).requires_grad_(), {}
 
         def pack(saved, sizes=sizes):
             sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()

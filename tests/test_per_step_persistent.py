@@ -13,7 +13,7 @@ from ptx import ptx_launcher
 from test_exchange_order import EVENTS, ORDER, events, time_loop
 
 import trigru
-from trigru.kernels import persistent
+from trigru.kernels import per_step, persistent
 from trigru.kernels.config import PersistentConfig, persistent_config
 from trigru.kernels.launch import using
 from trigru.kernels.offline import Recorder, compile_launch, target_of
@@ -113,11 +113,34 @@ def test_nothing_passes_a_reset_and_nothing_else_counts_where_the_state_is_carri
 
 @pytest.mark.parametrize("variant", ["torch", pytest.param("cho", marks=pytest.mark.slow)])
 def test_flags_are_amounts_of_zero_and_one(variant):
-    case = per_step_recurrence(3, 3, 48, ("reset", "amount"), variant=variant, dtype=torch.bfloat16)
+    case = per_step_recurrence(3, 3, 48, ("amount",), variant=variant, dtype=torch.bfloat16)
     done = case.per_step.amount > 0.5
     given = [replace(case, per_step=case.per_step._replace(amount=x)) for x in (done.to(torch.bfloat16), done)]
     first, second = (run(case, seed=0) for case in given)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("variant", "way", "size"),
+    [
+        ("torch", {"both": True}, (3, 18, 40)),
+        ("chung", {"fresh_once": True}, (2, 3, 19)),
+        pytest.param("cho", {"reverse": True}, (3, 5, 48), marks=pytest.mark.slow),
+        pytest.param("torch", {"reverse": True, "fresh_once": True}, (1, 3, 48), marks=pytest.mark.slow),
+    ],
+)
+def test_resets_and_flags_in_one_word(monkeypatch, variant, way, size):
+    """As each by itself, bit for bit but for d_h0, of whose last addition the compiler makes one rounding or two; and
+    NaN in what does not count reaches nothing."""
+    options = ("reset", "amount") + ("fresh",) * ("fresh_once" in way)
+    case = per_step_recurrence(*size, options, flags=True, variant=variant, dtype=torch.bfloat16, **way)
+    check(case, seed=1)
+    case.gates_in[~case.per_step.amount] = float("nan")
+    words = run(case, seed=2)
+    monkeypatch.setattr(per_step, "in_words", lambda *_: {})
+    apart = run(case, seed=3)
+    torch.testing.assert_close(words.pop("d_h0"), apart.pop("d_h0"))
+    assert all(x.isfinite().all() and torch.equal(x, apart[name]) for name, x in words.items())
 
 
 def test_batch_tiles_that_take_turns():

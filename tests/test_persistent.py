@@ -261,7 +261,7 @@ def test_exact_float32_is_refused():
 def test_an_empty_batch():
     case = recurrence(2, 1, 16)
     operands = case.operands._replace(gates_in=case.gates_in[:0], h0=case.h0[:0], steps=Steps.padded(2, 0))
-    output, reserve = persistent.forward(Recurrence("torch", False, "tf32", PersistentConfig()), operands, True)
+    output, reserve, _ = persistent.forward(Recurrence("torch", False, "tf32", PersistentConfig()), operands, True)
     assert output.shape == (0, 16)
     assert reserve.shape == (0, 64)
 

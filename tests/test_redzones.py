@@ -141,30 +141,31 @@ def pointers(kernel):
 
 
 @pytest.fixture
-def planted(tmp_path):
+def planted(tmp_path, monkeypatch):
     """A function: `planted(kernel, line)` is a copy of the package in which the kernel begins with that line."""
-    names = []
+    loaded = 0
+
+    def forget():
+        for module in [module for module in sys.modules if module.partition(".")[0] == "planted"]:
+            del sys.modules[module]
 
     def load(kernel, line):
+        nonlocal loaded
+        forget()
+        loaded += 1
         path, node = source_of(kernel)
-        name = f"planted_{len(names)}_{kernel}"
-        folder = tmp_path / name
+        # The same name each time: Triton finds the other kernels where it has compiled them before.
+        folder = tmp_path / str(loaded) / "planted"
         shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("__pycache__"))
         body = node.body[1] if isinstance(node.body[0], ast.Expr) else node.body[0]
         lines = path.read_text().splitlines(keepends=True)
         lines.insert(body.lineno - 1, f"    {line}\n")
         (folder / path.name).write_text("".join(lines))
-        names.append(name)
-        sys.path.insert(0, str(tmp_path))
-        importlib.invalidate_caches()
-        try:
-            return importlib.import_module(name)
-        finally:
-            sys.path.remove(str(tmp_path))
+        monkeypatch.syspath_prepend(folder.parent)
+        return importlib.import_module("planted")
 
     yield load
-    for module in [m for m in sys.modules if m.partition(".")[0] in names]:
-        del sys.modules[module]
+    forget()
 
 
 def caught(package, schedule, case, config):

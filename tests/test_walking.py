@@ -105,7 +105,7 @@ def test_nan_stays_in_its_sequence():
 def test_an_empty_batch():
     case = recurrence(2, 1, 16)
     operands = case.operands._replace(gates_in=case.gates_in[:0], h0=case.h0[:0], steps=case.steps.padded(2, 0))
-    output, reserve = walking.forward(
+    output, reserve, _ = walking.forward(
         Recurrence("torch", False, "tf32", walking_config(torch.bfloat16, 1, 16)), operands, True
     )
     assert output.shape == (0, 16)

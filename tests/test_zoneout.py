@@ -1,4 +1,4 @@
-"""Zoneout's masks: what zoneout.py says they are, as good as random, and made by kernels where they need them."""
+"""Zoneout's masks: what masks.py says they are, as good as random, and made by kernels where they need them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trigru
 from trigru.kernels.launch import using
+from trigru.kernels.masks import renewed, threshold
 from trigru.kernels.offline import Recorder
-from trigru.kernels.zoneout import renewed, threshold
 from trigru.operators import compute
 from trigru.operators.schema import Backward, Recorded
 from trigru.schedules import recompute

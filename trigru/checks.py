@@ -46,7 +46,7 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
         ValueError: input's dtype differs from that of the weights, as in nn.GRU.
         RuntimeError: anything else.
     """
-    input, hx, batch_sizes, given, gain = call
+    input, hx, batch_sizes, given, gain, _ = call
     dims = 3 if batch_sizes is None else 2
     shape, dtype, device = input.shape, input.dtype, input.device  # each makes an object
     if input.layout != torch.strided:
@@ -117,12 +117,15 @@ def _check_given(layer: Layer, call: Call) -> None:
         "fresh": (state, (steps, *state)),
         "decay": ((steps, batch, 1), (steps, batch, layer.directions * hidden_size)),
         "amount": ((steps, batch),),
-        "dropped": (state,),
+        "dropped": ((),),
         "seed": ((),),
         "lengths": ((batch,),),
     }
     flags, number = [torch.bool], [torch.int64]
-    dtypes = {"reset": flags, "seed": number, "lengths": number, "amount": [call.input.dtype, *flags]}
+    dtypes = dict.fromkeys(("dropped", "seed", "lengths"), number) | {
+        "reset": flags,
+        "amount": [call.input.dtype, *flags],
+    }
     for name in present(call.given):
         x = getattr(call.given, name)
         expect(name, x, shapes[name], dtypes.get(name, [call.input.dtype]), call.input)

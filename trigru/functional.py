@@ -107,11 +107,35 @@ the tensors are torch.float64
     of_steps = NO_OPTIONS
     if zoneout or recurrent_dropout or weight_dropout or clip is not None:
         of_steps = Options(zoneout, recurrent_dropout, weight_dropout, clip)
-    records, finish = _prepared(
-        input, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, arguments, of_steps, training=training, **options
-    )
-    output, h_n = operators.gru(*records)
+    key, tensors = None, (input, h0, w_ih, w_hh, b_ih, b_hh)
+    bare = arguments is NO_ARGUMENTS and of_steps is NO_OPTIONS and gain is batch_sizes is None
+    if bare and num_heads == groups == 1 and not torch.compiler.is_compiling():
+        key = _key((variant, schedule, reverse, memory), *tensors)
+        if key is not None and (found := operators.gru_again(*key)) is not None:
+            return found[0], found[1].squeeze(0)
+    options["zeros_later"] = key is not None
+    records, finish = _prepared(*tensors, batch_sizes, arguments, of_steps, training=training, **options)
+    output, h_n = operators.gru(*records, None if key is None else key[0])
     return output if finish is None else finish(output), h_n.squeeze(0)
+
+
+def _key(
+    said: tuple[Any, ...],
+    input: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Any, ...] | None:
+    """What `operators.gru_again` takes of a call of the equations alone; None where it is not known by a key."""
+    if not input.is_cuda or input.dim() != 3 or w_hh.dim() != 2 or (b_ih is None) != (b_hh is None):
+        return None
+    biases = () if b_ih is None else (b_ih, b_hh)
+    tensors = [input, None if h0 is None else h0.unsqueeze(0), w_ih, w_hh, *biases]
+    if (key := operators.key_of(said, tensors)) is None:
+        return None
+    return key, tensors, (1, input.shape[1], w_hh.shape[0] // 3)
 
 
 def records_of(input: Tensor, *tensors: Any, **options: Any) -> Records:
@@ -139,10 +163,11 @@ def _prepared(
     num_heads: int = 1,
     groups: int = 1,
     gain: Tensor | None = None,
+    zeros_later: bool = False,
     **options: Any,
 ) -> tuple[Records, Finish | None]:
     """The records of a call of `gru`, checked, and cast, where autocast is on; and what its output still goes
-    through."""
+    through. zeros_later: where there is no h0, it may be `Call.zeros`."""
     if (blocks := Blocks.of(num_heads, groups, groups * w_ih.shape[-1], w_hh.shape[0] // 3, 1)) is not None:
         num_heads = blocks.num_heads
         w_ih = whole(w_ih, blocks.groups)
@@ -158,10 +183,11 @@ def _prepared(
     if num_heads > 1:
         options["num_heads"] = num_heads
     layer = layer_of(input.shape[-1], num_heads * w_hh.shape[1], bias=len(weights) == 4, **options)
+    zeros_later = zeros_later and h0 is None
     if h0 is None:
         batch = input.shape[1] if batch_sizes is None else first_of(batch_sizes)
-        h0 = input.new_zeros(batch, layer.hidden_size)
-    call, finish = Call(input, h0.unsqueeze(0), batch_sizes), None
+        h0 = (input.new_empty if zeros_later else input.new_zeros)(batch, layer.hidden_size)
+    call, finish = Call(input, h0.unsqueeze(0), batch_sizes, zeros=zeros_later), None
     if gain is not None:
         expect("gain", gain, [(2, 3 * layer.hidden_size)], None, input)
         call = call._replace(gain=gain.unsqueeze(0))

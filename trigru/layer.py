@@ -25,7 +25,8 @@ Memory = Literal["keep", "recompute"]
 class Layer:
     """What is static of a GRU of several layers and directions; hashable, so that plans are remembered by it.
 
-    dropout, zoneout: as they apply to the call, 0 in evaluation (zoneout's expected value is then in `Given.amount`).
+    dropout, zoneout, recurrent_dropout: as they apply to the call, 0 in evaluation (zoneout's expected value is then in
+    `Given.amount`).
     reverse: a single direction that runs from the last step to the first. bias: whether each layer and direction has
     both biases. num_heads: blocks on the diagonal of W_hh, whose weight has the columns of one. The other fields: as
     the arguments of `trigru.GRU`.
@@ -44,6 +45,7 @@ class Layer:
     memory: str = "keep"
     clip: float | None = None
     zoneout: float = 0.0
+    recurrent_dropout: float = 0.0
     num_heads: int = 1
 
     @property
@@ -85,7 +87,7 @@ class Given(NamedTuple):
     fresh: Tensor | None = None  # (L * D, B, H) or (T, L * D, B, H): the state that it begins from; None: zeros
     decay: Tensor | None = None  # (T, B, 1) or (T, B, D * H)
     amount: Tensor | None = None  # (T, B); bool: 0 or 1
-    dropped: Tensor | None = None  # (L * D, B, H): what the recurrent products see of the state
+    dropped: Tensor | None = None  # (), int64: of recurrent_dropout's masks
     seed: Tensor | None = None  # (), int64: of zoneout's masks
     lengths: Tensor | None = None  # (B,) int64: steps past it change nothing of a state, and none begins an episode
 
@@ -128,6 +130,7 @@ class Call(NamedTuple):
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, as in PackedSequence; None: not packed
     given: Given = NOTHING  # not with batch_sizes
     gain: Tensor | None = None  # (L * D, 2, 3H), of normalised products
+    zeros: bool = False  # hx is memory alone: whoever reads it first fills it with zeros
 
 
 def differentiable(call: Call) -> tuple[Tensor | None, ...]:

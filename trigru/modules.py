@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ from .schedules.cudnn import lay_flat
 def _gain_of(names: Sequence[str]) -> str:
     """The name of the gain beside the weights of these names."""
     return names[0].replace("weight_ih", "gain")
+
+
+_STATIC = attrgetter(
+    *("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "training"),
+    *("bidirectional", "_reverse", "variant", "schedule", "memory"),
+)
+"""What `GRU._layer` goes by."""
 
 
 class GRU(Leaf, nn.RNNBase):
@@ -286,28 +294,45 @@ class GRU(Leaf, nn.RNNBase):
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
             )
-        if given is NO_ARGUMENTS and (found := self._directly(input, hx)) is not None:
-            return found
-        records, finish = self._prepared(input, hx, given=given)
-        output, h_n = operators.gru(*records)
+        key = None
+        if given is NO_ARGUMENTS and not torch.compiler.is_compiling() and (weights := self._bare()) is not None:
+            if input.is_cpu:
+                found = self._directly(input, hx, weights)
+            else:
+                key = self._key(input, hx, weights)
+                found = None if key is None else operators.gru_again(*key)
+            if found is not None:
+                return found
+        records, finish = self._prepared(input, hx, given=given, zeros_later=key is not None)
+        output, h_n = operators.gru(*records, None if key is None else key[0])
         if finish is not None:
             output = finish(output)
         return (output.squeeze(1), h_n.squeeze(1)) if input.dim() == 2 else (output, h_n)
 
-    def _directly(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Of a call of the equations alone that torch's own GRU serves; see `operators.direct`."""
-        if torch.compiler.is_compiling() or not input.is_cpu or self.variant != "torch":
-            return None
+    def _bare(self) -> list[Tensor] | None:
+        """The weights of a module of the equations alone, where all are parameters and nobody listens; else None."""
         if self._options is not None or self._blocks is not None or "_prepared" in self.__dict__:  # by trigru.tap
             return None
         parameters = self._parameters
         if "h0" in parameters or "gain_l0" in parameters:
             return None
         try:
-            weights = [parameters[name] for names in self._all_weights for name in names]
+            return [parameters[name] for names in self._all_weights for name in names]  # type: ignore[misc]
         except KeyError:  # a parametrized weight is computed where it is looked up, which may do more: once in a call
             return None
-        return direct(self._layer(), weights, input, hx)  # type: ignore[arg-type]
+
+    def _directly(self, input: Tensor, hx: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Of a call on a CPU that torch's own GRU serves; see `operators.direct`."""
+        return direct(self._layer(), weights, input, hx) if self.variant == "torch" else None
+
+    def _key(self, input: Tensor, hx: Tensor | None, weights: list[Tensor]) -> tuple[Any, ...] | None:
+        """What `operators.gru_again` takes of a call on a GPU; None where it is not known by a key."""
+        if not input.is_cuda or input.dim() != 3:
+            return None
+        tensors = [input, hx, *weights]
+        if (key := operators.key_of(_STATIC(self), tensors)) is None:
+            return None
+        return key, tensors, (len(self._all_weights), input.shape[0 if self.batch_first else 1], self.hidden_size)
 
     def _prepared(
         self,
@@ -316,9 +341,10 @@ class GRU(Leaf, nn.RNNBase):
         batch_sizes: Tensor | None = None,
         sorted_indices: Tensor | None = None,
         given: PerCall = NO_ARGUMENTS,
+        zeros_later: bool = False,
     ) -> tuple[Records, Finish | None]:
         """What a call of the module is: the records, checked, as nn.GRU checks, and cast, where autocast is on.
-        And what its output goes through."""
+        And what its output goes through. zeros_later: where there is no hx, it may be `Call.zeros`."""
         batched = True
         if batch_sizes is not None:
             if sorted_indices is not None:
@@ -352,9 +378,10 @@ class GRU(Leaf, nn.RNNBase):
         initial = self._weight("h0").to(input.dtype) if "h0" in self._parameters else None
         if hx is None and initial is not None:
             hx = initial.unsqueeze(1).expand(layer.parts, batch, self.hidden_size)
-        elif hx is None:
-            hx = input.new_zeros(layer.parts, batch, self.hidden_size)
-        call = Call(input, hx, batch_sizes, gain=self._gain())
+        zeros_later = zeros_later and hx is None
+        if hx is None:
+            hx = (input.new_empty if zeros_later else input.new_zeros)(layer.parts, batch, self.hidden_size)
+        call = Call(input, hx, batch_sizes, gain=self._gain(), zeros=zeros_later)
         finish = None
         if given is not NO_ARGUMENTS or self._options is not None:
             (layer, weights, call), finish = prepare(

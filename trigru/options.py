@@ -162,18 +162,20 @@ def prepare(
         amount = amount * (1 - options.zoneout)
     if mask is not None:
         amount = mask if amount is None else torch.where(mask, amount, 0)
-    dropped = seed = None
-    if training and options.recurrent_dropout:
-        dropped = F.dropout(torch.ones_like(call.hx), options.recurrent_dropout)
-    zoneout = float(options.zoneout) if training else 0.0
-    if zoneout:
-        seed = torch.randint(1 << 62, (), dtype=torch.int64, device=input.device)
+    zoneout, recurrent_dropout = (float(x) if training else 0.0 for x in (options.zoneout, options.recurrent_dropout))
+    dropped = _new_seed(input.device) if recurrent_dropout else None
+    seed = _new_seed(input.device) if zoneout else None
     if training and options.weight_dropout:
         weights = drop_weights(layer, weights, options.weight_dropout)
     given = Given.of((reset, fresh, decay, amount, dropped, seed, lengths))
     clip = None if options.clip is None else float(options.clip)
-    layer = replace(layer, clip=clip, zoneout=zoneout)
+    layer = replace(layer, clip=clip, zoneout=zoneout, recurrent_dropout=recurrent_dropout)
     return Records(layer, weights, Call(input, call.hx, None, given, call.gain)), finish
+
+
+def _new_seed(device: torch.device) -> Tensor:
+    """(), int64: of the masks of a call, which leaves so many numbers above for its rows."""
+    return torch.randint(1 << 62, (), dtype=torch.int64, device=device)
 
 
 def _check_combination(layer: Layer, call: Call, arguments: PerCall) -> None:

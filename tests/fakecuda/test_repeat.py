@@ -15,14 +15,14 @@ import fakecuda
 import trigru
 from trigru.kernels import launch, persistent, watch
 from trigru.kernels.errors import DoesNotFit, KernelTimeout
-from trigru.operators import compute
+from trigru.operators import compute, known
 
 HALF = torch.float16
 
 
 @pytest.fixture(autouse=True)
 def _nothing_known():
-    compute._kinds.clear()
+    known.forget()
 
 
 def made(schedule, input_size=4, hidden_size=16, **options):
@@ -126,6 +126,57 @@ def test_dropout_is_drawn_anew():
     assert torch.equal(module(x)[0], wanted)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "batch", "options"),
+    [
+        ("eager", 3, {}),
+        ("persistent", 2, {"num_layers": 2, "input_size": 16}),
+        ("resident", 3, {"bias": False}),
+        ("resident", 33, {"bias": False}),
+        ("stepwise", 33, {"bidirectional": True}),
+    ],
+)
+def test_without_a_first_state_it_is_zeros(schedule, batch, options):
+    """Whatever its memory held before."""
+    module = made(schedule, **options)
+    x = drawn(2, batch, module.input_size)
+    zeros = torch.zeros(module.num_layers * (2 if module.bidirectional else 1), batch, 16, dtype=HALF).cuda()
+    for number in range(4):
+        fakecuda.options["execute"] = number == 3
+        for one in [torch.full_like(zeros, float("nan")) for _ in range(8)]:
+            del one
+        found = results(module, x)
+    wanted = results(module, x, zeros.requires_grad_())
+    del wanted[3]  # the derivative by it
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_the_function_is_repeated_too():
+    weights = [
+        (torch.randn(*shape) / 4).to("cuda", HALF).requires_grad_() for shape in ((48, 4), (48, 16), (48,), (48,))
+    ]
+    exact_weights = [w.detach().cpu().double().requires_grad_() for w in weights]
+    for h0 in (None, drawn(3, 16)):
+        for number in range(5):
+            fakecuda.options["execute"] = number in (0, 4)
+            x = drawn(2, 3, 4)
+            found = []
+            for own, one, first in ((weights, x, h0), (exact_weights, x.detach().cpu().double(), h0)):
+                first = None if first is None else first.detach().to(one.device, one.dtype).requires_grad_()
+                output, h_n = trigru.gru(
+                    one, first, *own, variant="cho", schedule="resident" if one.is_cuda else "eager"
+                )
+                leaves = [*own, *([] if first is None else [first])]
+                found.append([output, h_n, *torch.autograd.grad(output.sum() + h_n.square().sum(), leaves)])
+            if fakecuda.options["execute"]:
+                for got, wanted in zip(*found, strict=True):
+                    error = (got.detach().cpu().double() - wanted.detach()).abs().max()
+                    assert error <= 0.02 * max(1.0, wanted.abs().max())
+    assert repeated() == 4
+    with pytest.raises(ValueError, match="variant"):
+        trigru.gru(x, None, *weights, variant=["cho"])
+
+
 def test_nothing_is_kept_alive():
     module = made("persistent")
     for _ in range(4):
@@ -150,15 +201,16 @@ def test_hooks_of_triton_see_each_launch():
     module, seen = made("resident"), []
     x = drawn(3, 3, 4)
     for _ in range(4):
+        del fakecuda.launches[:]
         module(x)
-    hook = seen.append
+    hook, launches = seen.append, len(fakecuda.launches)
     triton.knobs.runtime.launch_enter_hook.add(hook)
     try:
         module(x)
         module(x)
     finally:
         triton.knobs.runtime.launch_enter_hook.remove(hook)
-    assert len(seen) == 2
+    assert len(seen) == 2 * launches
 
 
 def test_another_protocol_is_no_repetition():
@@ -231,7 +283,7 @@ def test_a_stream_of_its_own():
 
 def test_calls_within_batch_invariant_are_of_another_kind():
     """Tiles and plan are the same here; who multiplies the rows of all steps is not."""
-    module, x = made("stepwise"), drawn(3, 16, 4)
+    module, x = made("stepwise"), drawn(5, 16, 4)
     fakecuda.options["execute"] = False
     for inside in (False, False, False, False, True, True, True, True, False):
         del fakecuda.launches[:]

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from ..schedules.cudnn import unspent
 from ..schedules.per_step import of_parts
 from ..schedules.reserve import empty_reserve
 from ..schedules.stack import new_output, time_major
-from . import batching, compute, derivative, flops, sharding
+from . import batching, compute, derivative, flops, known, sharding
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
@@ -125,8 +126,8 @@ class _GRU(torch.autograd.Function):
     """The operator `gru` and its derivative without the dispatcher, whose Python layers cost some 100 us a call."""
 
     @staticmethod
-    def forward(ctx, forward: Recorded, by, has_input, batch_sizes, input, shape, hx, *others):  # type: ignore[no-untyped-def]
-        result = compute.forward(forward, by, alone=True)
+    def forward(ctx, forward: Recorded, run, has_input, batch_sizes, input, shape, hx, *others):  # type: ignore[no-untyped-def]
+        result, ctx.known = run(forward), run if isinstance(run, known.Known) else None
         if not has_input:
             forward = forward._replace(call=forward.call._replace(input=shape))
         derivative.save(ctx, forward, result, has_input)
@@ -136,7 +137,8 @@ class _GRU(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
         *_, need_input, _, need_hx = ctx.needs_input_grad[:7]
         needs = [need_hx, *ctx.needs_input_grad[7:]]
-        d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, [need_input, *needs])
+        needs = [need_input, *needs]
+        d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, needs, ctx.known)
         return None, None, None, None, d_input, None, *others
 
 
@@ -165,6 +167,7 @@ def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
     return layer.num_layers
 
 
+key_of = known.key_of
 _benchmark = torch._C._get_cudnn_benchmark
 
 
@@ -174,10 +177,10 @@ def _at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Si
     at_first_call(layer, weights, call, site)
 
 
-def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Tensor]:
+def gru(layer: Layer, weights: Sequence[Tensor], call: Call, key: known.Key | None = None) -> tuple[Tensor, Tensor]:
     """(output, h_n) of all layers and directions; gate values are kept only where a gradient can be asked for.
 
-    The caller has checked that everything fits: `trigru.checks`."""
+    The caller has checked that everything fits: `trigru.checks`. key: of `known`, for calls to be known by."""
     if is_transformed() or (not torch.compiler.is_compiling() and has_tangent(tensors_of(weights, call))):
         return compute.by_reference(layer, weights, call, _drawn(layer, call))
     if layer.dropout and is_batched():
@@ -194,17 +197,37 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Te
     by = plan(layer, site)
     if by.schedule == "torch":
         return compute.by_torch(layer, weights, call)
+    again = None if torch.autograd._profiler_enabled() and not site.recording else compute.repeated(forward, by)
     if site.recording:
         if by_cudnn := by.schedule == "cudnn":
             forward = forward._replace(first_kept=0)
         has_input = by_cudnn or derivative.reads_input(forward, [w.requires_grad for w in weights])
         shape = None if has_input else derivative.Shape.apply(call.input)
         given = () if call.given is NOTHING and call.gain is None else differentiable(call)
-        return _GRU.apply(forward, by, has_input, call.batch_sizes, call.input, shape, call.hx, *weights, *given)
+        run = partial(compute.forward, by=by, again=again)
+        if key is not None and again is not None and has_input:
+            known.remember(key, known.Known(again, layer, first_kept, True))
+        return _GRU.apply(forward, run, has_input, call.batch_sizes, call.input, shape, call.hx, *weights, *given)
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):
             return compute.forward(forward, by)[:2]
-    return compute.forward(forward, by, alone=True)[:2]
+    if key is not None and again is not None:
+        known.remember(key, known.Known(again, layer, first_kept, False))
+    return compute.forward(forward, by, again)[:2]
+
+
+def gru_again(key: known.Key, tensors: Sequence[Any], zeros: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    """`gru` where a call with this key has been noted; else None. tensors: input, hx and the weights, as `known.key_of`
+    was given them. zeros: the shape of hx where it is None."""
+    found = known.find(key)
+    if found is None:
+        return None
+    input, hx, *weights = tensors
+    call = Call(input, input.new_empty(zeros), zeros=True) if hx is None else Call(input, hx)
+    forward = Recorded(found.layer, weights, call, found.first_kept)
+    if found.recording:
+        return _GRU.apply(forward, found, True, None, input, None, call.hx, *weights)
+    return found(forward)[:2]
 
 
 def _drawn(layer: Layer, call: Call) -> list[Tensor | None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..blocks import whole_weights
 from ..checks import batch_sizes_of
 from ..layer import Call, Layer
 from ..planning import invariant
-from ..planning.plan import KERNELS, Site, plan, precision_of
+from ..planning.plan import KERNELS, Site, plan, precision_of, shared_devices
 from ..planning.stages import Plan
 from ..schedules import stack
 from ..schedules.part import Part, Run
@@ -32,25 +32,27 @@ def site_of(layer: Layer, call: Call, *, recording: bool = False, plain: bool = 
     return site._replace(given=names(layer, call)) if does_more(layer, call) else site
 
 
-def forward(recorded: Recorded, by: Plan | None = None, *, alone: bool = False) -> stack.Result:
-    """By a plan, or by the one that is made here. alone: nobody looks on, so that a call on a GPU may be repeated as it
-    was noted (see `trigru.schedules.repeat`)."""
+def forward(recorded: Recorded, by: Plan | None = None, again: Again | None = None) -> stack.Result:
+    """By a plan, or by the one that is made here. again: what repeats the call, of `repeated`."""
     layer, weights, call, first_kept = recorded
     if by is None:
         by = plan(layer, site_of(layer, call, recording=first_kept < layer.num_layers))
+    if call.zeros and by.schedule not in KERNELS:
+        call.hx.zero_()
 
     def run(tensors: Sequence[Any]) -> tuple[Any, ...]:
         input, hx, *own = tensors
         return tuple(stack.forward(layer, own, call._replace(input=input, hx=hx), by, first_kept))
 
     tensors = (call.input, call.hx, *weights)
-    again = _repeated(recorded, by, tensors) if alone else None
     return stack.Result(*(run(tensors) if again is None else again(run, tensors)))
 
 
-def backward(backward: Backward, *, alone: bool = False) -> list[Tensor | None]:
+def backward(
+    backward: Backward, *, alone: bool = False, note: Callable[[Again], None] | None = None
+) -> list[Tensor | None]:
     """Derivatives by input, hx, the weights and what else `needs` has a place for, as far as they are asked for. alone:
-    as for `forward`."""
+    nobody looks on. note: is told what repeats it."""
     (layer, weights, call, first_kept), grad_output, grad_h_n, reserve, _, needs = backward
     by = plan(layer, site_of(layer, call), "backward")
     given = 2 + len(weights)
@@ -62,20 +64,35 @@ def backward(backward: Backward, *, alone: bool = False) -> list[Tensor | None]:
         return stack.backward(layer, own, call._replace(input=input, hx=hx), by, first_kept, kept, wanted)
 
     tensors = (grad_output, grad_h_n, call.input, call.hx, *weights, *reserve)
-    again = _repeated(backward.forward, by, tensors, needs) if alone else None
+    again = repeated(backward.forward, by, tensors, needs) if alone else None
+    if again is not None and note is not None:
+        note(again)
     return run(tensors) if again is None else again(run, tensors)
 
 
-_KINDS = 256
+KINDS = 256
 """Kinds of calls that are remembered."""
 _kinds: dict[tuple[Any, ...], tuple[Any, Plan]] = {}  # a plan is known by its identity, and so must stay
 _LARGEST = 1 << 24
 """Values of gates up to which a call is repeated: where there are more the device takes longer than the host."""
 
 
-def _repeated(recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None], needs: Sequence[bool] = ()) -> Any:
-    """What repeats calls of this kind, or None where none is."""
-    layer, _, call, first_kept = recorded
+class Again(Protocol):
+    """`trigru.schedules.repeat.Repeated`, which imports Triton."""
+
+    again: Callable[..., Any] | None
+
+    def __call__(self, function: Callable[..., Any], tensors: Sequence[Tensor | None]) -> Any: ...
+    def refused(self, error: RuntimeError) -> None: ...
+
+
+def repeated(
+    recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None] = (), needs: Sequence[bool] = ()
+) -> Again | None:
+    """What repeats calls of this kind as they were noted (see `trigru.schedules.repeat`), or None where none is; asked
+    for where nobody looks on. tensors, needs: of backward."""
+    layer, weights, call, first_kept = recorded
+    tensors = tensors or (call.input, call.hx, *weights)
     if not call.input.is_cuda or call.batch_sizes is not None or does_more(layer, call) or by.schedule not in KERNELS:
         return None
     shape = call.input.shape
@@ -89,13 +106,24 @@ def _repeated(recorded: Recorded, by: Plan, tensors: Sequence[Tensor | None], ne
     if address % 16 or (around := launch.circumstances()) is None:
         return None
     kind = (layer, first_kept, shape, call.input.dtype, call.input.device, precision_of(call.input.dtype))
-    kind = (*kind, id(by), invariant.is_on(), around, *strides, *needs)
+    kind = (*kind, id(by), invariant.is_on(), around, call.zeros, *strides, *needs)
     known = _kinds.get(kind)
     if known is None:
-        if len(_kinds) >= _KINDS:
+        if len(_kinds) >= KINDS:
             _kinds.clear()
         known = _kinds[kind] = repeat.Repeated(), by
     return known[0]
+
+
+def forget() -> None:
+    """Let each call be noted anew."""
+    _kinds.clear()
+
+
+def circumstances() -> tuple[Any, ...] | None:
+    """What a call on a GPU depends on beside its own arguments; None where it is not repeated."""
+    around = _lazily()[0].circumstances()
+    return None if around is None else (*around, invariant.is_on(), shared_devices())
 
 
 @functools.cache

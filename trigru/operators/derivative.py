@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from ..schedules.per_step import does_more, of_parts
 from ..schedules.reserve import lowest_kept, masks_of, shares_output
 from ..schedules.stack import Result, time_major
 from . import batching, compute, plain
+from .known import Known, back_key_of
 from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward
 
 _GIVEN = len(Given._fields)
-_DIFFERENTIABLE = (1, 2, 3, _GIVEN + 2)
-"""Where fresh, decay and amount stand among the fields of Given, and the gain behind them, clip and zoneout."""
+_DIFFERENTIABLE = (1, 2, 3, _GIVEN + 3)
+"""Where fresh, decay and amount stand among the fields of Given, and the gain behind them, clip and two rates."""
+_BEFORE_WEIGHTS = 3 + _GIVEN + 1
+"""What `save` keeps before them."""
 _BEFORE_GIVEN = {"gru": 4 + NUM_OPTIONS, "gru_backward": 9 + NUM_OPTIONS}
 """Arguments of an operator before Given's first. Counted from the front: the last ones are not there where they have
 their default values."""
@@ -58,20 +62,27 @@ def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # ty
 
 
 def differentiate(  # type: ignore[no-untyped-def]
-    ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: Sequence[bool]
+    ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: Sequence[bool], known: Known | None = None
 ) -> Sequence[Tensor | None]:
     """Derivatives by input, hx, each of the weights and, where `needs` goes so far, fresh, decay, amount and gain; None
-    for those that it does not ask for."""
+    for those that it does not ask for. known: of the call, where it went the short way."""
     if grad_output is None and grad_h_n is None:
         return [None] * len(needs)
+    saved, note = ctx.saved_tensors, None
+    if known is not None:
+        tensors = (grad_output, grad_h_n, *saved[:2], *saved[_BEFORE_WEIGHTS:])
+        key = back_key_of(needs, tensors)
+        if (again := known.back(key, tensors)) is not None:
+            return again
+        note = partial(known.remember, key)
     layer, count, first_kept, has_input = ctx.recorded
-    input, hx, batch_sizes, *others = ctx.saved_tensors
+    input, hx, batch_sizes, *others = saved
     given, gain, others = Given.of(others[:_GIVEN]), others[_GIVEN], others[_GIVEN + 1 :]
     forward = Recorded(layer, others[:count], Call(input, hx, batch_sizes, given, gain), first_kept)
     backward = Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs)
     # With grad mode on this derivative may be differentiated again: only the operator can.
     if not torch.is_grad_enabled() and plain.is_plain((grad_output, grad_h_n)):
-        return compute.backward(backward, alone=True)
+        return compute.backward(backward, alone=True, note=note)
     if any(grad is not None and plain.is_legacy_batched(grad) for grad in (grad_output, grad_h_n)):
         found = batching.backward_of_each(backward)
     else:

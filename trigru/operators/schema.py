@@ -26,7 +26,8 @@ _OPTIONS = (
 )
 _GIVEN = (
     "Tensor? reset=None, Tensor? fresh=None, Tensor? decay=None, Tensor? amount=None, Tensor? dropped=None, "
-    "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0, Tensor? gain=None, int num_heads=1"
+    "Tensor? seed=None, Tensor? lengths=None, float? clip=None, float zoneout=0.0, float recurrent_dropout=0.0, "
+    "Tensor? gain=None, int num_heads=1"
 )
 _TENSORS = "Tensor input, Tensor hx, Tensor[] weights, Tensor? batch_sizes"
 NUM_OPTIONS, NUM_GIVEN = _OPTIONS.count(",") + 1, _GIVEN.count(",") + 1
@@ -81,6 +82,7 @@ def flat(recorded: Recorded) -> tuple:
         *call.given,
         layer.clip,
         layer.zoneout,
+        layer.recurrent_dropout,
         call.gain,
         layer.num_heads,
     )
@@ -109,6 +111,7 @@ def recorded(
     lengths: Tensor | None = None,
     clip: float | None = None,
     zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
     gain: Tensor | None = None,
     num_heads: int = 1,
 ) -> Recorded:
@@ -127,6 +130,7 @@ def recorded(
         memory=memory,
         clip=clip,
         zoneout=zoneout,
+        recurrent_dropout=recurrent_dropout,
         num_heads=num_heads,
     )
     given = Given.of((reset, fresh, decay, amount, dropped, seed, lengths))

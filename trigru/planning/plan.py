@@ -353,6 +353,11 @@ _SHARED: set[torch.device] = set()
 """Devices of which this process has a part only: programs that wait for each other did not fit on them."""
 
 
+def shared_devices() -> int:
+    """How many devices `has_a_part_of` is true of: plans are others where there are more."""
+    return len(_SHARED)
+
+
 def has_a_part_of(device: torch.device) -> bool:
     """Whether this process shares the device, as far as is known: programs that wait for each other do not fit."""
     return device in _SHARED

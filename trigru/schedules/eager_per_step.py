@@ -98,7 +98,7 @@ class Back:
 
     def seen(self, begin: Tensor) -> Tensor:
         """What the products see of them."""
-        return self.own.seen(begin)
+        return self.own.seen(begin, self.layout.sizes[0])
 
     def of_ends(self, new: Tensor, begin: Tensor, factors: Tensor, keep: Tensor) -> None:
         """Fold the ends of the steps into what a state's derivative is multiplied with on its way to the gates, and to

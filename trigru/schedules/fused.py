@@ -27,7 +27,15 @@ from .heads import apart, final_states, together, upstream_of
 from .norm import Normed
 from .part import Found, Gradients, Part, Run, Upstream
 from .per_step import by_given, joined
-from .projections import by_rows, final_state, gradients, project_input, state_into
+from .projections import (
+    by_rows,
+    final_state,
+    gradients,
+    gradients_of_few,
+    have_few,
+    project_input,
+    state_into,
+)
 from .recompute import chunk_length, gates_again, seen_before
 
 # Each has a `forward` and a `backward` of the same signature (see kernels/recurrence.py).
@@ -37,17 +45,17 @@ SCHEDULES = {"stepwise": stepwise, "walking": walking, "resident": resident, "pe
 def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     """One layer; the results go where `run` says."""
     assert run.h_n is not None
-    h_n: Sequence[Tensor] = _behind(run.h_n, weights)
+    last, zeros = run.h_n, run.h0 if run.zeros else None
     if part.heads > 1:
-        h_n = final_states(run.h_n, part.heads)
         weights, run = apart(weights, run, part.heads)
     x = run.rows
     if len(weights) == 1:
-        gates_in, *b_hn = project_input(x, weights[0], part.variant)
+        gates_in, *b_hn = project_input(x, weights[0], part.variant, zeros=zeros)
     else:
         gates_in = x.new_empty(len(weights), x.shape[0], weights[0].ih.shape[0])
         b_hn = [
-            project_input(x, one, part.variant, out)[1] for one, out in zip(weights, gates_in.unbind(0), strict=True)
+            project_input(x, one, part.variant, out, zeros if one is weights[0] else None)[1]
+            for one, out in zip(weights, gates_in.unbind(0), strict=True)
         ]
     operands = _operands(part, weights, run)._replace(gates_in=gates_in, b_hn=b_hn[0])
     if part.heads > 1:
@@ -58,9 +66,11 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     if (per_step := operands.per_step) is not None and per_step.carries:
         begins = operands.new(operands.h0.shape[-1])
         operands = operands._replace(per_step=per_step._replace(begins=begins))
-    _by_plan("forward", part, run, operands, run.gates is not None)
-    sides = zip(_directions(part, weights), _beside(run.output, weights), h_n, strict=True)
-    for reverse, output, place in sides:
+    operands = operands._replace(h_n=run.h_n)  # of heads apart it is None
+    if _by_plan("forward", part, run, operands, run.gates is not None).h_n is not None:
+        return
+    places = final_states(last, part.heads) if part.heads > 1 else _behind(last, weights)
+    for reverse, output, place in zip(_directions(part, weights), _beside(run.output, weights), places, strict=True):
         final_state(output, run.steps, reverse, out=place)
 
 
@@ -220,7 +230,12 @@ def _loop(
     of_input, of_given = [], []
     for i, ((reverse, own_run), d, d_n, d_own_begin, d_output, d_own_h_n, own_normed) in enumerate(sides):
         assert own_run.gates is not None
-        r, asked = own_run.gates.narrow(1, 0, own_run.h0.shape[1]), needs[5 * i : 5 * i + 5]
+        asked = needs[5 * i : 5 * i + 5]
+        if own_normed is None and have_few(own_run):
+            of_input.append(d)
+            found += gradients_of_few(d, d_n, own_run, reverse, inputs, asked)
+            continue
+        r = own_run.gates.narrow(1, 0, own_run.h0.shape[1])
         before = seen_before(own_run, reverse) if asked[1] else None
         unnormed = None if own_normed is None else own_normed.back(d, d_n)
         of_input.append(d if unnormed is None else unnormed.input)

@@ -45,6 +45,7 @@ class Run(NamedTuple):
     h_n: Tensor | None = None  # (B, H), contiguous: each sequence's last state; None in backward
     per_step: PerStep | None = None  # what steps do beside the equations
     together: Together | None = None  # where several layers run together: h0, gates, h_n then have one for each
+    zeros: bool = False  # h0 is memory alone: forward fills it with zeros first
 
     @property
     def rows(self) -> Tensor:

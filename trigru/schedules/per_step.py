@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.masks import renewed
 from ..kernels.recurrence import PerStep, by_row
-from ..kernels.zoneout import renewed
 from ..layer import NOTHING, Call, Given, Layer, alive, present
 from ..planning.stages import Stage
 from ..reference import Options
@@ -47,10 +47,10 @@ def of_part(layer: Layer, call: Call, part: int) -> PerStep:
         decay = decay.reshape(-1, decay.shape[-1])
         decay = decay.squeeze(1) if decay.shape[1] == 1 else decay.chunk(layer.directions, 1)[direction]
     amount = None if amount is None else amount.reshape(-1)
-    dropped = None if dropped is None else dropped[part]
+    dropped = None if dropped is None else _of_rows(dropped, part * call.hx.shape[1])
     seed = None if seed is None else _of_rows(seed, part * num_rows_of(layer, call))
     own = PerStep(reset, fresh, decay, amount, dropped, layer.clip, lengths=lengths)
-    return own._replace(seed=seed, zoneout=layer.zoneout)
+    return own._replace(seed=seed, zoneout=layer.zoneout, recurrent_dropout=layer.recurrent_dropout)
 
 
 def _of_rows(seed: Tensor, first: int) -> Tensor:
@@ -67,7 +67,8 @@ def of_parts(layer: Layer, call: Call, first: int, last: int) -> Given:
     if fresh is not None:
         fresh = fresh[first:last] if fresh.dim() == 3 else fresh[:, first:last]
     seed = None if seed is None else _of_rows(seed, first * num_rows_of(layer, call))
-    return given._replace(fresh=fresh, dropped=None if dropped is None else dropped[first:last], seed=seed)
+    dropped = None if dropped is None else _of_rows(dropped, first * call.hx.shape[1])
+    return given._replace(fresh=fresh, dropped=dropped, seed=seed)
 
 
 def seq_len_of(layer: Layer, call: Call) -> int:
@@ -102,19 +103,25 @@ def _only(flags: Tensor, amount: Tensor | None) -> Tensor:
 def of_stage(layer: Layer, call: Call, stage: Stage) -> PerStep | None:
     """Of the directions that a stage runs, one behind the other where there are two; None where nothing is given.
 
-    Torch operations and heads take zoneout's masks as an amount, kernels make them of the seed."""
+    Torch operations and heads take masks, zoneout's as an amount; kernels make them of the seeds."""
     if not is_given(layer, call):
         return None
     first = stage.layers[0] * layer.directions
     parts = [of_part(layer, call, first + direction) for direction in stage.directions]
     if stage.choice.schedule == "eager" or layer.num_heads > 1:
-        parts = [part.masked(num_rows_of(layer, call), layer.hidden_size) for part in parts]
+        parts = [_with_masks(part, layer, call, torch.promote_types(call.hx.dtype, torch.float32)) for part in parts]
     if len(parts) == 1:
         return parts[0]
     forth, back = parts
     tensors = {name: x for name, x in forth._asdict().items() if isinstance(x, Tensor)}
     pairs: dict[str, Any] = {name: torch.stack([x, getattr(back, name)]) for name, x in tensors.items()}
     return forth._replace(**pairs)
+
+
+def _with_masks(per_step: PerStep, layer: Layer, call: Call, dtype: torch.dtype) -> PerStep:
+    """Of one layer and direction, with masks in the place of seeds; dtype: of recurrent_dropout's."""
+    batch, hidden_size = call.hx.shape[1:]
+    return per_step.masked(num_rows_of(layer, call), hidden_size).dropping(batch, hidden_size, dtype)
 
 
 def as_options(layer: Layer, call: Call) -> list[Options]:
@@ -125,9 +132,8 @@ def as_options(layer: Layer, call: Call) -> list[Options]:
     options: list[Options] = []
     call = before_their_ends(layer, call)
     for part in range(layer.parts):
-        own = of_part(layer, call, part).masked(seq_len * batch, layer.hidden_size)
-        _, _, decay, amount, dropped, clip, *_ = own
         dtype = call.input.dtype
+        _, _, decay, amount, dropped, clip, *_ = _with_masks(of_part(layer, call, part), layer, call, dtype)
         by_step = [None if x is None else x.to(dtype).reshape(seq_len, batch, -1) for x in (decay, amount)]
         fresh = call.given.fresh
         if fresh is not None:

@@ -18,17 +18,27 @@ from ..layer import Weights
 from ..planning import invariant
 from ..reference import EPS
 from .norm import Unnormed
+from .part import Run
 
 
-def folded(weights: Weights, variant: str) -> tuple[Tensor | None, Tensor | None]:
-    """The biases that can be added to the input's share, as one (3H,), and b_hn, which variant "torch" keeps apart."""
-    b_ih, b_hh, b_hn = weights.bias_ih, weights.bias_hh, None
+def folded(weights: Weights, variant: str, zeros: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    """The biases that can be added to the input's share, as one (3H,), and b_hn, which variant "torch" keeps apart.
+    zeros: memory to be filled with zeros."""
+    b_ih, b_hh = weights.bias_ih, weights.bias_hh
+    count, b_hn = _apart(weights, variant)
+    if b_ih is not None and b_hh is not None and b_ih.is_cuda:
+        from ..kernels.prologue import Folded, prologue  # imports Triton
+
+        both = torch.empty_like(b_ih, memory_format=torch.contiguous_format)
+        prologue(folded=Folded(both, b_ih.contiguous(), b_hh.contiguous(), count), zeros=zeros)
+        return both, b_hn
+    if zeros is not None:
+        zeros.zero_()
     if b_hh is None:
         bias = b_ih
     elif variant == "torch":
         hidden_size = b_hh.shape[0] // 3
-        b_hrz, b_hn = b_hh.split_with_sizes((2 * hidden_size, hidden_size))
-        b_hn = b_hn.contiguous()
+        b_hrz = b_hh.narrow(0, 0, 2 * hidden_size)
         bias = torch.zeros_like(b_hh) if b_ih is None else b_ih.clone()
         bias.narrow(0, 0, 2 * hidden_size).add_(b_hrz)
     else:
@@ -36,14 +46,37 @@ def folded(weights: Weights, variant: str) -> tuple[Tensor | None, Tensor | None
     return bias, b_hn
 
 
+def _apart(weights: Weights, variant: str) -> tuple[int, Tensor | None]:
+    """How many values of b_hh can be added to the input's share, and the others, b_hn."""
+    b_hh = weights.bias_hh
+    if b_hh is None or variant != "torch":
+        return 0 if b_hh is None else b_hh.shape[0], None
+    hidden_size = b_hh.shape[0] // 3
+    return 2 * hidden_size, b_hh.narrow(0, 2 * hidden_size, hidden_size).contiguous()
+
+
+FEW, FEW_FEATURES = 64, 1024
+"""Up to so many rows, of so many values, a product on a GPU is a kernel that does with it what else is to be done: it
+is so small that what it costs is the launch, and torch's own would be one of several."""
+
+
+def are_few(rows: Tensor) -> bool:
+    """Whether their products are such a kernel's."""
+    count, features = rows.shape
+    return rows.is_cuda and count <= FEW and 0 < features <= FEW_FEATURES
+
+
 def project_input(
-    input: Tensor, weights: Weights, variant: str, out: Tensor | None = None
+    input: Tensor, weights: Weights, variant: str, out: Tensor | None = None, zeros: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The input's share of every pre-activation, (N, 3H), in memory of its own or in `out`, normalised where there is a
-    gain, and the bias b_hn that variant "torch" keeps apart, (H,).
+    gain, and the bias b_hn that variant "torch" keeps apart, (H,). zeros: memory to be filled with zeros.
 
     Every other bias is folded into the first result."""
-    bias, b_hn = folded(weights, variant)
+    if weights.gain is None and not invariant.is_on() and are_few(input):
+        count, b_hn = _apart(weights, variant)
+        return few_rows(input, weights, count, zeros=zeros, out=out), b_hn
+    bias, b_hn = folded(weights, variant, zeros)
     if weights.gain is not None:
         products = linear(input, weights.ih)
         share = torch.nn.functional.layer_norm(products, products.shape[1:], weights.gain[0], bias, EPS)
@@ -63,6 +96,15 @@ def by_rows(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
     from ..planning.plan import precision_of
 
     return product(x, weight, precision_of(x.dtype), **options)
+
+
+def few_rows(input: Tensor, weights: Weights, folded: int, **options: Any) -> Tensor:
+    """The input's share, with b_ih and the first `folded` of b_hh, in one launch; see FEW."""
+    from ..kernels.rows import TILE_OF_FEW, product  # imports Triton
+
+    bias, more = (x if x is None else x.contiguous() for x in (weights.bias_ih, weights.bias_hh))
+    options |= {"bias": bias, "more_bias": more, "folded": folded}
+    return product(input, weights.ih, "ieee", transposed=True, tile=TILE_OF_FEW, **options)
 
 
 def states_before(output: Tensor, h0: Tensor, steps: Steps, reverse: bool) -> Tensor:
@@ -98,6 +140,36 @@ def final_state(output: Tensor, steps: Steps, reverse: bool, out: Tensor) -> Non
         ends = steps.counts[t + 1] if t + 1 < steps.seq_len else 0
         pieces.append(output[steps.offsets[t] + ends : steps.offsets[t] + steps.counts[t]])
     torch.cat(pieces, out=out)
+
+
+def gradients_of_few(
+    d_gates: Tensor,
+    d_an: Tensor | None,
+    run: Run,
+    reverse: bool,
+    input: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None]:
+    """`gradients` of `few_gradients`, of one direction's run, in one launch; see FEW."""
+    from ..kernels.few_rows import Places, Rows, few_rows  # imports Triton
+
+    hidden_size = run.h0.shape[1]
+    shapes = ((3 * hidden_size, 0 if input is None else input.shape[1]), (3 * hidden_size, hidden_size))
+    found = Places._make(
+        d_gates.new_empty(shape) if need and (input is not None or i) else None
+        for i, (need, shape) in enumerate(zip(needs, (*shapes, (3 * hidden_size,), (3 * hidden_size,)), strict=False))
+    )
+    if any(x is not None for x in found):
+        reset = run.gates if d_an is None else None
+        input = None if input is None else input.contiguous()
+        few_rows(Rows(d_gates, d_an, reset, input, run.output, run.h0.contiguous(), reverse), found, "ieee")
+    return *found, None
+
+
+def have_few(run: Run) -> bool:
+    """Whether `gradients_of_few` has the derivatives."""
+    plain = run.per_step is None and not run.steps.packed
+    return plain and run.h0.shape[1] <= FEW_FEATURES and run.steps.num_rows > 0 and are_few(run.input)
 
 
 def gradients(

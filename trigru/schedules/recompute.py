@@ -47,4 +47,4 @@ def _recurrent_candidate(before: Tensor, weights: Weights) -> Tensor:
 def seen_before(run: Run, reverse: bool) -> Tensor:
     """(N, H): what each step's recurrent products saw, in one direction."""
     before, per_step = states_before(run.output, run.h0, run.steps, reverse), run.per_step
-    return before if per_step is None else per_step.seen(per_step.begun(before))
+    return before if per_step is None else per_step.seen(per_step.begun(before), run.steps.batch)

@@ -51,9 +51,7 @@ class Repeated:
             try:
                 return self.again(*tensors)
             except RuntimeError as error:
-                if not isinstance(named := launch.named(error), DoesNotFit):
-                    raise named from None
-                self.again, self.left = None, math.inf  # what runs instead is the plan's to say
+                self.refused(error)
         if self.left:
             self.left -= 1
             return function(tensors)
@@ -61,6 +59,12 @@ class Repeated:
         if self.again is None:
             self.left = math.inf
         return result
+
+    def refused(self, error: RuntimeError) -> None:
+        """What `again` raised: raise it, unless its launches do not fit on the device. Then it is over."""
+        if not isinstance(named := launch.named(error), DoesNotFit):
+            raise named from None
+        self.again, self.left = None, math.inf  # what runs instead is the plan's to say
 
 
 def noted(function: Function, tensors: Sequence[Tensor | None]) -> tuple[Any, Function | None]:
@@ -107,7 +111,7 @@ class _Notes(TorchFunctionMode):
         self.names = {id(x): name for name, x in known.items()}
         self.owners = {id(x): x for x in known.values()}  # of its memory: a tensor that is a view of no other
         self.held: list[Any] = list(given)  # none may take the place of another in memory
-        self.constants: dict[str, Any] = {"stream": launch.current_stream, "check": watch.check}
+        self.constants: dict[str, Any] = {}
         self.lines: list[_Line] = []
         self.launches = False
         self.repeatable = True
@@ -171,7 +175,11 @@ class _Notes(TorchFunctionMode):
         lines = _needed([*self.lines, _Line(f"return {self._text(result)}")])
         if not self.repeatable or len(lines) > MOST_LINES:
             return None
-        first = ["check()", "here = stream()"] if self.launches else []
+        first = []
+        if self.launches:
+            stream, device = launch.current()
+            self.constants |= {"check": watch.check, "stream": stream}
+            first = ["check()", f"here = stream({device})"]
         code = [f"def again({', '.join(self.given)}):", *first, *_freeing(lines)]
         exec(compile("\n    ".join(code), "<a call of trigru, again>", "exec"), self.constants)
         return self.constants.pop("again")

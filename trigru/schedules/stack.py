@@ -165,6 +165,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
                 state_of(layer, stage, h_n),
                 of_stage(layer, call, stage),
                 together,
+                call.zeros,
             )
             schedule = _module_of(stage)
             schedule.forward(part_of(layer, stage, heads), _weights_of(layer, weights, call, stage), run)

@@ -24,6 +24,8 @@ from .reserve import scaled
 def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     """All of them; the results go where `run` says."""
     assert run.h_n is not None
+    if run.zeros:
+        run.h0.zero_()
     gates_in, first = project_input(run.rows, weights[0], part.variant)
     biases, others = zip(*(folded(one, part.variant) for one in weights[1:]), strict=True)
     layers = _layers(weights, run)._replace(
