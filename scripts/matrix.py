@@ -43,7 +43,7 @@ class Versions(NamedTuple):
 
 SETS = (
     Versions("3.10", "2.9.1", "3.5.1"),
-    Versions("3.11", "2.9.1", "3.9.0"),
+    Versions("3.11", "2.13.0", "3.9.0"),
     Versions("3.12", "2.11.0", "3.6.0"),
     Versions("3.13", "2.15.0", "3.9.0"),
 )
