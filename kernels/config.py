@@ -176,7 +176,8 @@ class PersistentConfig:
     because all its programs must be on the device together; others follow in launches of their own. `protocol`: how
     programs learn that a value is there, "data" or "flags" (see exchange.py). `timeout`: seconds after
     which a wait gives up; None: those of `exchange.default_timeout`. `registers`: the most that a thread takes.
-    `layers`: at most so many run in one launch (see stacked.py), where a tile counts as often."""
+    `layers`: at most so many run in one launch (see stacked.py), where a tile counts as often. `tiles`: so many batch
+    tiles a program takes within a step, one after the other; `tiles_at_once` counts them as one."""
 
     block_h: int = 16
     block_b: int = 16
@@ -186,6 +187,7 @@ class PersistentConfig:
     protocol: Protocol = "data"
     timeout: float | None = None
     layers: int = 1
+    tiles: int = 1
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:
@@ -199,7 +201,7 @@ class PersistentConfig:
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; those along hidden units must be on the device
         together."""
-        return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)
+        return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b * self.tiles)
 
     @property
     def on_a_multiprocessor(self) -> int:

@@ -72,11 +72,14 @@ from .assembly import (
     TICK,
     elements_each,
     flag_assembly,
+    glance_assembly,
+    glance_constraints,
     look_assembly,
     look_constraints,
     pair_of,
     publish_assembly,
     publish_constraints,
+    types_of_glance,
     types_of_words,
 )
 from .config import Protocol, waits_by_thread, words_of_a_lane
@@ -193,13 +196,33 @@ def await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
 
 
 @triton.jit
+def glance_at_tile(pointers, present, status_ptr, PROTOCOL: tl.constexpr, limit: tl.constexpr, SPLIT: tl.constexpr,
+                   DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """The first look of an `await_tile`, long before it, so that what it finds is there when it is waited for. The empty
+    tuple where no look can be made without its wait."""
+    BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
+    if PROTOCOL == "flags" or not by_thread(BITS, limit, SPLIT):
+        return ()
+    else:
+        CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
+        at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
+        at, _ = tl.broadcast(at, numbers(BITS))
+        words = tl.inline_asm_elementwise(
+            glance_assembly(1, CHUNKS, BITS), glance_constraints(1, CHUNKS, BITS), [at], types_of_glance(1, BITS),
+            is_pure=False, pack=_pack(CHUNKS, BITS),
+        )  # fmt: skip
+        return words
+
+
+@triton.jit
 def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
                SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr,
-               TIMEOUT: tl.constexpr):  # fmt: skip
+               TIMEOUT: tl.constexpr, glance=None):  # fmt: skip
     """Wait for rows of `limit` columns and return them as a (SPLIT, DEPTH, BLOCK_B) right operand.
 
     `pointers`: address of each row's column 0, (BLOCK_B,); rows that are not `present` are zero and not waited for.
     `flag`: in protocol "flags" the counter to reach `arrivals`, or None where an earlier wait was for these rows too.
+    `glance`: of `glance_at_tile` at the same rows.
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     if PROTOCOL == "flags" and flag is not None:
@@ -207,10 +230,14 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
     if by_thread(BITS, limit, SPLIT):
         CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
         at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
+        GLANCED: tl.constexpr = glance is not None and len(glance) > 0
+        operands = (at, numbers(BITS), status_ptr.to(pointers.dtype.scalar))
+        if GLANCED:
+            operands = glance + operands
         low, high = tl.inline_asm_elementwise(
-            look_assembly(1, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
-            look_constraints(1, CHUNKS, BITS),
-            [at, numbers(BITS), status_ptr.to(pointers.dtype.scalar)],
+            look_assembly(1, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", glanced=GLANCED),
+            look_constraints(1, CHUNKS, BITS, GLANCED),
+            operands,
             types_of_words(1, BITS),
             is_pure=True,  # lets Triton move it between layouts; an inline assembly stays where it is, and waits there
             pack=_pack(CHUNKS, BITS),

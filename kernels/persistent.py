@@ -57,6 +57,7 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
         args["h0_ptr"] = first_state(operands.h0, config.protocol)
     else:  # of h0, too, programs pass on what the first step's products see
         exchange.reserve(begins, config.protocol)
+    args["state_ptr"] = None if config.tiles == 1 else torch.empty_like(operands.h0, dtype=torch.float32)
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(forward_torch, args, {}, run, operands)
@@ -154,6 +155,8 @@ def _start(
     if h0.shape[-2]:
         args["offsets_ptr"] = steps.row_offsets(h0.device)
         constexprs |= per_step.constexprs(operands)
+        tiles = config_of(run).tiles
+        args["tiles"] = tiles if tiles > 1 else None
         start_groups(kernel, args, constexprs, run, h0, steps, operands.sides, added=operands.added)
 
 
@@ -178,9 +181,10 @@ def start_groups(
     """
     config, (*_, batch, hidden_size) = config_of(run), h0.shape
     programs, batch_tiles = config.grid(hidden_size, batch)
+    # At most two exchanges a step of a batch tile.
+    counters = 2 * steps.seq_len * groups * batch_tiles * config.tiles
+    status = exchange.new_status(h0, counters if config.protocol == "flags" else 0)
     groups *= batch_tiles
-    # At most two exchanges a step.
-    status = exchange.new_status(h0, 2 * steps.seq_len * groups if config.protocol == "flags" else 0)
     watched = watch(h0.device, kernel.__name__, programs, groups, steps.seq_len, batch, hidden_size)
     args |= {"status_ptr": status, "host_ptr": watched.word, "number": watched.number}
     args |= {"T": steps.seq_len, "B": batch, "direction": -1 if run.reverse else 1}

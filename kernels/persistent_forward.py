@@ -14,7 +14,7 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
-from .loop import row_after, step_after
+from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
 from .per_step import Beside, begun, ended, load_amount, load_beginning, load_dropped, load_seed, row_of, seen
 from .persistent_tiles import (
@@ -22,31 +22,45 @@ from .persistent_tiles import (
     await_rows,
     await_state,
     flags_of,
+    glance_at_rows,
     keep,
     load_inputs,
     load_rows,
     load_start,
+    number_of_tiles,
     own_place,
     own_side,
     own_tile,
     rows_at,
+    state_rows,
     there,
     tile_at,
+    tile_of,
     units_only,
     where_alive,
 )
+from .several import Turn, turn_after
 from .tiles import either, read, write
 
 _ONE_USE = tl.constexpr(one_use_of_a_fragment())
 
 
 @triton.jit
-def _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr):
+def _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr, glance=None):
     """Wait for what the products of step number i see."""
     if beside.begins is None:
-        return await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
+        return await_state(output_ptr, h0_ptr, own, here, before, i, flags, S, glance)
     else:
-        return await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S)
+        return await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, glance)
+
+
+@triton.jit
+def _glance_at_seen(beside, output_ptr, h0_ptr, own, here, before, i, S: tl.constexpr):
+    """A first look at the same."""
+    if beside.begins is None:
+        return glance_at_rows(state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S), own, here, S)
+    else:
+        return glance_at_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, S)
 
 
 @triton.jit
@@ -73,7 +87,72 @@ def _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, 
         return begin
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit
+def _start(beside, h0_ptr, own, B, row, flags, S: tl.constexpr):
+    """The running state before the first step, which is at `row`."""
+    place, exists = own_place(own, B, S), there(own, B, S)
+    h = read(tile_at(h0_ptr, 0, own, 1, S), exists)
+    return _begin(beside, h, row, load_beginning(beside, row, place), load_dropped(beside, place), own, exists, flags, S)
+
+
+@triton.jit
+def _load_turn(pointers, beside, own, turn, T, B, direction, S: tl.constexpr):
+    """What a turn works with: the running state, the gates' inputs, what the step does beside the equations, and a
+    first look at what it waits for."""
+    gates_in_ptr, h0_ptr, output_ptr, state_ptr = pointers
+    i, here, place = turn.i, turn.here, own_place(own, B, S)
+    h = tl.load(tile_at(state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
+    gates, dropped = load_inputs(gates_in_ptr, own, here, S), load_dropped(beside, place)
+    amount, beginning = load_amount(beside, here.row, place), load_beginning(
+        beside, row_after(here, i, T, B, direction), place
+    )
+    return h, gates, (amount, beginning, dropped), _glance_at_seen(
+        beside, output_ptr, h0_ptr, own, here, turn.before, i, S
+    )
+
+
+@triton.jit
+def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets_ptr, T, B, direction,
+                   PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """`forward_torch` for several batch tiles, of which `first` is the first."""
+    _, h0_ptr, output_ptr, state_ptr = pointers
+    count = number_of_tiles(first, tiles, B, S)
+    before = before_first(T, B, direction)
+    turn = Turn(0, 0, step_after(before, offsets_ptr, 0, T, B, direction, S.PACKED), before)
+    for k in range(count):
+        own = tile_of(first, k, B, S)
+        h = _start(beside, h0_ptr, own, B, turn.here.row, flags_of(own, 0, T, B, S), S)
+        write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
+    tl.debug_barrier()  # of the running states, a thread may load what another has stored
+    h, gates, of_step, glance = _load_turn(pointers, beside, first, turn, T, B, direction, S)
+    for _ in range(T * count):
+        own, i, here = tile_of(first, turn.k, B, S), turn.i, turn.here
+        flags = flags_of(own, 0, T, B, S)
+        amount, beginning, dropped = of_step
+        row = row_after(here, i, T, B, direction)
+        tl.debug_barrier()
+        x = _await_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, flags, S, glance)
+        a = tl.dot(w, x, input_precision=PRECISION)
+
+        following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
+        then = tile_of(first, following.k, B, S)
+        h_then, gates_then, of_step, glance = _load_turn(pointers, beside, then, following, T, B, direction, S)
+        ar, az, an, _ = four_gates(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+        if b_hn is not None:
+            an += b_hn
+        gr, gz, gn = gates
+        r = sigmoid(ar + gr.to(tl.float32))
+        z = sigmoid(az + gz.to(tl.float32))
+        n = candidate(gn.to(tl.float32), an, r, "torch")
+        new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, beside.clip)
+        h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+        if reserve_ptr is not None:
+            keep(reserve_ptr, own, here, (r, z, n, an), S)
+        write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
+        h, gates, turn = tl.where(count == 1, h, h_then), gates_then, following
+
+
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "tiles", "zoneout_below"])
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -91,6 +170,7 @@ def forward_torch(
     zoneout_below,
     begins_ptr,  # (N, H), filled with it
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
+    state_ptr,  # (B, H) float32, there with `tiles`
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -99,6 +179,7 @@ def forward_torch(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    tiles,  # batch tiles of a program, or None: one
     clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
@@ -119,13 +200,15 @@ def forward_torch(
     """Variant "torch": one exchange a step, one product for the three gates."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
         starts = side * B
         gates_in_ptr += behind * (3 * H)
         h0_ptr += side * B * H
         output_ptr += side * H
+        if state_ptr is not None:
+            state_ptr += side * B * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
@@ -136,32 +219,39 @@ def forward_torch(
         FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
     )  # fmt: skip
     w = load_rows(w_hh_ptr, 0, 4, own, S)
+    b_hn = None
     if b_hn_ptr is not None:
         b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
 
-    flags = flags_of(own, 0, T, B, S)
-    h, before = load_start(h0_ptr, own, T, B, direction, S)
-    place = own_place(own, B, S)
-    dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
-    h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
-    for i in range(T):
-        here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
-        gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
-        beginning = load_beginning(beside, row, place)
-        tl.debug_barrier()
-        x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
-        ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        if b_hn_ptr is not None:
-            an += b_hn
-        r = sigmoid(ar + gr.to(tl.float32))
-        z = sigmoid(az + gz.to(tl.float32))
-        n = candidate(gn.to(tl.float32), an, r, "torch")
-        new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, clip)
-        h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
-        if reserve_ptr is not None:
-            keep(reserve_ptr, own, here, (r, z, n, an), S)
-        before = here
+    if tiles is None:
+        flags = flags_of(own, 0, T, B, S)
+        h, before = load_start(h0_ptr, own, T, B, direction, S)
+        place = own_place(own, B, S)
+        dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
+        h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
+        for i in range(T):
+            here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
+            gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
+            amount, row = load_amount(beside, here.row, place), row_after(here, i, T, B, direction)
+            beginning = load_beginning(beside, row, place)
+            tl.debug_barrier()
+            x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
+            ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            if b_hn_ptr is not None:
+                an += b_hn
+            r = sigmoid(ar + gr.to(tl.float32))
+            z = sigmoid(az + gz.to(tl.float32))
+            n = candidate(gn.to(tl.float32), an, r, "torch")
+            new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, clip)
+            h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+            if reserve_ptr is not None:
+                keep(reserve_ptr, own, here, (r, z, n, an), S)
+            before = here
+    else:
+        _several_torch(
+            (gates_in_ptr, h0_ptr, output_ptr, state_ptr), reserve_ptr, w, b_hn, beside, own, tiles, offsets_ptr, T, B,
+            direction, PRECISION, S,
+        )  # fmt: skip
     report(status_ptr, host_ptr, number)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import await_tile, await_tiles, by_thread, first_flag
+from .exchange import glance_at_tile, await_tile, await_tiles, by_thread, first_flag
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
 from .per_step import Place
@@ -47,17 +47,33 @@ class Own(NamedTuple):
 
 
 @triton.jit
-def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None):
+def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None):
     """What this program owns. first_tile: number of the launch's first group, of batch tiles in one direction, or of
     batch tiles and both directions of each; where a launch has several layers, of batch tiles and the layers of
-    each."""
+    each. tiles: how many a program takes, one after the other, or None: one; it owns the first of them."""
     group = tl.program_id(1) + first_tile
     together = S.SIDES if layers is None else layers
     tile = group if together == 1 else group // together
+    if tiles is not None:
+        group += tile * (tiles - 1) * together
+        tile *= tiles
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
     row = b if S.PACKED else tl.minimum(b, B - 1)
     return Own(group, j, b, row, status_ptr)
+
+
+@triton.jit
+def number_of_tiles(own, tiles, B, S: tl.constexpr):
+    """How many of the batch tiles that a program takes exist; own: of the first."""
+    return tl.minimum(tiles, tl.cdiv(B, S.BLOCK_B) - own.group // S.SIDES)
+
+
+@triton.jit
+def tile_of(own, k, B, S: tl.constexpr):
+    """What a program owns of its batch tile number k; own: of the first."""
+    b = own.b + k * S.BLOCK_B
+    return Own(own.group + k * S.SIDES, own.j, b, b if S.PACKED else tl.minimum(b, B - 1), own.status_ptr)
 
 
 @triton.jit
@@ -146,27 +162,36 @@ def _awaited(own, step, S: tl.constexpr):
 
 
 @triton.jit
-def _await(rows, own, step, flag, arrivals, S: tl.constexpr):
+def glance_at_rows(rows, own, step, S: tl.constexpr):
+    """A first look at rows that will be awaited later."""
+    MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
+    return glance_at_tile(
+        rows, _awaited(own, step, S), own.status_ptr, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED
+    )
+
+
+@triton.jit
+def _await(rows, own, step, flag, arrivals, S: tl.constexpr, glance=None):
     MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
     return await_tile(
         rows, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B,
-        MASKED, S.TIMEOUT,
+        MASKED, S.TIMEOUT, glance,
     )  # fmt: skip
 
 
 @triton.jit
-def await_rows(rows, own, step, flag, S: tl.constexpr):
+def await_rows(rows, own, step, flag, S: tl.constexpr, glance=None):
     """Wait for the H columns of the own sequences' rows, from all programs of the tile: a right operand (see
     exchange.py)."""
-    return _await(rows, own, step, flag, tl.cdiv(S.H, S.BLOCK_H), S)
+    return _await(rows, own, step, flag, tl.cdiv(S.H, S.BLOCK_H), S, glance)
 
 
 @triton.jit
-def await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr):
+def await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr, glance=None):
     """Wait for the state before step number i; at the first it is there."""
     rows = state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S)
     arrivals = tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
-    return _await(rows, own, here, flags + tl.maximum(i - 1, 0), arrivals, S)
+    return _await(rows, own, here, flags + tl.maximum(i - 1, 0), arrivals, S, glance)
 
 
 @triton.constexpr_function
