@@ -102,7 +102,7 @@ def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0, g
             chunk = ", ".join(words[at : at + 4])
             loads.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
     text += ["@p trap;", "mov.b32 n, 0;"]
-    if compared and delay:
+    if compared and delay and not glanced:
         text += ["mov.u32 since, %clock;", "EARLY:", "mov.u32 t, %clock;", "sub.u32 t, t, since;"]
         text += [f"setp.lt.u32 p, t, {delay};", "@p bra EARLY;"]
     text += [f"mov.b32 ${i}, ${4 * chunks * tiles + i};" for i in range(4 * chunks * tiles)] if glanced else loads

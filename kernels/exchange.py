@@ -196,20 +196,24 @@ def await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
 
 
 @triton.jit
-def glance_at_tile(pointers, present, status_ptr, PROTOCOL: tl.constexpr, limit: tl.constexpr, SPLIT: tl.constexpr,
-                   DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """The first look of an `await_tile`, long before it, so that what it finds is there when it is waited for. The empty
-    tuple where no look can be made without its wait."""
-    BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
+def glance_at_tiles(tiles, present, status_ptr, PROTOCOL: tl.constexpr, limit: tl.constexpr, SPLIT: tl.constexpr,
+                    DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """The first look of `await_tiles`, or with one tile of `await_tile`, long before it, so that what it finds is there
+    when it is waited for. The empty tuple where no look can be made without its wait."""
+    BITS: tl.constexpr = tiles[0].dtype.element_ty.primitive_bitwidth
     if PROTOCOL == "flags" or not by_thread(BITS, limit, SPLIT):
         return ()
     else:
+        TILES: tl.constexpr = len(tiles)
         CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
-        at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
-        at, _ = tl.broadcast(at, numbers(BITS))
+        operands = ()
+        for t in tl.static_range(TILES):
+            at = _chunk_pointers(tiles[t], present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
+            at, _ = tl.broadcast(at, numbers(BITS))
+            operands = operands + (at,)  # type: ignore[assignment]  # noqa: RUF005
         words = tl.inline_asm_elementwise(
-            glance_assembly(1, CHUNKS, BITS), glance_constraints(1, CHUNKS, BITS), [at], types_of_glance(1, BITS),
-            is_pure=False, pack=_pack(CHUNKS, BITS),
+            glance_assembly(TILES, CHUNKS, BITS), glance_constraints(TILES, CHUNKS, BITS), operands,
+            types_of_glance(TILES, BITS), is_pure=False, pack=_pack(CHUNKS, BITS),
         )  # fmt: skip
         return words
 
@@ -222,7 +226,7 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
 
     `pointers`: address of each row's column 0, (BLOCK_B,); rows that are not `present` are zero and not waited for.
     `flag`: in protocol "flags" the counter to reach `arrivals`, or None where an earlier wait was for these rows too.
-    `glance`: of `glance_at_tile` at the same rows.
+    `glance`: of `glance_at_tiles` at the same rows.
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     if PROTOCOL == "flags" and flag is not None:
@@ -250,7 +254,7 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
 @triton.jit
 def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
                 SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr,
-                TIMEOUT: tl.constexpr):  # fmt: skip
+                TIMEOUT: tl.constexpr, glance=None):  # fmt: skip
     """`await_tile` for several tiles, published one after the other, with one look at all of them. `tiles`: what is
     `pointers` there, for each."""
     BITS: tl.constexpr = tiles[0].dtype.element_ty.primitive_bitwidth
@@ -264,9 +268,13 @@ def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constex
     for t in tl.static_range(TILES):
         at = _chunk_pointers(tiles[t] + arrived, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         operands = operands + (at,)  # type: ignore[assignment]  # noqa: RUF005, Triton knows no unpacking
+    GLANCED: tl.constexpr = glance is not None and len(glance) > 0
+    if GLANCED:
+        operands = glance + operands
+    DELAY: tl.constexpr = EARLY_CYCLES
     words = tl.inline_asm_elementwise(
-        look_assembly(TILES, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", EARLY_CYCLES),
-        look_constraints(TILES, CHUNKS, BITS),
+        look_assembly(TILES, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", DELAY, GLANCED),
+        look_constraints(TILES, CHUNKS, BITS, GLANCED),
         operands + (numbers(BITS), status_ptr.to(tiles[0].dtype.scalar)),  # noqa: RUF005
         types_of_words(TILES, BITS),
         is_pure=True,

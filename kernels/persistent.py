@@ -77,7 +77,8 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     args = derivatives.arguments(operands, kept)
     args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
     if run.variant == "torch":
-        args["d_an_ptr"] = derivatives.d_an
+        several = config_of(run).tiles > 1
+        args |= {"d_an_ptr": derivatives.d_an, "nothing_ptr": operands.h0.new_zeros(hidden_size) if several else None}
         _start(backward_torch, args, {}, run, operands)
     else:
         _start(backward_reset_first, args, {"VARIANT": run.variant}, run, operands)

@@ -51,16 +51,16 @@ def _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S: tl.c
     if beside.begins is None:
         return await_state(output_ptr, h0_ptr, own, here, before, i, flags, S, glance)
     else:
-        return await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, glance)
+        return await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, None, glance)
 
 
 @triton.jit
 def _glance_at_seen(beside, output_ptr, h0_ptr, own, here, before, i, S: tl.constexpr):
     """A first look at the same."""
     if beside.begins is None:
-        return glance_at_rows(state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S), own, here, S)
+        return glance_at_rows((state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S),), own, here, S)
     else:
-        return glance_at_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, S)
+        return glance_at_rows((rows_at(beside.begins, row_of(beside, here.row), own, 1, S),), own, here, S)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import glance_at_tile, await_tile, await_tiles, by_thread, first_flag
+from .exchange import await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
 from .per_step import Place
@@ -162,11 +162,11 @@ def _awaited(own, step, S: tl.constexpr):
 
 
 @triton.jit
-def glance_at_rows(rows, own, step, S: tl.constexpr):
-    """A first look at rows that will be awaited later."""
+def glance_at_rows(tiles, own, step, S: tl.constexpr):
+    """A first look at rows of one tile or several that will be awaited later."""
     MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
-    return glance_at_tile(
-        rows, _awaited(own, step, S), own.status_ptr, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED
+    return glance_at_tiles(
+        tiles, _awaited(own, step, S), own.status_ptr, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED
     )
 
 
@@ -180,10 +180,12 @@ def _await(rows, own, step, flag, arrivals, S: tl.constexpr, glance=None):
 
 
 @triton.jit
-def await_rows(rows, own, step, flag, S: tl.constexpr, glance=None):
+def await_rows(rows, own, step, flag, S: tl.constexpr, arrivals=None, glance=None):
     """Wait for the H columns of the own sequences' rows, from all programs of the tile: a right operand (see
-    exchange.py)."""
-    return _await(rows, own, step, flag, tl.cdiv(S.H, S.BLOCK_H), S, glance)
+    exchange.py). arrivals: of programs, where not all are awaited."""
+    if arrivals is None:
+        arrivals = tl.cdiv(S.H, S.BLOCK_H)
+    return _await(rows, own, step, flag, arrivals, S, glance)
 
 
 @triton.jit
@@ -203,12 +205,14 @@ def one_look(bits, S):
 
 
 @triton.jit
-def await_rows_of(tiles, own, step, flag, S: tl.constexpr):
-    """`await_rows` for several tiles with one look at all of them."""
+def await_rows_of(tiles, own, step, flag, S: tl.constexpr, arrivals=None, glance=None):
+    """`await_rows` for several tiles with one look at all of them. arrivals: of programs, where not all are awaited."""
     MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
+    if arrivals is None:
+        arrivals = tl.cdiv(S.H, S.BLOCK_H)
     return await_tiles(
-        tiles, _awaited(own, step, S), own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H, S.SPLIT, S.DEPTH,
-        S.BLOCK_B, MASKED, S.TIMEOUT,
+        tiles, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH,
+        S.BLOCK_B, MASKED, S.TIMEOUT, glance,
     )  # fmt: skip
 
 
