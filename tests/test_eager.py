@@ -14,7 +14,7 @@ from trigru.layer import Weights
 from trigru.planning.configs import EagerConfig
 from trigru.planning.stages import Choice
 from trigru.reference import VARIANTS
-from trigru.schedules import eager, eager_layout
+from trigru.schedules import eager, eager_layout, eager_products
 from trigru.schedules.part import Part, Run, Upstream
 
 # (seq_len, batch, input_size, hidden_size). The last ones cross what the schedule decides by: sigmoid instead of tanh,
@@ -186,3 +186,10 @@ def test_as_nn_gru(shape, packed):
     assert error(h_n, want_h_n[0]) <= 1e-12
     for result, x in zip(results, (data, h0, *peer.parameters()), strict=True):
         assert error(result, x.grad) <= 1e-12
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_a_transposed_copy_of_the_recurrent_weights(variant, packed, monkeypatch):
+    monkeypatch.setattr(eager_products, "is_intel", lambda: True)
+    assert eager_products.turned(torch.ones(36, 12), 9, 33).is_contiguous()
+    assert_as_reference(layer(33, 9, 5, 12, packed=packed, variant=variant), schedule="eager")

@@ -21,6 +21,7 @@ from .blocks import Blocks, is_exported, whole_weights
 from .checks import check, first_of, layer_of
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf
+from .operators.direct import direct
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
@@ -285,11 +286,21 @@ class GRU(Leaf, nn.RNNBase):
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
             )
+        if given is NO_ARGUMENTS and (found := self._directly(input, hx)) is not None:
+            return found
         records, finish = self._prepared(input, hx, given=given)
         output, h_n = operators.gru(*records)
         if finish is not None:
             output = finish(output)
         return (output.squeeze(1), h_n.squeeze(1)) if input.dim() == 2 else (output, h_n)
+
+    def _directly(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Of a call of the equations alone that torch's own GRU serves; see `operators.direct`."""
+        if self._options is not None or self._blocks is not None or self.variant != "torch":
+            return None
+        if "h0" in self._parameters or "gain_l0" in self._parameters or "_prepared" in self.__dict__:  # by trigru.tap
+            return None
+        return direct(self._layer(), self._weights(), input, hx)
 
     def _prepared(
         self,

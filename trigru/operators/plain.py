@@ -15,15 +15,20 @@ _is_batched = torch._C._functorch.is_batchedtensor
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
-def is_plain(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether nothing but eager execution sees a call: no compiler, tracer, transform, mode, subclass, autocast."""
-    if (
+def is_unseen() -> bool:
+    """Whether no compiler, tracer, transform, mode or autocast sees what is called now."""
+    return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
         or torch._C._is_any_autocast_enabled()
-    ):
+    )
+
+
+def is_plain(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether nothing but eager execution sees a call: no compiler, tracer, transform, mode, subclass, autocast."""
+    if not is_unseen():
         return False
     for x in tensors:  # no any(...), which takes as long again
         if x is not None and (type(x) not in PLAIN_TYPES or x.is_meta or _is_batched(x) or is_legacy_batched(x)):

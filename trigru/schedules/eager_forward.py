@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,8 +15,8 @@ from ..reference import EPS, layer_norm
 from .eager_kept import keep_
 from .eager_layout import Layout
 from .eager_per_step import Between
-from .eager_products import Heads, affine, fast_linear, product
-from .eager_tanh import tanh_, tanh_in_steps
+from .eager_products import Heads, affine, fast_linear, product, turned
+from .eager_tanh import tanh_, tanh_in_place, tanh_in_steps
 from .part import Part, Run
 
 
@@ -62,13 +63,15 @@ def heads_of(w_hh: Tensor, layout: Layout) -> tuple[Heads | None, Heads | None, 
 class Forward:
     """The forward steps, with their buffers."""
 
-    def __init__(self, layout: Layout, weights: Weights, between: Between | None = None) -> None:
+    def __init__(self, layout: Layout, weights: Weights, between: Between | None = None, *, keeps: bool = True) -> None:
         self.layout, self.between = layout, between
         self.w_ih, self.w_hh = layout.stack(weights.ih), layout.recurrent(weights.hh)
         self.bias, self.b_hn = self._biases(weights.bias_ih, weights.bias_hh)
         self.all, self.of_rz, self.of_n = heads_of(self.w_hh, layout)
         self.gain_ih, self.gain_hh = layout.gains(weights.gain)
         self.buffers: tuple[Tensor, ...] = ()
+        alone = not keeps and not layout.narrow and weights.gain is None
+        self.scratch = self.w_hh.new_empty(max(layout.sizes, default=0), layout.hidden_size) if alone else None
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
 
@@ -116,6 +119,13 @@ class Forward:
             products = product(x, self.w_ih.t())
             place.copy_(torch.nn.functional.layer_norm(products, products.shape[1:], self.gain_ih, self.bias, EPS))
 
+    @functools.cached_property
+    def turned(self) -> tuple[Tensor, ...]:
+        """The recurrent weights as the steps' products take them: of all gates, or of r and z and of n."""
+        size, sizes = self.layout.hidden_size, self.layout.sizes
+        parts = (self.w_hh,) if self.layout.reset_after else self.w_hh.split([2 * size, size])
+        return tuple(turned(part, sizes[0], len(sizes)) for part in parts)
+
     def _add(self, seen: Tensor, rows: slice, to: Tensor) -> None:
         """Add to a place what some rows of the recurrent weights make of `seen`."""
         if self.gain_hh is None:
@@ -152,7 +162,8 @@ class Forward:
         return gates
 
     def _views(self, gates: Tensor, to: Tensor, states: Tensor, sizes: tuple[int, ...]) -> list[tuple]:
-        """Views of each step: pre-activations have their place in `gates`, and r, z, n in the last columns of `to`."""
+        """Views of each step: pre-activations have their place in `gates`, and r, z, n in the last columns of `to`;
+        where nothing is kept, a step's candidate, from its last sum on, in memory of its own, which is faster."""
         layout, size = self.layout, self.layout.hidden_size
 
         def steps(x: Tensor, first: int, planes: int = 1) -> tuple[Tensor, ...]:
@@ -160,23 +171,27 @@ class Forward:
 
         start = layout.planes - 3
         before_rz, before_n = steps(gates, start, 2), steps(gates, start + 2)
-        rz, n, source = before_rz, before_n, gates[:, -size:]
+        rz, summed, n, source = before_rz, before_n, before_n, gates[:, -size:]
         target = source
         if to is not gates:
             rz, n, start, target = steps(to, 0, 2), steps(to, 2), 0, to[:, -size:]
-        self.tanh, operands = tanh_in_steps(source, target, sizes)
+        if self.scratch is None:
+            self.tanh, operands = tanh_in_steps(source, target, sizes)
+        else:
+            summed = n = tuple(self.scratch[:count] for count in sizes)
+            self.tanh, operands = tanh_in_place(n)
         own = (steps(gates, 0, 3), steps(gates, 0)) if layout.reset_after else ()  # [an r z], an
-        parts = before_rz, rz, steps(to, start), steps(to, start + 1), before_n, n, states.split_with_sizes(sizes)
-        views = list(zip(sizes, *own, *parts, operands, strict=True))
+        parts = before_rz, rz, steps(to, start), steps(to, start + 1), before_n, summed, n
+        views = list(zip(sizes, *own, *parts, states.split_with_sizes(sizes), operands, strict=True))
         return views[::-1] if self.layout.reverse else views
 
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
-        w, linear = self.w_hh.t(), fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
+        (w,), linear = self.turned, fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
         linear = linear if self.all is None else self.all.onto
         tanh, apart, alive, between = self.tanh, self.layout.narrow, h.shape[0], self.between
         normed, every = self.gain_hh is not None, slice(None)
-        for count, own, an, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
+        for count, own, an, before_rz, rz, r, z, before_n, summed, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = resize(h, count, h0, h_n), count
             seen = h
@@ -189,7 +204,10 @@ class Forward:
             else:
                 own.add_(linear(seen, self.w_hh))
             torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
-            before_n.addcmul_(r, an)
+            if summed is before_n:
+                before_n.addcmul_(r, an)
+            else:
+                torch.addcmul(before_n, r, an, out=summed)
             tanh(source, out=target)
             new = blend(n, h, z, out=state)
             h = new if between is None else between.end(h, new)
@@ -199,7 +217,7 @@ class Forward:
         """Variants "cho" and "chung" over the current chunk; returns the last state."""
         size = self.layout.hidden_size
         rows_rz, rows_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
-        w_rz, w_n = rows_rz.t(), rows_n.t()
+        w_rz, w_n = self.turned
         linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
         linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
         if self.of_rz is not None and self.of_n is not None:
@@ -207,7 +225,7 @@ class Forward:
         tanh, apart, alive, chung = self.tanh, self.layout.narrow, h.shape[0], self.layout.variant == "chung"
         reset, between = torch.empty_like(h), self.between
         normed, of_rz, of_n = self.gain_hh is not None, slice(2 * size), slice(2 * size, None)
-        for count, before_rz, rz, r, z, before_n, n, state, (source, target) in self.views:
+        for count, before_rz, rz, r, z, before_n, summed, n, state, (source, target) in self.views:
             if count != alive:
                 h, alive = resize(h, count, h0, h_n), count
                 reset = torch.empty_like(h)
@@ -224,10 +242,12 @@ class Forward:
             torch.mul(r, seen, out=reset)
             if normed:
                 self._add(reset, of_n, to=before_n)
-            elif linear_n is None:
+            elif linear_n is not None:
+                torch.add(before_n, linear_n(reset, rows_n), out=summed)
+            elif summed is before_n:
                 before_n.addmm_(reset, w_n)
             else:
-                before_n.add_(linear_n(reset, rows_n))
+                torch.addmm(before_n, reset, w_n, out=summed)
             tanh(source, out=target)
             new = blend(h, n, z, out=state) if chung else blend(n, h, z, out=state)
             h = new if between is None else between.end(h, new)
@@ -244,7 +264,7 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     h0 = run.h0.to(layout.dtype).contiguous()
     ends = h_n.copy_(h0) if h_n.dtype == layout.dtype else h0.clone()
     if rows.numel():
-        forward = Forward(layout, weights[0], Between.of(layout, run))
+        forward = Forward(layout, weights[0], Between.of(layout, run), keeps=gates_kept is not None)
         steps = forward.steps_reset_after if layout.reset_after else forward.steps_reset_before
         chunks, blend = layout.chunks(), _blend(h0, part.variant, run.per_step)
         h = h0[: layout.sizes[-1 if part.reverse else 0]]
