@@ -251,6 +251,19 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     return PersistentConfig(block_b=block_b, num_warps=warps, registers=128 if warps == 8 and groups <= 8 else 256)
 
 
+def takes_several_tiles(variant: str) -> bool:
+    """Whether a program of the persistent schedule can take several batch tiles."""
+    return variant == "torch"
+
+
+def sharing_config(config: PersistentConfig, variant: str, direction: str, hidden_size: int) -> PersistentConfig | None:
+    """The tile sizes with half of the registers, so that two programs fit on a multiprocessor, where those of
+    `persistent_config` take all: None where that spills. Without a spill: 16 columns of chunks a warp (hidden_size 512
+    in 16 bits), forward, one product for all gates, and no column that does not exist."""
+    fits = variant == "torch" and direction == "forward" and config.block_b == 16 and config.num_warps == 8
+    return replace(config, registers=128) if fits and config.registers > 128 and hidden_size == 512 else None
+
+
 def stacked_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
     """Tile sizes of a launch that runs several layers: those of one layer, with all registers, for W_ih is kept too;
     where warps have columns that do not exist, all 8 warps, with which the masks fit."""
