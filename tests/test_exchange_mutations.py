@@ -37,6 +37,7 @@ AS_THEY_ARE = (
     "loop",
     "per_step",
     "recurrence",
+    "several",
     "steps",
     "stepwise_backward",
     "stepwise_forward",

@@ -151,8 +151,10 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
     elif programs > config.on_a_multiprocessor * device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
     steps = [_step_of(one, run, direction) for one in (config, *others)]
+    # No turns where there need be none: what the model says of them is of launches that none disturbs.
     step, config = min(
-        zip(steps, (config, *others), strict=True), key=lambda found: cost.time(found[0], device, layer)
+        zip(steps, (config, *others), strict=True),
+        key=lambda found: (cost.turns(found[0], device), cost.time(found[0], device, layer)),
     )
     return "persistent", config, step, obstacle
 
