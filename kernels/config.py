@@ -256,12 +256,14 @@ def takes_several_tiles(variant: str) -> bool:
     return variant == "torch"
 
 
-def sharing_config(config: PersistentConfig, variant: str, direction: str, hidden_size: int) -> PersistentConfig | None:
-    """The tile sizes with half of the registers, so that two programs fit on a multiprocessor, where those of
-    `persistent_config` take all: None where that spills. Without a spill: 16 columns of chunks a warp (hidden_size 512
-    in 16 bits), forward, one product for all gates, and no column that does not exist."""
-    fits = variant == "torch" and direction == "forward" and config.block_b == 16 and config.num_warps == 8
-    return replace(config, registers=128) if fits and config.registers > 128 and hidden_size == 512 else None
+def sharing_config(
+    config: PersistentConfig, variant: str, direction: str, dtype: torch.dtype, hidden_size: int
+) -> PersistentConfig | None:
+    """`persistent_config`'s with half of the registers, so that two programs fit on a multiprocessor; None where all
+    have that already, or it spills. It does not with 64 columns a warp, in 16 bits, that all exist, where one product
+    is for all gates: forward of "torch"."""
+    fits = variant == "torch" and direction == "forward" and dtype.itemsize == 2 and hidden_size == 512
+    return replace(config, registers=128) if fits and config.block_b == 16 and config.num_warps == 8 else None
 
 
 def stacked_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:

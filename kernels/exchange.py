@@ -42,7 +42,13 @@ that need that step, so the program that is furthest behind never waits. Where a
 at the same step, that is the one whose step and layer have the smallest sum, and among those the lowest: what it waits
 for, the own layer's step before and the lower layer's step, has a smaller sum, and so has been published. Going back,
 steps and layers are counted from their other ends. No layer waits for a place that is written before it has read it,
-for no place serves two steps: layers may drift apart as far as they like. Bounded: a wait that has lasted TIMEOUT ticks
+for no place serves two steps: layers may drift apart as far as they like. Where a program takes several batch tiles
+(several.py), those of a group take the same ones in the same order, in turns: each step's tiles, one after the other.
+What a turn waits for is its own tile's step before, which each program published in a turn of an earlier step: so the
+program at the lowest turn finds all that it waits for published, and never waits. A tile's places and counters are its
+own, and no program of another group waits for them. The look that a turn makes for the next one (`glance_at_tiles`)
+waits for nothing. It is a first look at the same words: what it missed is looked at again, and what it found is final,
+by the rules above, however long it lay in registers. Bounded: a wait that has lasted TIMEOUT ticks
 of the GPU's clock sets the error word; every other wait looks at the error word now and then and stops waiting too. A
 program that stopped waiting runs its remaining steps on what it has, without waiting: all leave. Told: they tell the
 host as they do (`report`), which raises `KernelTimeout` (see watch.py): a program that stopped waiting does so whether

@@ -170,9 +170,9 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
     limit to that number: a further tile never takes longer than a turn would, and its memory is the state's."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
     hidden_size = persistent_width(layer.dtype, layer.hidden_size)
-    shared = None if invariant.is_on() else sharing_config(usual, layer.variant, direction, hidden_size)
+    shared = sharing_config(usual, layer.variant, direction, layer.dtype, hidden_size)
     in_turns, in_one = [], []
-    for config in (usual,) if shared is None or layer.dtype.itemsize > 2 else (usual, shared):
+    for config in (usual,) if shared is None or invariant.is_on() else (usual, shared):
         programs, batch_tiles = config.grid(hidden_size, layer.batch)
         groups = max(1, config.on_a_multiprocessor * device.multiprocessors // programs)
         config = replace(config, tiles_at_once=groups)
