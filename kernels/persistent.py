@@ -57,7 +57,7 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
         args["h0_ptr"] = first_state(operands.h0, config.protocol)
     else:  # of h0, too, programs pass on what the first step's products see
         exchange.reserve(begins, config.protocol)
-    args["state_ptr"] = None if config.tiles == 1 else torch.empty_like(operands.h0, dtype=torch.float32)
+    args["state_ptr"] = None if config.tiles == 1 else _states(operands.h0, run.variant)
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(forward_torch, args, {}, run, operands)
@@ -83,6 +83,12 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     else:
         _start(backward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return derivatives
+
+
+def _states(h0: Tensor, variant: str) -> Tensor:
+    """Memory for what goes from turn to turn where a program takes several batch tiles: the running state, of "cho" and
+    "chung" z too."""
+    return h0.new_empty(h0.shape if variant == "torch" else (2, *h0.shape), dtype=torch.float32)
 
 
 def _derivatives(run: Recurrence[PersistentConfig], operands: Operands, gradients: Gradients) -> Derivatives:
