@@ -76,9 +76,9 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     derivatives = _derivatives(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
+    args["nothing_ptr"] = operands.h0.new_zeros(hidden_size) if config_of(run).tiles > 1 else None
     if run.variant == "torch":
-        several = config_of(run).tiles > 1
-        args |= {"d_an_ptr": derivatives.d_an, "nothing_ptr": operands.h0.new_zeros(hidden_size) if several else None}
+        args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
     else:
         _start(backward_reset_first, args, {"VARIANT": run.variant}, run, operands)

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .exchange import publish, publish_two, report
 from .gates import reset_after_grad, reset_before_grad
-from .loop import Step, last_steps, next_steps, row_after, step_at, step_or_none, time_of
+from .loop import last_steps, next_steps
 from .parts import one_gate
 from .per_step import (
     Beside,
@@ -20,7 +20,6 @@ from .per_step import (
     begun,
     carries_on,
     end_back,
-    load_beginning,
     load_dropped,
     load_of_step,
     load_seed,
@@ -34,50 +33,21 @@ from .persistent_tiles import (
     await_rows,
     await_rows_of,
     flags_of,
-    glance_at_rows,
+    in_float32,
     load_columns,
-    number_of_tiles,
+    load_step,
     one_look,
     own_place,
     own_side,
     own_tile,
-    readable,
     rows_at,
-    state_rows,
     there,
     tile_at,
-    tile_of,
     units_only,
     where_alive,
 )
-from .several import Turn, turn_after
+from .several_backward import several_reset_first, several_torch
 from .tiles import either, read, write
-
-
-@triton.jit
-def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None):
-    """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
-    (else n again). kept: pointers to the output's derivative, h0, the output and the reserve. is_last: where a launch
-    has several layers, whether the own layer's output is the last one's; of others dy is 0."""
-    grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
-    mask = readable(own, here.count, S)
-    has_dy = mask if is_last is None else mask & is_last
-    dy = tl.load(tile_at(grad_output_ptr, here.row, own, S.SIDES, S), mask=has_dy, other=0.0)
-    state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
-    h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
-    reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
-    r = tl.load(reserve, mask=mask, other=0.0)
-    z = tl.load(reserve + S.H, mask=mask, other=0.0)
-    n = tl.load(reserve + 2 * S.H, mask=mask, other=0.0)
-    an = tl.load(reserve + (GATES - 1) * S.H, mask=mask, other=0.0)
-    return dy, h, r, z, n, an
-
-
-@triton.jit
-def in_float32(step):
-    """`load_step`'s values for arithmetic: not before they are used, for a conversion waits for its load."""
-    dy, h, r, z, n, an = step
-    return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
 
 
 @triton.jit
@@ -87,99 +57,6 @@ def _before(beside, d_begin, beginning, own, here, S: tl.constexpr):
     if beside.d_begin is not None:
         write(tile_at(beside.d_begin, row_of(beside, here.row), own, 1, S), d_begin, there(own, here.count, S))
     return begin_back(d_begin, beginning)
-
-
-@triton.jit
-def _sources(pointers, nothing_ptr, own, step, first, S: tl.constexpr):
-    """Where the rows lie that the product of a step sums over; at the first, none before it, zeros."""
-    d_gates_ptr, d_an_ptr = pointers
-    rows, rows_an = rows_at(d_gates_ptr, step.row, own, 3, S), rows_at(d_an_ptr, step.row, own, 1, S)
-    return tl.where(first, nothing_ptr, rows), tl.where(first, nothing_ptr, rows + S.H), tl.where(
-        first, nothing_ptr, rows_an
-    )
-
-
-@triton.jit
-def _load_turn(kept, published, d_state_ptr, nothing_ptr, beside, own, turn, offsets_ptr, T, B, direction,
-               S: tl.constexpr):  # fmt: skip
-    """What a turn works with: what of the state's derivative goes past the products, the step's values, what it and the
-    one taken before it do beside the equations, and a first look at what it waits for. direction: of the launch."""
-    i, here, place = turn.i, turn.here, own_place(own, B, S)
-    direct = tl.load(tile_at(d_state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
-    if S.PACKED:
-        earlier = step_or_none(offsets_ptr, time_of(i + 1, T, direction), T, B, S.PACKED)
-    else:
-        earlier = Step(row_after(here, i, T, B, direction), here.count)
-    loaded = load_step(kept, own, here, earlier, i + 1 >= T, 4, S)
-    began = load_beginning(beside, tl.where(i == 0, here.row, turn.before.row), place)
-    glance = ()
-    if one_look(published[0].dtype.element_ty.primitive_bitwidth, S):
-        glance = glance_at_rows(_sources(published, nothing_ptr, own, turn.before, i == 0, S), own, turn.before, S)
-    amount, beginning = load_of_step(beside, here.row, place)
-    return direct, loaded, (amount, beginning, began, load_dropped(beside, place)), glance
-
-
-@triton.jit
-def _several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, first, tiles, offsets_ptr, T, B,
-                   direction, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
-    """`backward_torch` for several batch tiles, of which `first` is the first: in a turn the product of the step before
-    it, as the launch takes them, then the derivatives of a step. So the first has no product, and behind the last step
-    stands one of products alone. direction: of the launch."""
-    w_r, w_z, w_n = weights
-    d_gates_ptr, d_an_ptr = published
-    count = number_of_tiles(first, tiles, B, S)
-    t = time_of(0, T, direction)
-    turn = Turn(0, 0, step_at(offsets_ptr, t, B, S.PACKED), Step(t.to(tl.int64) * B, B * 0))
-    direct, loaded, of_step, glance = _load_turn(
-        kept, published, d_state_ptr, nothing_ptr, beside, first, turn, offsets_ptr, T, B, direction, S
-    )
-    for _ in range((T + 1) * count):
-        own, i, here, before = tile_of(first, turn.k, B, S), turn.i, turn.here, turn.before
-        flags = flags_of(own, 0, T, B, S)
-        awaited, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
-        sources = _sources(published, nothing_ptr, own, before, i == 0, S)
-        tl.debug_barrier()
-        if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
-            x = await_rows(sources[0], own, before, awaited, S, arrivals)
-            a = tl.dot(w_r, x, input_precision=PRECISION)
-            x = await_rows(sources[1], own, before, None, S)
-            a = tl.dot(w_z, x, a, input_precision=PRECISION)
-            x = await_rows(sources[2], own, before, None, S)
-            a = tl.dot(w_n, x, a, input_precision=PRECISION)
-        else:
-            x_r, x_z, x_n = await_rows_of(sources, own, before, awaited, S, arrivals, glance)
-            a = tl.dot(w_r, x_r, input_precision=PRECISION)
-            a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
-            a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
-
-        following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
-        then = tile_of(first, following.k, B, S)
-        direct_then, loaded_then, of_step_then, glance = _load_turn(
-            kept, published, d_state_ptr, nothing_ptr, beside, then, following, offsets_ptr, T, B, direction, S
-        )
-        amount, beginning, began, dropped = of_step
-        d_begin = direct + seen(units_only(one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B), own, S), dropped)
-        if beside.d_begin is not None:
-            to = tile_at(beside.d_begin, row_of(beside, before.row), own, 1, S)
-            write(to, d_begin, there(own, before.count, S) & (i > 0))
-        dh = tl.where(i == 0, direct, begin_back(d_begin, began))
-
-        dy, h, r, z, n, an = in_float32(loaded)
-        h = begun(h, beginning)
-        idle = carries_on(amount)
-        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, beside.clip, "torch")
-        dr, d_an = reset_after_grad(dn, unless(an, idle), unless(r, idle))
-        mask = there(own, here.count, S) & (i < T)
-        publish_two(
-            tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, None,
-            S.PROTOCOL,
-        )  # fmt: skip
-        publish(tile_at(d_an_ptr, here.row, own, 1, S), d_an, mask, flags + tl.minimum(i, T - 1), S.PROTOCOL)
-        write(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask)
-        direct = tl.where(i < T, where_alive(own, here, direct, dh, S), dh)
-        write(tile_at(d_state_ptr, 0, own, 1, S), direct, there(own, B, S))
-        direct, loaded, of_step = tl.where(count == 1, direct, direct_then), loaded_then, of_step_then
-        turn = following
 
 
 @triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "tiles", "zoneout_below"])
@@ -301,14 +178,14 @@ def backward_torch(
             here = following
         write(d_state, dh, exists)
     else:
-        _several_torch(
+        several_torch(
             kept, (d_gates_ptr, d_an_ptr), d_state_ptr, nothing_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr,
             T, B, -direction, PRECISION, S,
         )  # fmt: skip
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below"])
+@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "tiles", "zoneout_below"])
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -326,6 +203,7 @@ def backward_reset_first(
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
+    nothing_ptr,  # (H,) zeros, there with `tiles`
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -334,6 +212,7 @@ def backward_reset_first(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    tiles,  # batch tiles of a program, or None: one
     clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
@@ -356,7 +235,7 @@ def backward_reset_first(
     product runs while dr is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
         starts = side * B
@@ -377,52 +256,58 @@ def backward_reset_first(
         tl.debug_barrier()
     w_n = load_columns(w_hh_ptr, 2, own, S)
 
-    flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
-    d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
-    dh = read(d_state, exists)
-    t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    loaded = load_step(kept, own, here, before, T == 1, 3, S)
-    place = own_place(own, B, S)
-    dropped = load_dropped(beside, place)
-    of_step = load_of_step(beside, here.row, place)
-    for i in range(T):
-        dy, h, r, z, n, _ = in_float32(loaded)
-        amount, beginning = of_step
-        h = begun(h, beginning)
-        idle = carries_on(amount)
-        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
-        mask = there(own, here.count, S)
-        publish_two(
-            tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
-            flags + i, PROTOCOL,
+    if tiles is None:
+        flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
+        d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
+        dh = read(d_state, exists)
+        t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
+        loaded = load_step(kept, own, here, before, T == 1, 3, S)
+        place = own_place(own, B, S)
+        dropped = load_dropped(beside, place)
+        of_step = load_of_step(beside, here.row, place)
+        for i in range(T):
+            dy, h, r, z, n, _ = in_float32(loaded)
+            amount, beginning = of_step
+            h = begun(h, beginning)
+            idle = carries_on(amount)
+            dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
+            mask = there(own, here.count, S)
+            publish_two(
+                tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
+                flags + i, PROTOCOL,
+            )  # fmt: skip
+            direct = where_alive(own, here, direct, dh, S)
+
+            t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
+            loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S)
+            of_step = load_of_step(beside, following.row, place)
+            tl.debug_barrier()
+
+            source = rows_at(d_gates_ptr, here.row, own, 3, S)
+            # Where registers suffice, dz has come with dn, and is multiplied while dr is on its way.
+            ONE_LOOK: tl.constexpr = one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S)
+            if ONE_LOOK:
+                x_n, x_z = await_rows_of((source + 2 * H, source + H), own, here, flags + i, S)
+            else:
+                x_n = await_rows(source + 2 * H, own, here, flags + i, S)
+            d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            d_rh = units_only(d_rh, own, S)
+            dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
+            publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
+            if not ONE_LOOK:
+                x_z = await_rows(source + H, own, here, None, S)
+            a = tl.dot(w_z, x_z, input_precision=PRECISION)
+            x = await_rows(source, own, here, flags_reset + i, S)
+            a = tl.dot(w_r, x, a, input_precision=PRECISION)
+            direct += seen(through_reset, dropped)
+            products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
+            dh = _before(beside, direct + products, beginning, own, here, S)
+            here = following
+        write(d_state, dh, exists)
+    else:
+        several_reset_first(
+            kept, d_gates_ptr, d_state_ptr, nothing_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr, T, B,
+            -direction, VARIANT, PRECISION, S,
         )  # fmt: skip
-        direct = where_alive(own, here, direct, dh, S)
-
-        t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
-        loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S)
-        of_step = load_of_step(beside, following.row, place)
-        tl.debug_barrier()
-
-        source = rows_at(d_gates_ptr, here.row, own, 3, S)
-        # Where registers suffice, dz has come with dn, and is multiplied while dr is on its way.
-        ONE_LOOK: tl.constexpr = one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S)
-        if ONE_LOOK:
-            x_n, x_z = await_rows_of((source + 2 * H, source + H), own, here, flags + i, S)
-        else:
-            x_n = await_rows(source + 2 * H, own, here, flags + i, S)
-        d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        d_rh = units_only(d_rh, own, S)
-        dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
-        publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
-        if not ONE_LOOK:
-            x_z = await_rows(source + H, own, here, None, S)
-        a = tl.dot(w_z, x_z, input_precision=PRECISION)
-        x = await_rows(source, own, here, flags_reset + i, S)
-        a = tl.dot(w_r, x, a, input_precision=PRECISION)
-        direct += seen(through_reset, dropped)
-        products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
-        dh = _before(beside, direct + products, beginning, own, here, S)
-        here = following
-    write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)

@@ -51,7 +51,9 @@ def _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S: tl.c
     if beside.begins is None:
         return await_state(output_ptr, h0_ptr, own, here, before, i, flags, S, glance)
     else:
-        return await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, None, glance)
+        return await_rows(
+            rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, None, glance
+        )
 
 
 @triton.jit
@@ -92,7 +94,9 @@ def _start(beside, h0_ptr, own, B, row, flags, S: tl.constexpr):
     """The running state before the first step, which is at `row`."""
     place, exists = own_place(own, B, S), there(own, B, S)
     h = read(tile_at(h0_ptr, 0, own, 1, S), exists)
-    return _begin(beside, h, row, load_beginning(beside, row, place), load_dropped(beside, place), own, exists, flags, S)
+    return _begin(
+        beside, h, row, load_beginning(beside, row, place), load_dropped(beside, place), own, exists, flags, S
+    )
 
 
 @triton.jit
@@ -112,11 +116,15 @@ def _load_turn(pointers, beside, own, turn, T, B, direction, S: tl.constexpr):
     i, here, place = turn.i, turn.here, own_place(own, B, S)
     h = tl.load(tile_at(state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
     gates, dropped = load_inputs(gates_in_ptr, own, here, S), load_dropped(beside, place)
-    amount, beginning = load_amount(beside, here.row, place), load_beginning(
-        beside, row_after(here, i, T, B, direction), place
+    amount, beginning = (
+        load_amount(beside, here.row, place),
+        load_beginning(beside, row_after(here, i, T, B, direction), place),
     )
-    return h, gates, (amount, beginning, dropped), _glance_at_seen(
-        beside, output_ptr, h0_ptr, own, here, turn.before, i, S
+    return (
+        h,
+        gates,
+        (amount, beginning, dropped),
+        _glance_at_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, S),
     )
 
 
@@ -439,7 +447,11 @@ def forward_reset_first(
             r = sigmoid(ar + gr.to(tl.float32))
             reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
             publish(
-                reset_state, units_only(r * seen(h, dropped), own, S), there(own, here.count, S), flags_reset + i, PROTOCOL
+                reset_state,
+                units_only(r * seen(h, dropped), own, S),
+                there(own, here.count, S),
+                flags_reset + i,
+                PROTOCOL,
             )
 
             if not _ONE_USE:

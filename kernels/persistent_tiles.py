@@ -263,3 +263,29 @@ def keep(reserve_ptr, own, here, values, S: tl.constexpr):
     VALUES: tl.constexpr = len(values)
     for g in tl.static_range(VALUES):
         write(tile_at(reserve_ptr, here.row, own, VALUES, S, g), values[g], there(own, here.count, S))
+
+
+@triton.jit
+def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None):
+    """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
+    (else n again). kept: pointers to the output's derivative, h0, the output and the reserve. is_last: where a launch
+    has several layers, whether the own layer's output is the last one's; of others dy is 0."""
+    grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
+    mask = readable(own, here.count, S)
+    has_dy = mask if is_last is None else mask & is_last
+    dy = tl.load(tile_at(grad_output_ptr, here.row, own, S.SIDES, S), mask=has_dy, other=0.0)
+    state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
+    h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
+    reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
+    r = tl.load(reserve, mask=mask, other=0.0)
+    z = tl.load(reserve + S.H, mask=mask, other=0.0)
+    n = tl.load(reserve + 2 * S.H, mask=mask, other=0.0)
+    an = tl.load(reserve + (GATES - 1) * S.H, mask=mask, other=0.0)
+    return dy, h, r, z, n, an
+
+
+@triton.jit
+def in_float32(step):
+    """`load_step`'s values for arithmetic: not before they are used, for a conversion waits for its load."""
+    dy, h, r, z, n, an = step
+    return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)

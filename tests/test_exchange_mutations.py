@@ -26,7 +26,8 @@ pytestmark = generated_code
 SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
     *("fragments", "assembly", "exchange", "parts"),
-    *(f"persistent{part}" for part in ("_tiles", "_forward", "_backward", "")),
+    *("persistent_tiles", "several_backward"),
+    *(f"persistent{part}" for part in ("_forward", "_backward", "")),
     *(f"stacked{part}" for part in ("_tiles", "_forward", "_backward", "")),
     *("walking_kernels", "walking"),
 )
