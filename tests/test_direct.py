@@ -87,6 +87,22 @@ def test_others_go_the_whole_way(taken, arguments, x):
     assert not taken()
 
 
+def test_a_parametrized_weight_is_computed_once(taken):
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return 2 * x
+
+    layer, counted = _layer(), Counted()
+    nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", counted)
+    before = counted.calls
+    layer(torch.ones(1, 2, 5))
+    assert not taken()
+    assert counted.calls == before + 1
+
+
 def test_who_looks_on_sees_the_whole_way(taken):
     layer, x = _layer(), torch.ones(1, 2, 5)
     with _Seen():

@@ -193,3 +193,12 @@ def test_a_transposed_copy_of_the_recurrent_weights(variant, packed, monkeypatch
     monkeypatch.setattr(eager_products, "is_intel", lambda: True)
     assert eager_products.turned(torch.ones(36, 12), 9, 33).is_contiguous()
     assert_as_reference(layer(33, 9, 5, 12, packed=packed, variant=variant), schedule="eager")
+
+
+def test_chunks_are_even_where_they_can_be():
+    for seq_len in range(1, 300):
+        steps = eager_layout.even_steps(seq_len, 64)
+        assert 1 <= steps <= min(64, seq_len)
+    for seq_len, steps in ((20, 20), (64, 32), (100, 25), (156, 52), (1000, 50)):
+        assert eager_layout.even_steps(seq_len, 64) == steps
+    assert eager_layout.even_steps(1000, 7) <= 7

@@ -296,11 +296,18 @@ class GRU(Leaf, nn.RNNBase):
 
     def _directly(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Of a call of the equations alone that torch's own GRU serves; see `operators.direct`."""
-        if self._options is not None or self._blocks is not None or self.variant != "torch":
+        if torch.compiler.is_compiling() or not input.is_cpu or self.variant != "torch":
             return None
-        if "h0" in self._parameters or "gain_l0" in self._parameters or "_prepared" in self.__dict__:  # by trigru.tap
+        if self._options is not None or self._blocks is not None or "_prepared" in self.__dict__:  # by trigru.tap
             return None
-        return direct(self._layer(), self._weights(), input, hx)
+        parameters = self._parameters
+        if "h0" in parameters or "gain_l0" in parameters:
+            return None
+        try:
+            weights = [parameters[name] for names in self._all_weights for name in names]
+        except KeyError:  # a parametrized weight is computed where it is looked up, which may do more: once in a call
+            return None
+        return direct(self._layer(), weights, input, hx)  # type: ignore[arg-type]
 
     def _prepared(
         self,

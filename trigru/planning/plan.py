@@ -200,9 +200,9 @@ def _stacked(layer: Layer, site: Site, choice: Choice, direction: str) -> Plan:
 def torch_serves(layer: Layer, site: Site) -> bool:
     """Whether torch's own GRU is the faster one for a padded call on a CPU, so that "auto" leaves it to that.
 
-    The eager schedule has to be set up (some 100 us), which a short sequence does not repay; without gradients there is
-    less to win. Bounds from `python -m trigru.bench.suites.cpu --short`, float32, 2 threads of an AMD EPYC, torch 2.13:
-    beyond them eager was never slower than 0.95 times nn.GRU."""
+    The eager schedule has to be set up (some 100 us, and views of each step), which a short sequence does not repay;
+    without gradients there is less to win. Bounds from `trigru bench --suite cpu --short`, with and without
+    `--direction forward`, float32, 2 threads of an AMD EPYC, and from an Intel Xeon, 1 and 2 threads, torch 2.13."""
     if not site.plain or site.packed or site.given or site.dtype != torch.float32 or site.device.type != "cpu":
         return False
     if invariant.is_on():
@@ -211,7 +211,8 @@ def torch_serves(layer: Layer, site: Site) -> bool:
         return False
     if site.recording or site.seq_len <= 8:
         return site.seq_len <= 8
-    return site.seq_len < 128 and site.seq_len * site.batch * layer.hidden_size < 65536
+    values = site.seq_len * site.batch * layer.hidden_size
+    return site.seq_len < 128 and values < (1 << 16 if site.seq_len >= 32 else 1 << 19)
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
