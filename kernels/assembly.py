@@ -81,8 +81,8 @@ def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0, g
     the reserved pattern; just once, where they are not `compared` with it. glanced: the first look has been made.
 
     Results: for each tile, one half of every chunk, then the other (see fragments.py). Operands: what a glance gave;
-    for each tile the address of its chunk, for every element; the elements' numbers within a half of a chunk; the status buffer's
-    address.
+    for each tile the address of its chunk, for every element; the elements' numbers within a half of a chunk; the
+    status buffer's address.
     """
     per_half = 64 // bits
     pack = chunks * per_half

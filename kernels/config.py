@@ -251,9 +251,11 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     return PersistentConfig(block_b=block_b, num_warps=warps, registers=128 if warps == 8 and groups <= 8 else 256)
 
 
-def takes_several_tiles(variant: str) -> bool:
-    """Whether a program of the persistent schedule can take several batch tiles."""
-    return variant == "torch"
+def why_one_tile(variant: str, direction: str, hidden_size: int) -> str | None:
+    """Why no program takes several batch tiles of such a layer, or None."""
+    if variant != "torch" and direction == "backward" and hidden_size > 512:
+        return f"going back, {variant!r} spills registers above hidden_size 512"
+    return None
 
 
 def sharing_config(

@@ -147,8 +147,8 @@ def backward_torch(
             dr, d_an = reset_after_grad(dn, unless(an, idle), unless(r, idle))
             mask = there(own, here.count, S)
             publish_two(
-                tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, None,
-                PROTOCOL,
+                tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
+                None, PROTOCOL,
             )  # fmt: skip
             publish(tile_at(d_an_ptr, here.row, own, 1, S), d_an, mask, flags + i, PROTOCOL)
             write(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask)
@@ -274,8 +274,8 @@ def backward_reset_first(
             dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
             mask = there(own, here.count, S)
             publish_two(
-                tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
-                flags + i, PROTOCOL,
+                tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz,
+                mask, flags + i, PROTOCOL,
             )  # fmt: skip
             direct = where_alive(own, here, direct, dh, S)
 

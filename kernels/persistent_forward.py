@@ -191,8 +191,8 @@ def _load_second(pointers, z_ptr, reset_state_ptr, beside, own, here, row, B, S:
 @triton.jit
 def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights, beside, first, tiles, offsets_ptr, T,
                          B, direction, VARIANT: tl.constexpr, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
-    """`forward_reset_first` for several batch tiles, of which `first` is the first: within a step up to r * h for all of
-    them, then the rest. z waits in memory, as the running state does."""
+    """`forward_reset_first` for several batch tiles, of which `first` is the first: within a step up to r * h for all
+    of them, then the rest. z waits in memory, as the running state does."""
     _, h0_ptr, output_ptr, state_ptr = pointers
     count = number_of_tiles(first, tiles, B, S)
     before = before_first(T, B, direction)
@@ -447,12 +447,9 @@ def forward_reset_first(
             r = sigmoid(ar + gr.to(tl.float32))
             reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
             publish(
-                reset_state,
-                units_only(r * seen(h, dropped), own, S),
-                there(own, here.count, S),
-                flags_reset + i,
+                reset_state, units_only(r * seen(h, dropped), own, S), there(own, here.count, S), flags_reset + i,
                 PROTOCOL,
-            )
+            )  # fmt: skip
 
             if not _ONE_USE:
                 az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)

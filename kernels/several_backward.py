@@ -100,9 +100,9 @@ def _load_turn(kept, published, d_state_ptr, nothing_ptr, beside, own, turn, off
 @triton.jit
 def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, first, tiles, offsets_ptr, T, B,
                    direction, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
-    """`backward_torch` of persistent_backward.py for several batch tiles, of which `first` is the first: in a turn the product of the step before
-    it, as the launch takes them, then the derivatives of a step. So the first has no product, and behind the last step
-    stands one of products alone. direction: of the launch."""
+    """`backward_torch` of persistent_backward.py for several batch tiles, of which `first` is the first: in a turn the
+    product of the step before it, as the launch takes them, then the derivatives of a step. So the first has no
+    product, and behind the last step stands one of products alone. direction: of the launch."""
     w_r, w_z, w_n = weights
     d_gates_ptr, d_an_ptr = published
     count = number_of_tiles(first, tiles, B, S)

@@ -30,9 +30,7 @@ SLOW = pytest.mark.slow
 HIDDEN = 48
 
 
-def outcome(
-    schedule, protocol=None, seeds=2, variant="torch", timeout=60.0, batch=3, tiles=1, **options
-) -> str:
+def outcome(schedule, protocol=None, seeds=2, variant="torch", timeout=60.0, batch=3, tiles=1, **options) -> str:
     """ "right", "wrong", "error" of the executor, or "timeout"; `options`: of `ptx_launcher`."""
     case = recurrence(3, batch, HIDDEN, variant=variant)
     make = walking_config if protocol is None else persistent_config

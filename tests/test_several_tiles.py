@@ -21,6 +21,7 @@ from trigru.kernels.watch import KernelTimeout
 from trigru.planning import cost, invariant
 from trigru.planning.candidates import candidates
 from trigru.planning.devices import PRESETS
+from trigru.reference import VARIANTS
 
 pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait"),
@@ -52,6 +53,11 @@ def check(case, tiles, **how):
 @pytest.mark.parametrize(
     ("tiles", "batch", "hidden_size", "dtype", "protocol", "options"),
     [
+        (2, 40, 32, torch.bfloat16, "data", {"variant": "cho"}),
+        (3, 20, 40, torch.float16, "flags", {"variant": "chung", "packed": True, "reverse": True}),
+        pytest.param(2, 40, 40, torch.float32, "data", {"variant": "cho", "both": True, "packed": True}, marks=SLOW),
+        pytest.param(3, 70, 19, torch.bfloat16, "flags", {"variant": "chung", "both": True}, marks=SLOW),
+        pytest.param(2, 33, 512, torch.bfloat16, "data", {"variant": "chung"}, marks=SLOW),
         (2, 40, 48, torch.bfloat16, "data", {}),  # the second program has one tile, and half of it
         (2, 20, 40, torch.bfloat16, "flags", {"packed": True, "reverse": True}),
         (3, 40, 32, torch.float16, "data", {"both": True}),
@@ -87,22 +93,32 @@ def test_interleavings(protocol, both):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["data", "flags"])
-def test_many_interleavings(protocol):
-    case = recurrence(4, 33, 48)
+@pytest.mark.parametrize("variant", VARIANTS[:2])
+def test_many_interleavings(variant, protocol):
+    case = recurrence(4, 33, 48, variant=variant)
     for seed in range(30):
         check(case, 2 + seed % 3, protocol=protocol, seed=seed, quantum=(200, 20, 1000)[seed % 3])
 
 
-def test_forward_gives_the_bits_of_one_tile_a_program():
+@pytest.mark.parametrize("variant", ["torch", pytest.param("cho", marks=SLOW)])
+def test_forward_gives_the_bits_of_one_tile_a_program(variant):
     """The running state stays in float32."""
-    case = recurrence(4, 40, 48)
+    case = recurrence(4, 40, 48, variant=variant)
     one, several = (run(case, tiles, seed=0)[0] for tiles in (1, 3))
     assert torch.equal(one["output"], several["output"])
 
 
-@pytest.mark.parametrize(("protocol", "both"), [("data", False), pytest.param("flags", True, marks=SLOW)])
-def test_what_steps_do_beside_the_equations(protocol, both):
-    case = per_step_recurrence(3, 33, 32, OPTIONS[:-1], dtype=torch.bfloat16, both=both)
+@pytest.mark.parametrize(
+    ("variant", "protocol", "both"),
+    [
+        ("torch", "data", False),
+        pytest.param("torch", "flags", True, marks=SLOW),
+        pytest.param("cho", "data", True, marks=SLOW),
+        pytest.param("chung", "flags", False, marks=SLOW),
+    ],
+)
+def test_what_steps_do_beside_the_equations(variant, protocol, both):
+    case = per_step_recurrence(3, 33, 32, OPTIONS[:-1], variant=variant, dtype=torch.bfloat16, both=both)
     check(case, 2, protocol=protocol, seed=0)
 
 
@@ -129,9 +145,15 @@ def test_a_wait_that_expires_is_an_error_and_ends(protocol):
         case.run(persistent, config, timeout=0.05)
 
 
-@pytest.mark.parametrize("protocol", ["data", "flags"])
-def test_stores_that_are_seen_late(protocol):
-    assert outcome(persistent, protocol, batch=33, seeds=1, tiles=2) == "right"
+@pytest.mark.parametrize(
+    ("variant", "protocol"),
+    [
+        ("torch", "data"),
+        *(pytest.param(*x, marks=SLOW) for x in (("torch", "flags"), ("cho", "data"), ("cho", "flags"))),
+    ],
+)
+def test_stores_that_are_seen_late(variant, protocol):
+    assert outcome(persistent, protocol, variant=variant, batch=33, seeds=1, tiles=2) == "right"
 
 
 @pytest.mark.parametrize(
@@ -183,14 +205,9 @@ def test_a_batch_of_256_takes_little_longer_than_one_of_64_by_the_model():
     assert seconds(256, "backward") <= 2.5 * seconds(64, "backward")
 
 
-def test_other_variants_and_invariant_batches_take_turns():
-    cho, torch_ = (cost.Layer(variant, torch.bfloat16, 256, 512) for variant in ("cho", "torch"))
-
-    def found(layer):
-        return next(c for c in candidates(PRESETS["H100"], layer) if c.schedule == "persistent")
-
-    assert found(cho).config.tiles == 1
-    assert found(cho).turns == 4
-    assert found(torch_).config.tiles > 1
+def test_invariant_batches_take_turns():
+    layer = cost.Layer("torch", torch.bfloat16, 256, 512)
     with invariant.batch_invariant():
-        assert found(torch_).config.tiles == 1
+        (found,) = (c for c in candidates(PRESETS["H100"], layer) if c.schedule == "persistent")
+    assert found.config.tiles == 1
+    assert found.turns == 4

@@ -26,9 +26,9 @@ from ..kernels.config import (
     sharing_config,
     stacked_config,
     stepwise_config,
-    takes_several_tiles,
     walking_config,
     why_not_stacked,
+    why_one_tile,
 )
 from ..planning.candidates import WAITING
 from ..planning.triton_state import interpreted, why_unusable
@@ -300,7 +300,8 @@ def can_compile(case: Case) -> bool:
     elif case.target == "sm_75":
         has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule not in ("persistent", "several")
     if case.schedule == "several":
-        has_dtype &= case.target.startswith("sm_") and takes_several_tiles(case.variant)
+        direction = "backward" if case.direction == "backward" else "forward"
+        has_dtype &= case.target.startswith("sm_") and why_one_tile(case.variant, direction, case.hidden_size) is None
     if case.schedule == "stacked":
         has_dtype &= case.target.startswith("sm_") and case.target != "sm_75" and not case.both
         return has_dtype and why_not_stacked(case.variant, *_numbers(case)) is None

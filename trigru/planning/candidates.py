@@ -18,10 +18,10 @@ from ..kernels.config import (
     resident_config,
     sharing_config,
     stepwise_config,
-    takes_several_tiles,
     triton_version,
     waits_by_thread,
     walking_config,
+    why_one_tile,
 )
 from . import cost, invariant
 from .devices import KIB, Device
@@ -167,8 +167,10 @@ def _step_of(config: PersistentConfig, layer: cost.Layer, direction: str) -> cos
 def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> list[PersistentConfig]:
     """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, then,
     where these would be several, with so many batch tiles in a program that one launch has room for all. There is no
-    limit to that number: a further tile never takes longer than a turn would, and its memory is the state's."""
+    limit to that number: a further tile never takes longer than a turn would, and its memory is the state's. Within
+    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
+    may = why_one_tile(layer.variant, direction, layer.hidden_size) is None and not invariant.is_on()
     hidden_size = persistent_width(layer.dtype, layer.hidden_size)
     shared = sharing_config(usual, layer.variant, direction, layer.dtype, hidden_size)
     in_turns, in_one = [], []
@@ -178,6 +180,6 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
         config = replace(config, tiles_at_once=groups)
         in_turns.append(config)
         tiles = cdiv(batch_tiles, max(1, groups // layer.directions))
-        if tiles > 1 and takes_several_tiles(layer.variant) and not invariant.is_on():
+        if tiles > 1 and may:
             in_one.append(replace(config, tiles=tiles))
     return in_turns + in_one

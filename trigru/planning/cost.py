@@ -18,10 +18,10 @@ from .devices import Device
 SHARED_BYTES_PER_CLOCK = 128  # of one multiprocessor, every generation since Volta (CUDA C++ programming guide)
 L2_LATENCY_CLOCKS = 270  # a load that hits L2; published microbenchmarks give 200 (A100) to 290 (H100)
 GATES = 3
-# Of a program that takes several batch tiles, the least for one of them, however few bytes it moves: product, sum over
-# warps, gates, stores, one after the other, and so many clocks more for each hidden unit. A model of the machine code
-# (bfloat16, sm_90) gave 1,100 to 2,140 clocks for hidden_size 128 to 1024, and some 1.3 times so many where two
-# programs share a multiprocessor.
+# Of a program that takes several batch tiles, the least for an exchange of one of them, however few bytes it moves:
+# product, sum over warps, gates, stores, one after the other, and so many clocks more for each hidden unit. A model of
+# the machine code (bfloat16, sm_90) gave 1,100 to 2,140 clocks for hidden_size 128 to 1024, forward of "torch", and 1.2
+# to 1.35 times so many where two programs share a multiprocessor.
 TURN_CLOCKS, TURN_CLOCKS_OF_A_UNIT, TURN_SHARED = 1000, 1.1, 1.2
 
 
@@ -131,7 +131,7 @@ def persistent(layer: Layer, block_h: int, block_b: int, direction: str = "forwa
             shared_bytes=tiles * step.shared_bytes,
             flops=tiles * step.flops,
             tiles=tiles,
-            turn_clocks=TURN_CLOCKS + TURN_CLOCKS_OF_A_UNIT * layer.hidden_size,
+            turn_clocks=layer.exchanges * (TURN_CLOCKS + TURN_CLOCKS_OF_A_UNIT * layer.hidden_size),
         )
     size = layer.dtype.itemsize
     state = layer.exchanged(direction) * block_b * layer.hidden_size
