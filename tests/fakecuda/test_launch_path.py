@@ -263,3 +263,29 @@ def test_rows_that_are_not_aligned(monkeypatch):
     monkeypatch.setattr(persistent, "first_state", lambda h0, protocol: h0)
     with pytest.raises(RuntimeError, match="isaligned"):
         forward(h0=h0)
+
+
+@pytest.mark.parametrize("protocol", ["data", "flags"])
+def test_several_batch_tiles_a_program(protocol):
+    """The numbers of one tile a program, also from a graph; one binary for any number of tiles."""
+
+    def random(*shape):
+        return torch.randn(*shape, device="cuda", dtype=HALF)
+
+    operands = Operands(random(99, 192), random(33, 64), random(192, 64) / 8, random(64), Steps.padded(3, 33))
+
+    def run(tiles):
+        config = replace(persistent_config(HALF, 33, 64), tiles=tiles, protocol=protocol)
+        return persistent.forward(Recurrence("torch", False, "ieee", config), operands, True).output
+
+    one = run(1)
+    fakecuda.launches.clear()
+    assert all(torch.equal(run(tiles), one) for tiles in (2, 3))
+    assert [tuple(launched["grid"][:2]) for launched in fakecuda.launches] == [(4, 2), (4, 1)]
+    assert len({launched["binary"] for launched in fakecuda.launches}) == 1
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(2)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, one)
