@@ -1,7 +1,7 @@
 """The persistent schedule's host side: buffers, the reserved pattern, cooperative launches, their error word.
 
 One launch runs the whole sequence for as many groups of programs as fit on the device together, a group for each batch
-tile and direction; more groups take turns."""
+tile and direction, or for several batch tiles (see several.py); more groups take turns."""
 
 from __future__ import annotations
 
