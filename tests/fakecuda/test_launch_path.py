@@ -17,6 +17,7 @@ from trigru.kernels.config import persistent_config
 from trigru.kernels.errors import KernelTimeout
 from trigru.kernels.recurrence import Operands, Recurrence
 from trigru.kernels.steps import Steps
+from trigru.planning import plan
 
 HALF = torch.float16
 
@@ -289,3 +290,25 @@ def test_several_batch_tiles_a_program(protocol):
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(captured, one)
+
+
+def test_a_plan_of_several_batch_tiles_a_program(monkeypatch):
+    """From the plan on a device with room for two groups of three, again and again, as calls alike are repeated."""
+    small = replace(plan.present(0), multiprocessors=1)
+    monkeypatch.setattr(plan, "present", lambda index: small)
+    plan._chosen.cache_clear()
+    module = trigru.GRU(8, 32, schedule="persistent", device="cuda", dtype=HALF)
+    exact = trigru.GRU(8, 32, schedule="eager").double()
+    exact.load_state_dict({name: p.cpu().double() for name, p in module.state_dict().items()})
+    for _ in range(4):
+        fakecuda.launches.clear()
+        x = torch.randn(3, 40, 8, device="cuda", dtype=HALF, requires_grad=True)
+        output, _ = module(x)
+        output.float().square().sum().backward()
+        assert [tuple(launched["grid"][:2]) for launched in fakecuda.launches] == [(2, 2)] * 2
+        y = x.detach().cpu().double().requires_grad_()
+        wanted, _ = exact(y)
+        wanted.square().sum().backward()
+        torch.testing.assert_close(output.cpu().double(), wanted, rtol=4e-3, atol=4e-3)
+        torch.testing.assert_close(x.grad.cpu().double(), y.grad, rtol=1e-2, atol=1e-2)
+    plan._chosen.cache_clear()
