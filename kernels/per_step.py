@@ -371,8 +371,9 @@ def pass_on(beside, end, here, direction, batch, rows, b, j, H):
 
 
 @triton.jit
-def read_counting(beside, pointers, live, amount):
-    """`read` of tiles.py, but 0 where a state is carried on: where all of a sequence is, nothing is read."""
+def load_counting(beside, pointers, live, amount):
+    """Elements as they lie in memory, but 0 where a state is carried on: where all of a sequence is, nothing is
+    read."""
     if not absent(amount.renewed):
         live &= amount.renewed
     if absent(amount.loaded):
@@ -381,7 +382,7 @@ def read_counting(beside, pointers, live, amount):
         x = tl.load(pointers, mask=live & (amount.loaded != 0), other=0.0)
     else:
         x = unless(tl.load(pointers, mask=live, other=0.0), carries_on(amount))
-    return x.to(tl.float32)
+    return x
 
 
 @triton.jit

@@ -17,8 +17,8 @@ from .per_step import (
     before_grad,
     begin_from,
     end_back,
+    load_counting,
     load_seed,
-    read_counting,
     reset_gate,
 )
 from .products import multiply
@@ -32,6 +32,18 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
               BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of a step, as `bptt_step`; `before` and `width` as in `torch_tile` of stepwise_forward.py."""
     amount = amount_of(beside, here, b, j, H)  # early, for what is kept waits for it
+    live = there(j, b, H, here.count)
+    finished = there(j, b, H, tl.maximum(here.count, after.count))
+    # All that the gates need, raw: it arrives while the products run.
+    d_state = at(d_state_ptr, 0, b, j, H)
+    d_begun = read(d_state, finished)
+    d_output = tl.load(at(grad_output_ptr, here.row, b, j, width), mask=live, other=0.0)
+    h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width)
+    reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
+    z, n = load_counting(beside, reserve + H, live, amount), load_counting(beside, reserve + 2 * H, live, amount)
+    if VARIANT == "torch":
+        r = load_counting(beside, reserve, live, amount)
+        an = load_counting(beside, reserve + 3 * H, live, amount)
     dh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     if beside.norm is not None:
         gates: tl.constexpr = 3 if VARIANT == "torch" else 2
@@ -56,26 +68,18 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
 
     # A sequence that has no step after has a product with zeros, which is NaN where a weight is infinite.
     dh = tl.where((b < after.count)[None, :], dh, 0.0)
-    live = there(j, b, H, here.count)
-    known = there(j, b, H, tl.maximum(here.count, after.count))
-    d_state = at(d_state_ptr, 0, b, j, H)
-    dh = before_grad(beside, dh, read(d_state, known), after, b, j, H)
-    dh += read(at(grad_output_ptr, here.row, b, j, width), live)
-    h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
-    h = begin_from(beside, h, here, b, j, H)
-    reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
-    z, n = read_counting(beside, reserve + H, live, amount), read_counting(beside, reserve + 2 * H, live, amount)
-    dn, dz, direct = end_back(dh, h, z, n, amount, beside.clip, VARIANT)
+    dh = before_grad(beside, dh, d_begun, after, b, j, H)
+    dh += d_output.to(tl.float32)
+    h = begin_from(beside, h.to(tl.float32), here, b, j, H)
+    dn, dz, direct = end_back(dh, h, z.to(tl.float32), n.to(tl.float32), amount, beside.clip, VARIANT)
     d_gates = at(d_gates_ptr, here.row, b, j, 3 * H)
     write(d_gates + H, dz, live)
     write(d_gates + 2 * H, dn, live)
     if VARIANT == "torch":
-        r = read_counting(beside, reserve, live, amount)
-        an = read_counting(beside, reserve + 3 * H, live, amount)
-        dr, d_an = reset_after_grad(dn, an, r)
+        dr, d_an = reset_after_grad(dn, an.to(tl.float32), r.to(tl.float32))
         write(d_gates, dr, live)
         write(at(d_an_ptr, here.row, b, j, H), d_an, live)
-    write(d_state, tl.where((b < here.count)[None, :], direct, dh), known)
+    write(d_state, tl.where((b < here.count)[None, :], direct, dh), finished)
 
 
 @triton.jit(do_not_specialize=PER_STEP)
@@ -172,6 +176,10 @@ def bptt_step(
 def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, beside, j, b, here, before, H,
                     width, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of the second half of a step, as `bptt_reset_step`; `before` and `width` as in `bptt_tile`."""
+    live, d_state = there(j, b, H, here.count), at(d_state_ptr, 0, b, j, H)
+    h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width)
+    r = tl.load(at(reserve_ptr, here.row, b, j, 3 * H), mask=live, other=0.0)
+    past = read(d_state, live)
     d_rh = tl.zeros((j.shape[0], b.shape[0]), tl.float32)
     if beside.norm is not None:
         mean, along = load_slopes(beside.norm, d_gates_ptr, None, here, b, 2, 3, H, H, BLOCK_K)
@@ -182,14 +190,12 @@ def bptt_reset_tile(h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_ga
             dn = unnormalised(beside.norm, dn, 2, mean, along, here.row, b, k, here.count, H).to(dn.dtype)
         d_rh = multiply(load_weight_transposed(w_hh_ptr, 2, k, j, H), dn, d_rh, PRECISION)
 
-    live = there(j, b, H, here.count)
-    h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width).to(tl.float32)
-    h = as_seen(beside, begin_from(beside, h, here, b, j, H), here, b, j, H)
-    r = reset_gate(beside, read(at(reserve_ptr, here.row, b, j, 3 * H), live), d_rh)
+    h = begin_from(beside, h.to(tl.float32), here, b, j, H)
+    h = as_seen(beside, h, here, b, j, H)
+    r = reset_gate(beside, r.to(tl.float32), d_rh)
     dr, direct = reset_before_grad(d_rh, h, r)
     write(at(d_gates_ptr, here.row, b, j, 3 * H), dr, live)
-    d_state = at(d_state_ptr, 0, b, j, H)
-    write(d_state, read(d_state, live) + as_seen(beside, direct, here, b, j, H), live)
+    write(d_state, past + as_seen(beside, direct, here, b, j, H), live)
 
 
 @triton.jit(do_not_specialize=PER_STEP)

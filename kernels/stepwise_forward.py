@@ -13,7 +13,7 @@ from .loop import Step
 from .norm import Norm, load_moments, load_normalised
 from .per_step import Beside, as_seen, end_from, load_seed, load_seen, pass_on
 from .products import multiply
-from .tiles import at, either, load_weight, read, read_gates, there, write, write_gates
+from .tiles import at, either, load_gates, load_weight, read, there, write, write_gates
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
 PER_STEP = ["row", "count", "row_before", "carried", "row_after", "count_after"]
@@ -64,6 +64,10 @@ def torch_tile(gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, 
                H, width, direction, batch, rows, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of a step of variant "torch". before: the step before, of which it counts what is alive `here` too. width:
     of the output's rows. direction, batch, rows: as `pass_on` takes them."""
+    live, state = there(j, b, H, here.count), at(state_ptr, 0, b, j, H)
+    # Raw, for a conversion would wait: they arrive while the products run.
+    gr, gz, gn = load_gates(at(gates_in_ptr, here.row, b, j, 3 * H), live, H)
+    begin = read(state, live)
     if beside.norm is None:
         ar, az, an = _state_products(
             w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, 3, PRECISION, BLOCK_K
@@ -76,13 +80,9 @@ def torch_tile(gates_in_ptr, h0_ptr, w_hh_ptr, b_hn_ptr, state_ptr, output_ptr, 
     if b_hn_ptr is not None:
         an += read(b_hn_ptr + j, j < H)[:, None]
 
-    live = there(j, b, H, here.count)
-    gr, gz, gn = read_gates(at(gates_in_ptr, here.row, b, j, 3 * H), live, H)
-    r = sigmoid(ar + gr)
-    z = sigmoid(az + gz)
-    n = candidate(gn, an, r, "torch")
-    state = at(state_ptr, 0, b, j, H)
-    begin = read(state, live)
+    r = sigmoid(ar + gr.to(tl.float32))
+    z = sigmoid(az + gz.to(tl.float32))
+    n = candidate(gn.to(tl.float32), an, r, "torch")
     h = end_from(beside, begin, blend(begin, z, n, "torch"), here, b, j, H)
     write(state, pass_on(beside, h, here, direction, batch, rows, b, j, H), live)
     write(at(output_ptr, here.row, b, j, width), h, live)
@@ -174,6 +174,9 @@ def reset_update_tile(gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, upd
                       beside, j, b, here, before, H, width, PRECISION: tl.constexpr,
                       BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of the first half of a step of "cho" and "chung"; `before` and `width` as in `torch_tile`."""
+    live, gates_in = there(j, b, H, here.count), at(gates_in_ptr, here.row, b, j, 3 * H)
+    gr, gz = tl.load(gates_in, mask=live, other=0.0), tl.load(gates_in + H, mask=live, other=0.0)
+    begin = read(at(state_ptr, 0, b, j, H), live)
     if beside.norm is None:
         ar, az, _ = _state_products(
             w_hh_ptr, output_ptr, h0_ptr, beside, j, b, here, before, H, width, 2, PRECISION, BLOCK_K
@@ -183,13 +186,11 @@ def reset_update_tile(gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, upd
         ar = load_normalised(beside.norm, 0, mean, rstd, b, j, here.count, H)
         az = load_normalised(beside.norm, 1, mean, rstd, b, j, here.count, H)
 
-    live = there(j, b, H, here.count)
-    gates_in = at(gates_in_ptr, here.row, b, j, 3 * H)
-    r = sigmoid(ar + read(gates_in, live))
-    z = sigmoid(az + read(gates_in + H, live))
+    r = sigmoid(ar + gr.to(tl.float32))
+    z = sigmoid(az + gz.to(tl.float32))
     write(at(update_ptr, 0, b, j, H), z, live)
     reset_state = at(reset_state_ptr, 0, b, j, H)
-    write(reset_state, r * as_seen(beside, read(at(state_ptr, 0, b, j, H), live), here, b, j, H), live)
+    write(reset_state, r * as_seen(beside, begin, here, b, j, H), live)
     if reserve_ptr is not None:
         write_gates(at(reserve_ptr, here.row, b, j, 3 * H), (r, z), live, H)
 
@@ -273,17 +274,16 @@ def candidate_tile(gates_in_ptr, w_hh_ptr, state_ptr, output_ptr, update_ptr, re
                    b, here, H, width, direction, batch, rows, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
                    BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of the second half of a step of "cho" and "chung"; what it takes as `torch_tile`."""
+    live, state = there(j, b, H, here.count), at(state_ptr, 0, b, j, H)
+    gn = tl.load(at(gates_in_ptr, here.row, b, j, 3 * H) + 2 * H, mask=live, other=0.0)
+    z, begin = read(at(update_ptr, 0, b, j, H), live), read(state, live)
     if beside.norm is None:
         an = _candidate_product(w_hh_ptr, reset_state_ptr, j, b, here, H, PRECISION, BLOCK_K)
     else:
         mean, rstd = load_moments(beside.norm, b, here.count, 2, 3, H, BLOCK_K)
         an = load_normalised(beside.norm, 2, mean, rstd, b, j, here.count, H)
 
-    live = there(j, b, H, here.count)
-    n = candidate(read(at(gates_in_ptr, here.row, b, j, 3 * H) + 2 * H, live), an, 1.0, VARIANT)
-    z = read(at(update_ptr, 0, b, j, H), live)
-    state = at(state_ptr, 0, b, j, H)
-    begin = read(state, live)
+    n = candidate(gn.to(tl.float32), an, 1.0, VARIANT)
     h = end_from(beside, begin, blend(begin, z, n, VARIANT), here, b, j, H)
     write(state, pass_on(beside, h, here, direction, batch, rows, b, j, H), live)
     write(at(output_ptr, here.row, b, j, width), h, live)

@@ -26,6 +26,15 @@ def read(pointers, mask):
 
 
 @triton.jit
+def load_gates(pointers, mask, H):
+    """Three values of each unit, H apart, as they lie in memory."""
+    r = tl.load(pointers, mask=mask, other=0.0)
+    z = tl.load(pointers + H, mask=mask, other=0.0)
+    n = tl.load(pointers + 2 * H, mask=mask, other=0.0)
+    return r, z, n
+
+
+@triton.jit
 def read_gates(pointers, mask, H):
     """Three values of each unit, H apart."""
     return read(pointers, mask), read(pointers + H, mask), read(pointers + 2 * H, mask)
@@ -53,10 +62,11 @@ def either(side, first, second):
 @triton.jit
 def load_state(output_ptr, h0_ptr, b, k, here, before, H, width):
     """A (k, b) tile of the state before the step `here`: output, in rows of `width` elements, of the step before, of
-    which `before` counts those sequences that are alive here too, or h0 for sequences that start here."""
-    x = tl.load(at(output_ptr, before.row, b, k, width), mask=there(k, b, H, before.count), other=0.0)
-    starts = (k < H)[:, None] & ((b >= before.count) & (b < here.count))[None, :]
-    return x + tl.load(at(h0_ptr, 0, b, k, H), mask=starts, other=0.0)
+    which `before` counts those sequences that are alive here too, or h0 for sequences that start here. One load from
+    either: of two that are summed, a pipeline would copy neither to shared memory."""
+    row = output_ptr + (before.row + b).to(tl.int64) * width
+    rows = tl.where(b < before.count, row, h0_ptr + b.to(tl.int64) * H)
+    return tl.load(rows[None, :] + k[:, None], mask=there(k, b, H, here.count), other=0.0)
 
 
 @triton.jit
