@@ -209,7 +209,7 @@ def test_directions_that_are_not_kept_apart(mutated, file, old, new, protocol):
 
 
 SLOW = pytest.mark.slow
-BEGINS = "await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S)"
+BEGINS = "rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, None, glance"
 
 
 @pytest.mark.parametrize(
