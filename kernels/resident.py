@@ -21,7 +21,7 @@ _ALIGNED = 16  # hidden units: rows at which Triton loads whole chunks, which ta
 
 def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> Kept:
     """As `stepwise.forward`, but `begins` is left as it is."""
-    if operands.begins is not None:
+    if operands.per_step is not None:
         operands = operands._replace(per_step=operands.per_step._replace(begins=None))
     if more := widen.missing(operands.h0.shape[-1], _ALIGNED):
         return widen.forward(forward, run, operands, save, more)

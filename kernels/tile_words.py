@@ -2,8 +2,8 @@
 
     (sides, tiles, 1 + T + 1, BLOCK_B) int16        what a word says: see `word` in per_step.py
 
-Rows of whole tiles are loaded several at once and without a mask; sequences that no batch has reset a state and carry it
-on. The steps before the first and behind the last let a kernel load ahead, and say what forward begins with.
+Rows of whole tiles are loaded several at once, without a mask; rows without a sequence reset a state and carry it on.
+The steps before the first and behind the last let a kernel load ahead, and say what forward begins with.
 """
 
 from typing import Any, NamedTuple

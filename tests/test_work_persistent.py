@@ -12,8 +12,8 @@ from per_step import per_step_recurrence
 from recurrences import recurrence
 
 from trigru.bench.suites.work_persistent import LENGTHS, Twice, difference, floor
-from trigru.kernels import persistent
-from trigru.kernels.config import persistent_config
+from trigru.kernels import persistent, resident
+from trigru.kernels.config import persistent_config, resident_config
 from trigru.kernels.launch import using
 
 pytestmark = generated_code
@@ -83,28 +83,32 @@ def test_looks_at_what_comes_late_are_few_bytes():
     assert backward["global_load_bytes"] <= SLACK * 5811 * 1024  # 7573 where a look in vain is repeated as a whole
 
 
-def instructions_of_a_step(variant: str, options: tuple[str, ...]) -> int:
-    """Forward and backward together, of persistent kernels whose steps have options, amounts as flags."""
+def instructions_of_a_step(variant: str, options: tuple[str, ...], schedule=persistent, hidden_size: int = 512) -> int:
+    """Forward and backward together, of kernels whose steps have options, amounts as flags."""
     from ptx import ptx_launcher
 
+    config = (persistent_config if schedule is persistent else resident_config)(torch.bfloat16, BATCH, hidden_size)
     runs = []
     for seq_len in LENGTHS:
         torch.manual_seed(0)
-        case = per_step_recurrence(seq_len, BATCH, 512, options, variant=variant, dtype=torch.bfloat16)
+        case = per_step_recurrence(seq_len, BATCH, hidden_size, options, variant=variant, dtype=torch.bfloat16)
         given = case.per_step._replace(wants_d_begin=False)
         if given.amount is not None:
             given = given._replace(amount=given.amount > 0.5)
         twice = Twice(ptx_launcher, 90)
         with using(twice):
-            replace(case, per_step=given).run(persistent, persistent_config(torch.bfloat16, BATCH, 512))
+            replace(case, per_step=given).run(schedule, config)
         runs.append(twice.second.launches)
     return sum(difference(less, more)["instructions"] for less, more in zip(*runs, strict=True))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schedule", "hidden_size"), [(persistent, 512), (resident, 64), (resident, 128)], ids=["512", "64", "128"]
+)
 @pytest.mark.parametrize("variant", ["torch", "cho"])
-def test_resets_and_lengths_take_few_instructions(variant):
+def test_resets_and_lengths_take_few_instructions(variant, schedule, hidden_size):
     """A mask of lengths is an amount in flags."""
-    off = instructions_of_a_step(variant, ())
+    off = instructions_of_a_step(variant, (), schedule, hidden_size)
     for options in (("reset",), ("amount",), ("reset", "amount")):
-        assert instructions_of_a_step(variant, options) <= 1.05 * off, options
+        assert instructions_of_a_step(variant, options, schedule, hidden_size) <= 1.05 * off, options
