@@ -16,6 +16,7 @@ import trigru
 from trigru.kernels import launch, persistent, watch
 from trigru.kernels.errors import DoesNotFit, KernelTimeout
 from trigru.operators import compute, known
+from trigru.schedules import repeat
 
 HALF = torch.float16
 
@@ -291,3 +292,24 @@ def test_calls_within_batch_invariant_are_of_another_kind():
             results(module, x)
         assert ("rows_kernel" in [launch["kernel"] for launch in fakecuda.launches]) is inside
     assert repeated() == 4  # forward and backward, of either kind
+
+
+@pytest.mark.parametrize(("schedule", "more"), [("resident", 2), ("persistent", 5), ("stepwise", 3)])
+def test_memory_that_only_launches_see_is_one_allocation(monkeypatch, schedule, more):
+    """Where it is small; results have their own. more: allocations where it is large."""
+    module, x = made(schedule), drawn(3, 3, 4).detach()
+    found, allocations = [], []
+    for most in (repeat._SHARED, -1):
+        monkeypatch.setattr(repeat, "_SHARED", most)
+        known.forget()
+        for number in range(4):
+            fakecuda.options["execute"] = number == 3
+            before = fakecuda.counts()["blocks_made"]
+            output, h_n = module(x)
+            own = [output, h_n, *torch.autograd.grad(output, list(module.parameters()), torch.ones_like(output))]
+            count = fakecuda.counts()["blocks_made"] - before
+        assert len({one.untyped_storage().data_ptr() for one in own}) == len(own)
+        found.append(own)
+        allocations.append(count)
+    assert allocations[1] - allocations[0] == more
+    assert all(map(torch.equal, *found))
