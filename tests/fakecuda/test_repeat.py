@@ -13,6 +13,7 @@ from torch import nn
 
 import fakecuda
 import trigru
+from trigru import operators
 from trigru.kernels import launch, persistent, watch
 from trigru.kernels.errors import DoesNotFit, KernelTimeout
 from trigru.operators import compute, known
@@ -313,3 +314,19 @@ def test_memory_that_only_launches_see_is_one_allocation(monkeypatch, schedule, 
         allocations.append(count)
     assert allocations[1] - allocations[0] == more
     assert all(map(torch.equal, *found))
+
+
+def test_second_derivatives_of_a_call_like_one_before():
+    module = made("resident", dtype=torch.float32)
+    x, hx = (drawn(*shape).detach().float().requires_grad_() for shape in ((3, 3, 4), (1, 3, 16)))
+    for _ in range(4):
+        results(module, x, hx)
+    found = []
+    for layer, *leaves in ((module, x, hx), (exact(module), *(one.detach().cpu().double() for one in (x, hx)))):
+        leaves = [*(one.requires_grad_() for one in leaves), *layer.parameters()]
+        output, h_n = layer(*leaves[:2])
+        assert (type(output.grad_fn) is operators._Again._backward_cls) is output.is_cuda
+        first = torch.autograd.grad(output.square().sum() + h_n.sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), leaves))
+    for got, wanted in zip(*found, strict=True):
+        assert (got.cpu().double() - wanted).abs().max() <= 0.02 * max(1.0, wanted.abs().max())
