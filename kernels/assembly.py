@@ -48,23 +48,46 @@ def flag_assembly(timeout):
 
 
 @triton.constexpr_function
-def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0):
-    """Look at `chunks` chunks in each of `tiles` tiles, then again at those that miss something, until no element is
-    the reserved pattern; just once, where they are not `compared` with it.
-
-    Results: for each tile, one half of every chunk, then the other (see fragments.py). Operands: for each tile the
-    address of its chunk, for every element; the elements' numbers within a half of a chunk; the status buffer's
-    address.
-    """
-    per_half = 64 // bits
-    pack = chunks * per_half
-    words = [
+def _words(tiles, chunks):
+    """Operands of the results of a look, in the order in which they lie in memory: for each tile and chunk, four."""
+    return [
         f"${4 * chunks * t + 2 * chunks * half + 2 * c + number}"
         for t in range(tiles)
         for c in range(chunks)
         for half, number in _PLACES.value
     ]
-    first_address = 4 * chunks * tiles
+
+
+@triton.constexpr_function
+def glance_assembly(tiles, chunks, bits):
+    """The loads of a first look, without a wait for them. Results: words, in the registers in which `look_assembly` has
+    its results. Operands: for each tile the address of its chunk, for every element."""
+    words, pack = _words(tiles, chunks), chunks * 64 // bits
+    return "\n".join(
+        f"ld.relaxed.gpu.global.v4.b32 {{{', '.join(words[4 * i : 4 * i + 4])}}}, "
+        f"[${4 * chunks * tiles + i // chunks * pack + i % chunks * (64 // bits)}];"
+        for i in range(tiles * chunks)
+    )
+
+
+@triton.constexpr_function
+def glance_constraints(tiles, chunks, bits):
+    return ",".join(["=&r"] * (4 * chunks * tiles) + ["l"] * (chunks * 64 // bits * tiles))
+
+
+@triton.constexpr_function
+def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0, glanced=False):
+    """Look at `chunks` chunks in each of `tiles` tiles, then again at those that miss something, until no element is
+    the reserved pattern; just once, where they are not `compared` with it. glanced: the first look has been made.
+
+    Results: for each tile, one half of every chunk, then the other (see fragments.py). Operands: what a glance gave;
+    for each tile the address of its chunk, for every element; the elements' numbers within a half of a chunk; the
+    status buffer's address.
+    """
+    per_half = 64 // bits
+    pack = chunks * per_half
+    words = _words(tiles, chunks)
+    first_address = 4 * chunks * tiles * (2 if glanced else 1)
     first_number = first_address + pack * tiles
     status = first_number + chunks
     load = "ld.relaxed.gpu" if compared else "ld"
@@ -79,10 +102,10 @@ def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0):
             chunk = ", ".join(words[at : at + 4])
             loads.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
     text += ["@p trap;", "mov.b32 n, 0;"]
-    if compared and delay:
+    if compared and delay and not glanced:
         text += ["mov.u32 since, %clock;", "EARLY:", "mov.u32 t, %clock;", "sub.u32 t, t, since;"]
         text += [f"setp.lt.u32 p, t, {delay};", "@p bra EARLY;"]
-    text += loads
+    text += [f"mov.b32 ${i}, ${4 * chunks * tiles + i};" for i in range(4 * chunks * tiles)] if glanced else loads
     if not compared:
         return "\n".join([*text, "}"])
     text += [*_is_missing(words, bits, packed_max), "@!p bra DONE;", "MORE:", "mov.b32 again, 0;"]
@@ -109,9 +132,16 @@ def _is_missing(words, bits, packed_max):
 
 
 @triton.constexpr_function
-def look_constraints(tiles, chunks, bits):
-    pack = chunks * (64 // bits)
-    return ",".join(["=&r"] * (4 * chunks * tiles) + ["l"] * (pack * tiles) + ["r"] * chunks + ["l"] * pack)
+def look_constraints(tiles, chunks, bits, glanced=False):
+    pack, words = chunks * (64 // bits), 4 * chunks * tiles
+    given = ["r"] * (words if glanced else 0)
+    return ",".join(["=&r"] * words + given + ["l"] * (pack * tiles) + ["r"] * chunks + ["l"] * pack)
+
+
+@triton.constexpr_function
+def types_of_glance(tiles, bits):
+    """Types of the results: for each tile as many registers as words."""
+    return (tl.int32,) * (tiles if bits == 16 else 2 * tiles)
 
 
 @triton.constexpr_function

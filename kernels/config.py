@@ -176,7 +176,8 @@ class PersistentConfig:
     because all its programs must be on the device together; others follow in launches of their own. `protocol`: how
     programs learn that a value is there, "data" or "flags" (see exchange.py). `timeout`: seconds after
     which a wait gives up; None: those of `exchange.default_timeout`. `registers`: the most that a thread takes.
-    `layers`: at most so many run in one launch (see stacked.py), where a tile counts as often."""
+    `layers`: at most so many run in one launch (see stacked.py), where a tile counts as often. `tiles`: so many batch
+    tiles a program takes within a step, one after the other; `tiles_at_once` counts them as one."""
 
     block_h: int = 16
     block_b: int = 16
@@ -186,6 +187,7 @@ class PersistentConfig:
     protocol: Protocol = "data"
     timeout: float | None = None
     layers: int = 1
+    tiles: int = 1
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:
@@ -199,7 +201,7 @@ class PersistentConfig:
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; those along hidden units must be on the device
         together."""
-        return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b)
+        return cdiv(hidden_size, self.block_h), cdiv(batch, self.block_b * self.tiles)
 
     @property
     def on_a_multiprocessor(self) -> int:
@@ -247,6 +249,23 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     fours = 8 if block_b == 8 else 4  # groups that four warps take
     warps = 2 if groups <= 2 else 4 if groups <= fours else 8
     return PersistentConfig(block_b=block_b, num_warps=warps, registers=128 if warps == 8 and groups <= 8 else 256)
+
+
+def why_one_tile(variant: str, direction: str, hidden_size: int) -> str | None:
+    """Why no program takes several batch tiles of such a layer, or None."""
+    if variant != "torch" and direction == "backward" and hidden_size > 512:
+        return f"going back, {variant!r} spills registers above hidden_size 512"
+    return None
+
+
+def sharing_config(
+    config: PersistentConfig, variant: str, direction: str, dtype: torch.dtype, hidden_size: int
+) -> PersistentConfig | None:
+    """`persistent_config`'s with half of the registers, so that two programs fit on a multiprocessor; None where all
+    have that already, or it spills. It does not with 64 columns a warp, in 16 bits, that all exist, where one product
+    is for all gates: forward of "torch"."""
+    fits = variant == "torch" and direction == "forward" and dtype.itemsize == 2 and hidden_size == 512
+    return replace(config, registers=128) if fits and config.block_b == 16 and config.num_warps == 8 else None
 
 
 def stacked_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:

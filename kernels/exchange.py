@@ -42,7 +42,13 @@ that need that step, so the program that is furthest behind never waits. Where a
 at the same step, that is the one whose step and layer have the smallest sum, and among those the lowest: what it waits
 for, the own layer's step before and the lower layer's step, has a smaller sum, and so has been published. Going back,
 steps and layers are counted from their other ends. No layer waits for a place that is written before it has read it,
-for no place serves two steps: layers may drift apart as far as they like. Bounded: a wait that has lasted TIMEOUT ticks
+for no place serves two steps: layers may drift apart as far as they like. Where a program takes several batch tiles
+(several.py), those of a group take the same ones in the same order, in turns: each step's tiles, one after the other.
+What a turn waits for is its own tile's step before, which each program published in a turn of an earlier step: so the
+program at the lowest turn finds all that it waits for published, and never waits. A tile's places and counters are its
+own, and no program of another group waits for them. The look that a turn makes for the next one (`glance_at_tiles`)
+waits for nothing. It is a first look at the same words: what it missed is looked at again, and what it found is final,
+by the rules above, however long it lay in registers. Bounded: a wait that has lasted TIMEOUT ticks
 of the GPU's clock sets the error word; every other wait looks at the error word now and then and stops waiting too. A
 program that stopped waiting runs its remaining steps on what it has, without waiting: all leave. Told: they tell the
 host as they do (`report`), which raises `KernelTimeout` (see watch.py): a program that stopped waiting does so whether
@@ -72,11 +78,14 @@ from .assembly import (
     TICK,
     elements_each,
     flag_assembly,
+    glance_assembly,
+    glance_constraints,
     look_assembly,
     look_constraints,
     pair_of,
     publish_assembly,
     publish_constraints,
+    types_of_glance,
     types_of_words,
 )
 from .config import Protocol, waits_by_thread, words_of_a_lane
@@ -189,13 +198,37 @@ def await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
 
 
 @triton.jit
+def glance_at_tiles(tiles, present, status_ptr, PROTOCOL: tl.constexpr, limit: tl.constexpr, SPLIT: tl.constexpr,
+                    DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """The first look of `await_tiles`, or with one tile of `await_tile`, long before it, so that what it finds is there
+    when it is waited for. The empty tuple where no look can be made without its wait."""
+    BITS: tl.constexpr = tiles[0].dtype.element_ty.primitive_bitwidth
+    if PROTOCOL == "flags" or not by_thread(BITS, limit, SPLIT):
+        return ()
+    else:
+        TILES: tl.constexpr = len(tiles)
+        CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
+        operands = ()
+        for t in tl.static_range(TILES):
+            at = _chunk_pointers(tiles[t], present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
+            at, _ = tl.broadcast(at, numbers(BITS))
+            operands = operands + (at,)  # type: ignore[assignment]  # noqa: RUF005
+        words = tl.inline_asm_elementwise(
+            glance_assembly(TILES, CHUNKS, BITS), glance_constraints(TILES, CHUNKS, BITS), operands,
+            types_of_glance(TILES, BITS), is_pure=False, pack=_pack(CHUNKS, BITS),
+        )  # fmt: skip
+        return words
+
+
+@triton.jit
 def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
                SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr,
-               TIMEOUT: tl.constexpr):  # fmt: skip
+               TIMEOUT: tl.constexpr, glance=None):  # fmt: skip
     """Wait for rows of `limit` columns and return them as a (SPLIT, DEPTH, BLOCK_B) right operand.
 
     `pointers`: address of each row's column 0, (BLOCK_B,); rows that are not `present` are zero and not waited for.
     `flag`: in protocol "flags" the counter to reach `arrivals`, or None where an earlier wait was for these rows too.
+    `glance`: of `glance_at_tiles` at the same rows.
     """
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     if PROTOCOL == "flags" and flag is not None:
@@ -203,10 +236,14 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
     if by_thread(BITS, limit, SPLIT):
         CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
         at = _chunk_pointers(pointers, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
+        GLANCED: tl.constexpr = glance is not None and len(glance) > 0
+        operands = (at, numbers(BITS), status_ptr.to(pointers.dtype.scalar))
+        if GLANCED:
+            operands = glance + operands
         low, high = tl.inline_asm_elementwise(
-            look_assembly(1, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data"),
-            look_constraints(1, CHUNKS, BITS),
-            [at, numbers(BITS), status_ptr.to(pointers.dtype.scalar)],
+            look_assembly(1, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", glanced=GLANCED),
+            look_constraints(1, CHUNKS, BITS, GLANCED),
+            operands,
             types_of_words(1, BITS),
             is_pure=True,  # lets Triton move it between layouts; an inline assembly stays where it is, and waits there
             pack=_pack(CHUNKS, BITS),
@@ -219,7 +256,7 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
 @triton.jit
 def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
                 SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr,
-                TIMEOUT: tl.constexpr):  # fmt: skip
+                TIMEOUT: tl.constexpr, glance=None):  # fmt: skip
     """`await_tile` for several tiles, published one after the other, with one look at all of them. `tiles`: what is
     `pointers` there, for each."""
     BITS: tl.constexpr = tiles[0].dtype.element_ty.primitive_bitwidth
@@ -233,9 +270,13 @@ def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constex
     for t in tl.static_range(TILES):
         at = _chunk_pointers(tiles[t] + arrived, present, status_ptr, limit, SPLIT, DEPTH, BLOCK_B, MASKED)
         operands = operands + (at,)  # type: ignore[assignment]  # noqa: RUF005, Triton knows no unpacking
+    GLANCED: tl.constexpr = glance is not None and len(glance) > 0
+    if GLANCED:
+        operands = glance + operands
+    DELAY: tl.constexpr = EARLY_CYCLES
     words = tl.inline_asm_elementwise(
-        look_assembly(TILES, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", EARLY_CYCLES),
-        look_constraints(TILES, CHUNKS, BITS),
+        look_assembly(TILES, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", DELAY, GLANCED),
+        look_constraints(TILES, CHUNKS, BITS, GLANCED),
         operands + (numbers(BITS), status_ptr.to(tiles[0].dtype.scalar)),  # noqa: RUF005
         types_of_words(TILES, BITS),
         is_pure=True,

@@ -1,7 +1,7 @@
 """The persistent schedule's host side: buffers, the reserved pattern, cooperative launches, their error word.
 
 One launch runs the whole sequence for as many groups of programs as fit on the device together, a group for each batch
-tile and direction; more groups take turns."""
+tile and direction, or for several batch tiles (see several.py); more groups take turns."""
 
 from __future__ import annotations
 
@@ -54,9 +54,10 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     config, kept, begins = config_of(run), Kept.empty(run, operands, save), operands.begins
     args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
     after = (1, -1) if operands.sides == 2 else (-1,) if run.reverse else (1,)
-    args |= per_step.in_words(operands, after)
+    if config.tiles == 1:
+        args |= per_step.in_words(operands, after)
     if begins is None:
-        kept, exchanged = kept._replace(h_n=operands.h_n), [kept.output]
+        kept, exchanged = kept._replace(h_n=operands.h_n if config.tiles == 1 else None), [kept.output]
         if run.variant != "torch":
             exchanged.append(operands.new(hidden_size))
             args["reset_state_ptr"] = exchanged[1]
@@ -65,6 +66,7 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     else:  # of h0, too, programs pass on what the first step's products see
         exchange.reserve(begins, config.protocol)
     args["h_n_ptr"] = kept.h_n
+    args["state_ptr"] = None if config.tiles == 1 else _states(operands.h0, run.variant)
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(forward_torch, args, {}, run, operands)
@@ -85,13 +87,21 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     derivatives = _derivatives(run, operands, gradients, status)
     args = derivatives.arguments(operands, kept) | {"status_ptr": status}
     args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
-    args |= per_step.in_words(operands)
+    if config_of(run).tiles == 1:
+        args |= per_step.in_words(operands)
+    args["nothing_ptr"] = operands.h0.new_zeros(hidden_size) if config_of(run).tiles > 1 else None
     if run.variant == "torch":
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
     else:
         _start(backward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return derivatives
+
+
+def _states(h0: Tensor, variant: str) -> Tensor:
+    """Memory for what goes from turn to turn where a program takes several batch tiles: the running state, of "cho" and
+    "chung" z too."""
+    return h0.new_empty(h0.shape if variant == "torch" else (2, *h0.shape), dtype=torch.float32)
 
 
 def _derivatives(
@@ -169,6 +179,8 @@ def _start(
         args["offsets_ptr"] = steps.row_offsets(h0.device)
         args |= per_step.of_masks(operands)
         constexprs |= per_step.constexprs(operands)
+        tiles = config_of(run).tiles
+        args["tiles"] = tiles if tiles > 1 else None
         start_groups(kernel, args, constexprs, run, h0, steps, operands.sides, added=operands.added)
 
 
@@ -194,10 +206,11 @@ def start_groups(
     config, (*_, batch, hidden_size) = config_of(run), h0.shape
     programs, batch_tiles = config.grid(hidden_size, batch)
     groups *= batch_tiles
-    # At most two exchanges a step.
     status = args.get("status_ptr")
     if status is None:
-        status = exchange.new_status(h0, 2 * steps.seq_len * groups if config.protocol == "flags" else 0)
+        # At most two exchanges a step of a batch tile.
+        counters = 2 * steps.seq_len * groups * config.tiles
+        status = exchange.new_status(h0, counters if config.protocol == "flags" else 0)
     watched = watch(h0.device, kernel.__name__, programs, groups, steps.seq_len, batch, hidden_size)
     args |= {"status_ptr": status, "host_ptr": watched.word, "number": watched.number}
     args |= {"T": steps.seq_len, "B": batch, "direction": -1 if run.reverse else 1}

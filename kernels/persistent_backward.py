@@ -16,11 +16,9 @@ from .loop import last_steps, next_steps
 from .parts import one_gate
 from .per_step import (
     Beside,
-    absent,
     begin_back,
     begun,
     carries_on,
-    done,
     end_back,
     load_dropped,
     load_of_step,
@@ -33,54 +31,26 @@ from .per_step import (
     unless,
 )
 from .persistent_tiles import (
+    PER_LAUNCH,
     Shape,
     await_rows,
     await_rows_of,
     flags_of,
+    in_float32,
     load_columns,
+    load_step,
     one_look,
     own_place,
     own_side,
     own_tile,
-    readable,
     rows_at,
-    state_rows,
     there,
     tile_at,
     units_only,
     where_alive,
 )
+from .several_backward import several_reset_first, several_torch
 from .tiles import either, read, write
-
-
-@triton.jit
-def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None, words=(),
-              Z: tl.constexpr = 1.0):  # fmt: skip
-    """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
-    (else n again). kept: pointers to the output's derivative, h0, the output and the reserve. is_last: where a launch
-    has several layers, whether the own layer's output is the last one's; of others dy is 0. words: as `load_words` has
-    them; where they carry the state on, gates are those that do: Z for z, 0 for the others."""
-    grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
-    mask = readable(own, here.count, S)
-    has_dy = mask if is_last is None else mask & is_last
-    dy = tl.load(tile_at(grad_output_ptr, here.row, own, S.SIDES, S), mask=has_dy, other=0.0)
-    state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
-    h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
-    reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
-    if not absent(words):
-        mask &= done(words)
-    r = tl.load(reserve, mask=mask, other=0.0)
-    z = tl.load(reserve + S.H, mask=mask, other=0.0 if absent(words) else Z)
-    n = tl.load(reserve + 2 * S.H, mask=mask, other=0.0)
-    an = tl.load(reserve + (GATES - 1) * S.H, mask=mask, other=0.0)
-    return dy, h, r, z, n, an
-
-
-@triton.jit
-def in_float32(step):
-    """`load_step`'s values for arithmetic: not before they are used, for a conversion waits for its load."""
-    dy, h, r, z, n, an = step
-    return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
 
 
 @triton.jit
@@ -92,7 +62,7 @@ def _before(beside, d_begin, beginning, own, here, S: tl.constexpr):
     return begin_back(d_begin, beginning)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
+@triton.jit(do_not_specialize=PER_LAUNCH)
 def backward_torch(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -112,6 +82,7 @@ def backward_torch(
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
+    nothing_ptr,  # (H,) zeros, there with `tiles`
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -120,6 +91,7 @@ def backward_torch(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    tiles,  # batch tiles of a program, or None: one
     clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
@@ -140,7 +112,7 @@ def backward_torch(
     """Variant "torch": one exchange a step."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
         starts = side * B
@@ -161,60 +133,66 @@ def backward_torch(
     w_z = load_columns(w_hh_ptr, 1, own, S)
     w_n = load_columns(w_hh_ptr, 2, own, S)
 
-    flags = flags_of(own, 0, T, B, S)
-    d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
-    dh = read(d_state, exists)
-    t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    place = own_place(own, B, S)
-    words, ahead = load_words(beside, here.row, place), load_words(beside, before.row, place)
-    loaded = load_step(kept, own, here, before, T == 1, 4, S, words=words)
-    dropped = load_dropped(beside, place)
-    of_step = load_of_step(beside, here.row, place, words)
-    for i in range(T):
-        dy, h, r, z, n, an = in_float32(loaded)
-        amount, beginning = of_step
-        h = begun(h, beginning)
-        idle = carries_on(amount)
-        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, "torch")
-        dr, d_an = reset_after_grad(dn, unless(an, idle), unless(r, idle))
-        mask = there(own, here.count, S)
-        publish_two(
-            tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, None,
-            PROTOCOL,
+    if tiles is None:
+        flags = flags_of(own, 0, T, B, S)
+        d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
+        dh = read(d_state, exists)
+        t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
+        place = own_place(own, B, S)
+        words, ahead = load_words(beside, here.row, place), load_words(beside, before.row, place)
+        loaded = load_step(kept, own, here, before, T == 1, 4, S, words=words)
+        dropped = load_dropped(beside, place)
+        of_step = load_of_step(beside, here.row, place, words)
+        for i in range(T):
+            dy, h, r, z, n, an = in_float32(loaded)
+            amount, beginning = of_step
+            h = begun(h, beginning)
+            idle = carries_on(amount)
+            dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, "torch")
+            dr, d_an = reset_after_grad(dn, unless(an, idle), unless(r, idle))
+            mask = there(own, here.count, S)
+            publish_two(
+                tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
+                None, PROTOCOL,
+            )  # fmt: skip
+            publish(tile_at(d_an_ptr, here.row, own, 1, S), d_an, mask, flags + i, PROTOCOL)
+            write(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask)
+            direct = where_alive(own, here, direct, dh, S)
+
+            t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
+            loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
+            of_step = load_of_step(beside, following.row, place, ahead)
+            ahead = load_words(beside, before.row, place)
+            tl.debug_barrier()
+
+            source = rows_at(d_gates_ptr, here.row, own, 3, S)
+            source_an = rows_at(d_an_ptr, here.row, own, 1, S)
+            if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+                x = await_rows(source, own, here, flags + i, S)
+                a = tl.dot(w_r, x, input_precision=PRECISION)
+                x = await_rows(source + H, own, here, None, S)
+                a = tl.dot(w_z, x, a, input_precision=PRECISION)
+                x = await_rows(source_an, own, here, None, S)
+                a = tl.dot(w_n, x, a, input_precision=PRECISION)
+            else:
+                x_r, x_z, x_n = await_rows_of((source, source + H, source_an), own, here, flags + i, S)
+                a = tl.dot(w_r, x_r, input_precision=PRECISION)
+                a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
+                a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
+            products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
+            dh = _before(beside, direct + products, beginning, own, here, S)
+            here = following
+        write(d_state, dh, exists)
+    else:
+        several_torch(
+            kept, (d_gates_ptr, d_an_ptr), d_state_ptr, nothing_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr,
+            T, B, -direction, PRECISION, S,
         )  # fmt: skip
-        publish(tile_at(d_an_ptr, here.row, own, 1, S), d_an, mask, flags + i, PROTOCOL)
-        write(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask)
-        direct = where_alive(own, here, direct, dh, S)
-
-        t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
-        loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
-        of_step = load_of_step(beside, following.row, place, ahead)
-        ahead = load_words(beside, before.row, place)
-        tl.debug_barrier()
-
-        source = rows_at(d_gates_ptr, here.row, own, 3, S)
-        source_an = rows_at(d_an_ptr, here.row, own, 1, S)
-        if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
-            x = await_rows(source, own, here, flags + i, S)
-            a = tl.dot(w_r, x, input_precision=PRECISION)
-            x = await_rows(source + H, own, here, None, S)
-            a = tl.dot(w_z, x, a, input_precision=PRECISION)
-            x = await_rows(source_an, own, here, None, S)
-            a = tl.dot(w_n, x, a, input_precision=PRECISION)
-        else:
-            x_r, x_z, x_n = await_rows_of((source, source + H, source_an), own, here, flags + i, S)
-            a = tl.dot(w_r, x_r, input_precision=PRECISION)
-            a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
-            a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
-        products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
-        dh = _before(beside, direct + products, beginning, own, here, S)
-        here = following
-    write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
+@triton.jit(do_not_specialize=PER_LAUNCH)
 def backward_reset_first(
     grad_output_ptr,  # (N, H)
     h0_ptr,  # (B, H)
@@ -233,6 +211,7 @@ def backward_reset_first(
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
+    nothing_ptr,  # (H,) zeros, there with `tiles`
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -241,6 +220,7 @@ def backward_reset_first(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    tiles,  # batch tiles of a program, or None: one
     clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
@@ -264,7 +244,7 @@ def backward_reset_first(
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     Z: tl.constexpr = 0.0 if VARIANT == "chung" else 1.0
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
         starts = side * B
@@ -286,54 +266,60 @@ def backward_reset_first(
         tl.debug_barrier()
     w_n = load_columns(w_hh_ptr, 2, own, S)
 
-    flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
-    d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
-    dh = read(d_state, exists)
-    t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
-    place = own_place(own, B, S)
-    words, ahead = load_words(beside, here.row, place), load_words(beside, before.row, place)
-    loaded = load_step(kept, own, here, before, T == 1, 3, S, words=words, Z=Z)
-    dropped = load_dropped(beside, place)
-    of_step = load_of_step(beside, here.row, place, words)
-    for i in range(T):
-        dy, h, r, z, n, _ = in_float32(loaded)
-        amount, beginning = of_step
-        h = begun(h, beginning)
-        idle = carries_on(amount)
-        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
-        mask = there(own, here.count, S)
-        publish_two(
-            tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask,
-            flags + i, PROTOCOL,
+    if tiles is None:
+        flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
+        d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
+        dh = read(d_state, exists)
+        t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
+        place = own_place(own, B, S)
+        words, ahead = load_words(beside, here.row, place), load_words(beside, before.row, place)
+        loaded = load_step(kept, own, here, before, T == 1, 3, S, words=words, Z=Z)
+        dropped = load_dropped(beside, place)
+        of_step = load_of_step(beside, here.row, place, words)
+        for i in range(T):
+            dy, h, r, z, n, _ = in_float32(loaded)
+            amount, beginning = of_step
+            h = begun(h, beginning)
+            idle = carries_on(amount)
+            dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
+            mask = there(own, here.count, S)
+            publish_two(
+                tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz,
+                mask, flags + i, PROTOCOL,
+            )  # fmt: skip
+            direct = where_alive(own, here, direct, dh, S)
+
+            t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
+            loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S, words=ahead, Z=Z)
+            of_step = load_of_step(beside, following.row, place, ahead)
+            ahead = load_words(beside, before.row, place)
+            tl.debug_barrier()
+
+            source = rows_at(d_gates_ptr, here.row, own, 3, S)
+            # Where registers suffice, dz has come with dn, and is multiplied while dr is on its way.
+            ONE_LOOK: tl.constexpr = one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S)
+            if ONE_LOOK:
+                x_n, x_z = await_rows_of((source + 2 * H, source + H), own, here, flags + i, S)
+            else:
+                x_n = await_rows(source + 2 * H, own, here, flags + i, S)
+            d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            d_rh = units_only(d_rh, own, S)
+            dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
+            publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
+            if not ONE_LOOK:
+                x_z = await_rows(source + H, own, here, None, S)
+            a = tl.dot(w_z, x_z, input_precision=PRECISION)
+            x = await_rows(source, own, here, flags_reset + i, S)
+            a = tl.dot(w_r, x, a, input_precision=PRECISION)
+            direct += seen(through_reset, dropped)
+            products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
+            dh = _before(beside, direct + products, beginning, own, here, S)
+            here = following
+        write(d_state, dh, exists)
+    else:
+        several_reset_first(
+            kept, d_gates_ptr, d_state_ptr, nothing_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr, T, B,
+            -direction, VARIANT, PRECISION, S,
         )  # fmt: skip
-        direct = where_alive(own, here, direct, dh, S)
-
-        t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
-        loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S, words=ahead, Z=Z)
-        of_step = load_of_step(beside, following.row, place, ahead)
-        ahead = load_words(beside, before.row, place)
-        tl.debug_barrier()
-
-        source = rows_at(d_gates_ptr, here.row, own, 3, S)
-        # Where registers suffice, dz has come with dn, and is multiplied while dr is on its way.
-        ONE_LOOK: tl.constexpr = one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S)
-        if ONE_LOOK:
-            x_n, x_z = await_rows_of((source + 2 * H, source + H), own, here, flags + i, S)
-        else:
-            x_n = await_rows(source + 2 * H, own, here, flags + i, S)
-        d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        d_rh = units_only(d_rh, own, S)
-        dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
-        publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
-        if not ONE_LOOK:
-            x_z = await_rows(source + H, own, here, None, S)
-        a = tl.dot(w_z, x_z, input_precision=PRECISION)
-        x = await_rows(source, own, here, flags_reset + i, S)
-        a = tl.dot(w_r, x, a, input_precision=PRECISION)
-        direct += seen(through_reset, dropped)
-        products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
-        dh = _before(beside, direct + products, beginning, own, here, S)
-        here = following
-    write(d_state, dh, exists)
     report(status_ptr, host_ptr, number)

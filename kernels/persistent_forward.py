@@ -14,12 +14,13 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
 from .gates import blend, candidate, sigmoid
-from .loop import row_after, step_after
+from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
 from .per_step import (
     Beside,
     begun,
     ended,
+    load_amount,
     load_beginning,
     load_dropped,
     load_forward,
@@ -29,35 +30,52 @@ from .per_step import (
     seen,
 )
 from .persistent_tiles import (
+    PER_LAUNCH,
     Shape,
     await_rows,
     await_state,
     flags_of,
+    glance_at_rows,
     keep,
     load_inputs,
     load_rows,
     load_start,
+    number_of_tiles,
     own_place,
     own_side,
     own_tile,
     rows_at,
+    state_rows,
     there,
     tile_at,
+    tile_of,
     units_only,
     where_alive,
 )
+from .several import Turn, turn_after
 from .tiles import either, read, write
 
 _ONE_USE = tl.constexpr(one_use_of_a_fragment())
 
 
 @triton.jit
-def _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr):
+def _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr, glance=None):
     """Wait for what the products of step number i see."""
     if beside.begins is None:
-        return await_state(output_ptr, h0_ptr, own, here, before, i, flags, S)
+        return await_state(output_ptr, h0_ptr, own, here, before, i, flags, S, glance)
     else:
-        return await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S)
+        return await_rows(
+            rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, None, glance
+        )
+
+
+@triton.jit
+def _glance_at_seen(beside, output_ptr, h0_ptr, own, here, before, i, S: tl.constexpr):
+    """A first look at the same."""
+    if beside.begins is None:
+        return glance_at_rows((state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S),), own, here, S)
+    else:
+        return glance_at_rows((rows_at(beside.begins, row_of(beside, here.row), own, 1, S),), own, here, S)
 
 
 @triton.jit
@@ -84,7 +102,168 @@ def _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, 
         return begin
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
+@triton.jit
+def _start(beside, h0_ptr, own, B, row, flags, S: tl.constexpr):
+    """The running state before the first step, which is at `row`."""
+    place, exists = own_place(own, B, S), there(own, B, S)
+    h = read(tile_at(h0_ptr, 0, own, 1, S), exists)
+    return _begin(
+        beside, h, row, load_beginning(beside, row, place), load_dropped(beside, place), own, exists, flags, S
+    )
+
+
+@triton.jit
+def _start_all(beside, h0_ptr, state_ptr, first, count, row, T, B, S: tl.constexpr):
+    """`_start` for so many batch tiles, into the memory of the running states."""
+    for k in range(count):
+        own = tile_of(first, k, B, S)
+        h = _start(beside, h0_ptr, own, B, row, flags_of(own, 0, T, B, S), S)
+        write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
+
+
+@triton.jit
+def _load_turn(pointers, beside, own, turn, T, B, direction, S: tl.constexpr):
+    """What a turn works with: the running state, the gates' inputs, what the step does beside the equations, and a
+    first look at what it waits for."""
+    gates_in_ptr, h0_ptr, output_ptr, state_ptr = pointers
+    i, here, place = turn.i, turn.here, own_place(own, B, S)
+    h = tl.load(tile_at(state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
+    gates, dropped = load_inputs(gates_in_ptr, own, here, S), load_dropped(beside, place)
+    amount, beginning = (
+        load_amount(beside, here.row, place),
+        load_beginning(beside, row_after(here, i, T, B, direction), place),
+    )
+    return (
+        h,
+        gates,
+        (amount, beginning, dropped),
+        _glance_at_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, S),
+    )
+
+
+@triton.jit
+def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets_ptr, T, B, direction,
+                   PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """`forward_torch` for several batch tiles, of which `first` is the first."""
+    _, h0_ptr, output_ptr, state_ptr = pointers
+    count = number_of_tiles(first, tiles, B, S)
+    before = before_first(T, B, direction)
+    turn = Turn(0, 0, step_after(before, offsets_ptr, 0, T, B, direction, S.PACKED), before)
+    _start_all(beside, h0_ptr, state_ptr, first, count, turn.here.row, T, B, S)
+    tl.debug_barrier()  # of the running states, a thread may load what another has stored
+    h, gates, of_step, glance = _load_turn(pointers, beside, first, turn, T, B, direction, S)
+    for _ in range(T * count):
+        own, i, here = tile_of(first, turn.k, B, S), turn.i, turn.here
+        flags = flags_of(own, 0, T, B, S)
+        amount, beginning, dropped = of_step
+        row = row_after(here, i, T, B, direction)
+        tl.debug_barrier()
+        x = _await_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, flags, S, glance)
+        a = tl.dot(w, x, input_precision=PRECISION)
+
+        following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
+        then = tile_of(first, following.k, B, S)
+        h_then, gates_then, of_step, glance = _load_turn(pointers, beside, then, following, T, B, direction, S)
+        ar, az, an, _ = four_gates(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+        if b_hn is not None:
+            an += b_hn
+        gr, gz, gn = gates
+        r = sigmoid(ar + gr.to(tl.float32))
+        z = sigmoid(az + gz.to(tl.float32))
+        n = candidate(gn.to(tl.float32), an, r, "torch")
+        new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, beside.clip)
+        h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+        if reserve_ptr is not None:
+            keep(reserve_ptr, own, here, (r, z, n, an), S)
+        write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
+        h, gates, turn = tl.where(count == 1, h, h_then), gates_then, following
+
+
+@triton.jit
+def _load_first(pointers, beside, own, here, before, i, B, S: tl.constexpr):
+    """What a tile's first half of a step works with, as in `_load_turn`: up to r * h."""
+    gates_in_ptr, h0_ptr, output_ptr, state_ptr = pointers
+    h = tl.load(tile_at(state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
+    gr, gz, _ = load_inputs(gates_in_ptr, own, here, S)
+    glance = _glance_at_seen(beside, output_ptr, h0_ptr, own, here, before, i, S)
+    return h, gr, gz, load_dropped(beside, own_place(own, B, S)), glance
+
+
+@triton.jit
+def _load_second(pointers, z_ptr, reset_state_ptr, beside, own, here, row, B, S: tl.constexpr):
+    """The same of its second half; row: of the step after it."""
+    gates_in_ptr, _, _, state_ptr = pointers
+    exists, place = there(own, B, S), own_place(own, B, S)
+    h = tl.load(tile_at(state_ptr, 0, own, 1, S), mask=exists, other=0.0)
+    z = tl.load(tile_at(z_ptr, 0, own, 1, S), mask=exists, other=0.0)
+    _, _, gn = load_inputs(gates_in_ptr, own, here, S)
+    of_step = load_amount(beside, here.row, place), load_beginning(beside, row, place), load_dropped(beside, place)
+    return h, z, gn, of_step, glance_at_rows((rows_at(reset_state_ptr, here.row, own, 1, S),), own, here, S)
+
+
+@triton.jit
+def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights, beside, first, tiles, offsets_ptr, T,
+                         B, direction, VARIANT: tl.constexpr, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """`forward_reset_first` for several batch tiles, of which `first` is the first: within a step up to r * h for all
+    of them, then the rest. z waits in memory, as the running state does."""
+    _, h0_ptr, output_ptr, state_ptr = pointers
+    count = number_of_tiles(first, tiles, B, S)
+    before = before_first(T, B, direction)
+    _start_all(beside, h0_ptr, state_ptr, first, count, row_after(before, -1, T, B, direction), T, B, S)
+    for i in range(T):
+        here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
+        row = row_after(here, i, T, B, direction)
+        tl.debug_barrier()  # of what lies in memory, a thread may load what another has stored
+        h, gr, gz, dropped, glance = _load_first(pointers, beside, first, here, before, i, B, S)
+        for k in range(count):
+            own = tile_of(first, k, B, S)
+            tl.debug_barrier()
+            x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags_of(own, 0, T, B, S), S, glance)
+            if _ONE_USE:
+                ar, az = two_gates(tl.dot(weights[0], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+            else:
+                ar = one_gate(tl.dot(weights[0], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+                az = one_gate(tl.dot(weights[1], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+            then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
+            h_then, gr_then, gz_then, dropped_then, glance = _load_first(pointers, beside, then, here, before, i, B, S)
+            r = sigmoid(ar + gr.to(tl.float32))
+            exists = there(own, here.count, S)
+            flag = flags_of(own, 1, T, B, S) + i
+            to = tile_at(reset_state_ptr, here.row, own, 1, S)
+            publish(to, units_only(r * seen(h, dropped), own, S), exists, flag, S.PROTOCOL)
+            z = sigmoid(az + gz.to(tl.float32))
+            write(tile_at(z_ptr, 0, own, 1, S), z, there(own, B, S))
+            if reserve_ptr is not None:
+                write(tile_at(reserve_ptr, here.row, own, 3, S), r, exists)
+                write(tile_at(reserve_ptr, here.row, own, 3, S, 1), z, exists)
+            h, gr, gz, dropped = h_then, gr_then, gz_then, dropped_then
+
+        tl.debug_barrier()
+        h, z, gn, of_step, glance = _load_second(pointers, z_ptr, reset_state_ptr, beside, first, here, row, B, S)
+        for k in range(count):
+            own = tile_of(first, k, B, S)
+            tl.debug_barrier()
+            source = rows_at(reset_state_ptr, here.row, own, 1, S)
+            x = await_rows(source, own, here, flags_of(own, 1, T, B, S) + i, S, None, glance)
+            a = tl.dot(weights[2], x, input_precision=PRECISION)
+            then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
+            h_then, z_then, gn_then, of_step_then, glance = _load_second(
+                pointers, z_ptr, reset_state_ptr, beside, then, here, row, B, S
+            )
+            an = one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+            n = candidate(gn.to(tl.float32), an, an, VARIANT)  # whose reset gate is in `an`
+            amount, beginning, dropped = of_step
+            new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, beside.clip)
+            flags = flags_of(own, 0, T, B, S)
+            h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+            write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
+            if reserve_ptr is not None:
+                write(tile_at(reserve_ptr, here.row, own, 3, S, 2), n, there(own, here.count, S))
+            h, z, gn, of_step = h_then, z_then, gn_then, of_step_then
+        before = here
+
+
+@triton.jit(do_not_specialize=PER_LAUNCH)
 def forward_torch(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -104,6 +283,7 @@ def forward_torch(
     zoneout_below,
     begins_ptr,  # (N, H), filled with it
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
+    state_ptr,  # (B, H) float32, there with `tiles`
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -112,6 +292,7 @@ def forward_torch(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    tiles,  # batch tiles of a program, or None: one
     clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
@@ -132,7 +313,7 @@ def forward_torch(
     """Variant "torch": one exchange a step, one product for the three gates."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
         starts = side * B
@@ -141,6 +322,8 @@ def forward_torch(
         output_ptr += side * H
         if h_n_ptr is not None:
             h_n_ptr += side * B * H
+        if state_ptr is not None:
+            state_ptr += side * B * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
@@ -152,37 +335,44 @@ def forward_torch(
         dropped_below=dropped_below,
     )  # fmt: skip
     w = load_rows(w_hh_ptr, 0, 4, own, S)
+    b_hn = None
     if b_hn_ptr is not None:
         b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
 
-    flags = flags_of(own, 0, T, B, S)
-    h, before = load_start(h0_ptr, own, T, B, direction, S)
-    place = own_place(own, B, S)
-    dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
-    h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
-    for i in range(T):
-        here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
-        gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
-        tl.debug_barrier()
-        x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
-        ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        if b_hn_ptr is not None:
-            an += b_hn
-        r = sigmoid(ar + gr.to(tl.float32))
-        z = sigmoid(az + gz.to(tl.float32))
-        n = candidate(gn.to(tl.float32), an, r, "torch")
-        new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, clip)
-        h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
-        if reserve_ptr is not None:
-            keep(reserve_ptr, own, here, (r, z, n, an), S)
-        before = here
-    if h_n_ptr is not None:
-        write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
+    if tiles is None:
+        flags = flags_of(own, 0, T, B, S)
+        h, before = load_start(h0_ptr, own, T, B, direction, S)
+        place = own_place(own, B, S)
+        dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
+        h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
+        for i in range(T):
+            here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
+            gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
+            amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
+            tl.debug_barrier()
+            x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
+            ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            if b_hn_ptr is not None:
+                an += b_hn
+            r = sigmoid(ar + gr.to(tl.float32))
+            z = sigmoid(az + gz.to(tl.float32))
+            n = candidate(gn.to(tl.float32), an, r, "torch")
+            new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, clip)
+            h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+            if reserve_ptr is not None:
+                keep(reserve_ptr, own, here, (r, z, n, an), S)
+            before = here
+        if h_n_ptr is not None:
+            write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
+    else:
+        _several_torch(
+            (gates_in_ptr, h0_ptr, output_ptr, state_ptr), reserve_ptr, w, b_hn, beside, own, tiles, offsets_ptr, T, B,
+            direction, PRECISION, S,
+        )  # fmt: skip
     report(status_ptr, host_ptr, number)
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_tile", "direction", "number", "zoneout_below", "dropped_below"])
+@triton.jit(do_not_specialize=PER_LAUNCH)
 def forward_reset_first(
     gates_in_ptr,  # (N, 3H) input's share of the pre-activations
     h0_ptr,  # (B, H)
@@ -201,6 +391,7 @@ def forward_reset_first(
     begins_ptr,  # (N, H), filled with it
     reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
+    state_ptr,  # (2, B, H) float32, there with `tiles`
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -209,6 +400,7 @@ def forward_reset_first(
     first_tile,  # number of the launch's first group, see `own_tile`
     direction,  # of time, see loop.py
     number,  # of the launch, see watch.py
+    tiles,  # batch tiles of a program, or None: one
     clip,
     H: tl.constexpr,
     ADDED: tl.constexpr,
@@ -231,7 +423,7 @@ def forward_reset_first(
     gate's product runs while the second is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S), None, None
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
         starts = side * B
@@ -241,6 +433,8 @@ def forward_reset_first(
         if h_n_ptr is not None:
             h_n_ptr += side * B * H
         reset_state_ptr += behind * H
+        if state_ptr is not None:
+            state_ptr += side * B * H
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
@@ -251,44 +445,55 @@ def forward_reset_first(
     )  # fmt: skip
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
+        w_r, w_z = w_rz, w_rz
     else:
         w_r = load_rows(w_hh_ptr, 0, 1, own, S)
         w_z = load_rows(w_hh_ptr, 1, 1, own, S)
     w_n = load_rows(w_hh_ptr, 2, 1, own, S)
 
-    flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
-    h, before = load_start(h0_ptr, own, T, B, direction, S)
-    place = own_place(own, B, S)
-    dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
-    h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
-    for i in range(T):
-        here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
-        gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-        amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
-        tl.debug_barrier()
-        x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
-        if _ONE_USE:
-            ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        else:
-            ar = one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        r = sigmoid(ar + gr.to(tl.float32))
-        reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
-        publish(
-            reset_state, units_only(r * seen(h, dropped), own, S), there(own, here.count, S), flags_reset + i, PROTOCOL
-        )
+    if tiles is None:
+        flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
+        h, before = load_start(h0_ptr, own, T, B, direction, S)
+        place = own_place(own, B, S)
+        dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
+        h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
+        for i in range(T):
+            here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
+            gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
+            amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
+            tl.debug_barrier()
+            x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
+            if _ONE_USE:
+                ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            else:
+                ar = one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            r = sigmoid(ar + gr.to(tl.float32))
+            reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
+            publish(
+                reset_state,
+                units_only(r * seen(h, dropped), own, S),
+                there(own, here.count, S),
+                flags_reset + i,
+                PROTOCOL,
+            )
 
-        if not _ONE_USE:
-            az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        z = sigmoid(az + gz.to(tl.float32))
-        source = rows_at(reset_state_ptr, here.row, own, 1, S)
-        x = await_rows(source, own, here, flags_reset + i, S)
-        an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
-        n = candidate(gn.to(tl.float32), an, r, VARIANT)
-        new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, clip)
-        h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
-        if reserve_ptr is not None:
-            keep(reserve_ptr, own, here, (r, z, n), S)
-        before = here
-    if h_n_ptr is not None:
-        write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
+            if not _ONE_USE:
+                az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            z = sigmoid(az + gz.to(tl.float32))
+            source = rows_at(reset_state_ptr, here.row, own, 1, S)
+            x = await_rows(source, own, here, flags_reset + i, S)
+            an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            n = candidate(gn.to(tl.float32), an, r, VARIANT)
+            new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, clip)
+            h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+            if reserve_ptr is not None:
+                keep(reserve_ptr, own, here, (r, z, n), S)
+            before = here
+        if h_n_ptr is not None:
+            write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
+    else:
+        _several_reset_first(
+            (gates_in_ptr, h0_ptr, output_ptr, state_ptr), state_ptr + SIDES * B.to(tl.int64) * H, reset_state_ptr,
+            reserve_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr, T, B, direction, VARIANT, PRECISION, S,
+        )  # fmt: skip
     report(status_ptr, host_ptr, number)

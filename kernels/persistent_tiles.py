@@ -12,11 +12,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import await_tile, await_tiles, by_thread, first_flag
+from .exchange import await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
-from .per_step import Place
+from .per_step import Place, absent, done
 from .tiles import read, write
+
+# They change from launch to launch: specialising on them would compile the kernel again and again.
+PER_LAUNCH = ["T", "B", "first_tile", "direction", "number", "tiles", "zoneout_below", "dropped_below"]
 
 
 class Shape(NamedTuple):
@@ -47,17 +50,33 @@ class Own(NamedTuple):
 
 
 @triton.jit
-def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None):
+def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None):
     """What this program owns. first_tile: number of the launch's first group, of batch tiles in one direction, or of
     batch tiles and both directions of each; where a launch has several layers, of batch tiles and the layers of
-    each."""
+    each. tiles: how many a program takes, one after the other, or None: one; it owns the first of them."""
     group = tl.program_id(1) + first_tile
     together = S.SIDES if layers is None else layers
     tile = group if together == 1 else group // together
+    if tiles is not None:
+        group += tile * (tiles - 1) * together
+        tile *= tiles
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
     row = b if S.PACKED else tl.minimum(b, B - 1)
     return Own(group, j, b, row, status_ptr)
+
+
+@triton.jit
+def number_of_tiles(own, tiles, B, S: tl.constexpr):
+    """How many of the batch tiles that a program takes exist; own: of the first."""
+    return tl.minimum(tiles, tl.cdiv(B, S.BLOCK_B) - own.group // S.SIDES)
+
+
+@triton.jit
+def tile_of(own, k, B, S: tl.constexpr):
+    """What a program owns of its batch tile number k; own: of the first."""
+    b = own.b + k * S.BLOCK_B
+    return Own(own.group + k * S.SIDES, own.j, b, b if S.PACKED else tl.minimum(b, B - 1), own.status_ptr)
 
 
 @triton.jit
@@ -146,27 +165,38 @@ def _awaited(own, step, S: tl.constexpr):
 
 
 @triton.jit
-def _await(rows, own, step, flag, arrivals, S: tl.constexpr):
+def glance_at_rows(tiles, own, step, S: tl.constexpr):
+    """A first look at rows of one tile or several that will be awaited later."""
+    MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
+    return glance_at_tiles(
+        tiles, _awaited(own, step, S), own.status_ptr, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED
+    )
+
+
+@triton.jit
+def _await(rows, own, step, flag, arrivals, S: tl.constexpr, glance=None):
     MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
     return await_tile(
         rows, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B,
-        MASKED, S.TIMEOUT,
+        MASKED, S.TIMEOUT, glance,
     )  # fmt: skip
 
 
 @triton.jit
-def await_rows(rows, own, step, flag, S: tl.constexpr):
+def await_rows(rows, own, step, flag, S: tl.constexpr, arrivals=None, glance=None):
     """Wait for the H columns of the own sequences' rows, from all programs of the tile: a right operand (see
-    exchange.py)."""
-    return _await(rows, own, step, flag, tl.cdiv(S.H, S.BLOCK_H), S)
+    exchange.py). arrivals: of programs, where not all are awaited."""
+    if arrivals is None:
+        arrivals = tl.cdiv(S.H, S.BLOCK_H)
+    return _await(rows, own, step, flag, arrivals, S, glance)
 
 
 @triton.jit
-def await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr):
+def await_state(output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr, glance=None):
     """Wait for the state before step number i; at the first it is there."""
     rows = state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S)
     arrivals = tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
-    return _await(rows, own, here, flags + tl.maximum(i - 1, 0), arrivals, S)
+    return _await(rows, own, here, flags + tl.maximum(i - 1, 0), arrivals, S, glance)
 
 
 @triton.constexpr_function
@@ -178,12 +208,14 @@ def one_look(bits, S):
 
 
 @triton.jit
-def await_rows_of(tiles, own, step, flag, S: tl.constexpr):
-    """`await_rows` for several tiles with one look at all of them."""
+def await_rows_of(tiles, own, step, flag, S: tl.constexpr, arrivals=None, glance=None):
+    """`await_rows` for several tiles with one look at all of them. arrivals: of programs, where not all are awaited."""
     MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
+    if arrivals is None:
+        arrivals = tl.cdiv(S.H, S.BLOCK_H)
     return await_tiles(
-        tiles, _awaited(own, step, S), own.status_ptr, flag, tl.cdiv(S.H, S.BLOCK_H), S.PROTOCOL, S.H, S.SPLIT, S.DEPTH,
-        S.BLOCK_B, MASKED, S.TIMEOUT,
+        tiles, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH,
+        S.BLOCK_B, MASKED, S.TIMEOUT, glance,
     )  # fmt: skip
 
 
@@ -234,3 +266,33 @@ def keep(reserve_ptr, own, here, values, S: tl.constexpr):
     VALUES: tl.constexpr = len(values)
     for g in tl.static_range(VALUES):
         write(tile_at(reserve_ptr, here.row, own, VALUES, S, g), values[g], there(own, here.count, S))
+
+
+@triton.jit
+def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None, words=(),
+              Z: tl.constexpr = 1.0):  # fmt: skip
+    """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
+    (else n again). kept: pointers to the output's derivative, h0, the output and the reserve. is_last: where a launch
+    has several layers, whether the own layer's output is the last one's; of others dy is 0. words: as `load_words` has
+    them; where they carry the state on, gates are those that do: Z for z, 0 for the others."""
+    grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
+    mask = readable(own, here.count, S)
+    has_dy = mask if is_last is None else mask & is_last
+    dy = tl.load(tile_at(grad_output_ptr, here.row, own, S.SIDES, S), mask=has_dy, other=0.0)
+    state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
+    h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
+    reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
+    if not absent(words):
+        mask &= done(words)
+    r = tl.load(reserve, mask=mask, other=0.0)
+    z = tl.load(reserve + S.H, mask=mask, other=0.0 if absent(words) else Z)
+    n = tl.load(reserve + 2 * S.H, mask=mask, other=0.0)
+    an = tl.load(reserve + (GATES - 1) * S.H, mask=mask, other=0.0)
+    return dy, h, r, z, n, an
+
+
+@triton.jit
+def in_float32(step):
+    """`load_step`'s values for arithmetic: not before they are used, for a conversion waits for its load."""
+    dy, h, r, z, n, an = step
+    return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)

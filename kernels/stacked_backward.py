@@ -16,8 +16,7 @@ from .exchange import publish, publish_two, report
 from .gates import blend_grad, reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
-from .persistent_backward import in_float32, load_step
-from .persistent_tiles import Shape, rows_at, there, tile_at
+from .persistent_tiles import Shape, in_float32, load_step, rows_at, there, tile_at
 from .stacked_tiles import (
     await_all,
     load_columns_of,

@@ -1,7 +1,7 @@
 """The tests with each set of versions of Python, torch and triton that trigru promises, in environments of their own.
 
     python scripts/matrix.py                  # the short part, with every set whose Python is here
-    python scripts/matrix.py --turn           # with one of them: another one each day, as CI does
+    python scripts/matrix.py --turn           # with one of them: another one each day
     python scripts/matrix.py --only 3.10      # with those whose versions begin so
     python scripts/matrix.py --full           # the whole test command; some 15 minutes a set on two cores
     python scripts/matrix.py --keep FOLDER    # environments stay there, and the next time nothing is downloaded
@@ -43,7 +43,7 @@ class Versions(NamedTuple):
 
 SETS = (
     Versions("3.10", "2.9.1", "3.5.1"),
-    Versions("3.11", "2.9.1", "3.9.0"),
+    Versions("3.11", "2.13.0", "3.9.0"),
     Versions("3.12", "2.11.0", "3.6.0"),
     Versions("3.13", "2.15.0", "3.9.0"),
 )

@@ -42,18 +42,21 @@ def layer(programs: int, steps: int, elements: int, tiles: int = 1) -> Plan:
     return plan
 
 
-def two_exchanges(programs: int, steps: int, elements: int, one_place: bool = False) -> Plan:
-    """A layer that exchanges r * h too; `one_place`: in the same memory at every step, as the walking kernels do."""
+def two_exchanges(programs: int, steps: int, elements: int, one_place: bool = False, tiles: int = 1) -> Plan:
+    """A layer that exchanges r * h too; `one_place`: in the same memory at every step, as the walking kernels do. All
+    tiles of a program are worked at up to r * h, then all of them to the step's end."""
     plan: Plan = [[] for _ in range(programs)]
     for p, tasks in enumerate(plan):
         own, everyone = range(p * elements, (p + 1) * elements), range(programs * elements)
         for t in range(steps):
             at, version = ((0,), t + 1) if one_place else ((t,), 1)
-            if t:
-                tasks.append(Wait(_tile("h", t - 1, units=everyone), (("h", t - 1),)))
-            tasks.append(Publish(_tile("rh", *at, units=own, version=version), ("rh", t)))
-            tasks.append(Wait(_tile("rh", *at, units=everyone, version=version), (("rh", t),)))
-            tasks.append(Publish(_tile("h", t, units=own), ("h", t)))
+            for b in range(tiles):
+                if t:
+                    tasks.append(Wait(_tile("h", b, t - 1, units=everyone), (("h", b, t - 1),)))
+                tasks.append(Publish(_tile("rh", b, *at, units=own, version=version), ("rh", b, t)))
+            for b in range(tiles):
+                tasks.append(Wait(_tile("rh", b, *at, units=everyone, version=version), (("rh", b, t),)))
+                tasks.append(Publish(_tile("h", b, t, units=own), ("h", b, t)))
     return plan
 
 
@@ -83,6 +86,7 @@ SMALL = {
     "2 programs, 2 elements each": layer(2, 2, 2),
     "two exchanges a step": two_exchanges(2, 2, 1),
     "two batch tiles": layer(2, 2, 1, tiles=2),
+    "two batch tiles of two exchanges": two_exchanges(2, 1, 1, tiles=2),
     "a stack of 2 layers": stack(2, 1, 3, 1),
     "a stack of 3 layers": stack(3, 1, 2, 1),
     "a stack of 2 layers of two exchanges": stack(2, 1, 2, 1, both=True),
@@ -95,6 +99,7 @@ ALL = SMALL | {
     "2 programs, 3 steps of two exchanges, 2 elements each": two_exchanges(2, 3, 2),
     "3 programs, two exchanges a step": two_exchanges(3, 2, 1),
     "2 programs, 3 steps, three batch tiles": layer(2, 3, 1, tiles=3),
+    "2 programs, two exchanges a step, two batch tiles": two_exchanges(2, 2, 1, tiles=2),
     "a stack of 3 layers, 3 steps": stack(3, 1, 3, 1),
     "a stack of 2 layers, 2 steps, 2 programs each": stack(2, 2, 2, 1),
     "a stack of 2 layers of two exchanges, 3 steps": stack(2, 1, 3, 1, both=True),

@@ -61,11 +61,11 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named(_FAKE, "a_launch_that_no_longer_fits"),
         ),
         (
-            'first = ["check()", "here = stream()"]',
-            'first = ["here = stream()"]',
+            'first = ["check()", f"here',
+            'first = [f"here',
             named(_FAKE, "a_launch_before_that_expired_is_told"),
         ),
-        ('"stream": launch.current_stream', '"stream": lambda: 0', named(_FAKE, "a_stream_of_its_own")),
+        ('f"here = stream({device})"', '"here = 0"', named(_FAKE, "a_stream_of_its_own")),
         (
             "        if run is None:\n            self.repeatable = False\n",
             "        if run is None:\n",
@@ -78,7 +78,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "id(by), around",
             named(_FAKE, "calls_within_batch_invariant_are_of_another_kind"),
         ),
-        ("around, *strides, *needs)", "around, *needs)", _OTHERS),
+        ("around, call.zeros, *strides, *needs)", "around, call.zeros, *needs)", _OTHERS),
         ("if address % 16 or (around", "if (around", _OTHERS),
     ],
     "trigru/schedules/reserve.py": [
@@ -193,7 +193,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             _HEADS,
         ),
     ],
-    "kernels/zoneout.py": [
+    "kernels/masks.py": [
         (
             "return round(rate * (1 << DIGITS))",
             "return round(rate * (1 << (DIGITS - 1)))",

@@ -29,6 +29,7 @@ LAYERS = {
 
 
 OLD = torch.__version__ < (2, 10)
+MOST = 2 if torch.__version__ < (2, 13) else 1  # compilations of what is one graph: dynamo of 2.9 and 2.11 begins again
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,8 @@ def test_one_graph_for_ten_lengths_and_batch_sizes(options, given):
         if i == 0:
             first = counter.frame_count
     assert counter.frame_count == first
-    # Between layers dynamo finds that dropout is a constant, and starts again before anything has run; in torch 2.9 it
-    # does so with one layer, too.
-    assert first == (1 if layer.num_layers == 1 and not OLD else 2)
+    # Between layers dynamo finds that dropout is a constant, and starts again before anything has run.
+    assert first == 2 if layer.num_layers > 1 else first <= MOST
 
 
 def test_without_dynamic_what_the_second_shape_compiles_serves_every_other():
@@ -110,7 +110,7 @@ def test_one_graph_for_packed_sequences(enforce_sorted, given):
         assert_same((got, got_h), (want.data, want_h))
         grads = [torch.autograd.grad(out.sum(), list(layer.parameters())) for out in (got, want.data)]
         assert_same(*grads)
-    assert counter.frame_count == 1
+    assert counter.frame_count <= MOST
 
 
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
@@ -185,7 +185,11 @@ def test_a_compiled_module_under_forward_mode_keeps_tangents_or_raises():
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         refusals = (NotImplementedError, torch._dynamo.exc.Unsupported)  # by torch 2.9 and 2.14
-        with torch.no_grad(), contextlib.suppress(*refusals):
+        # Torch 2.11 takes what was compiled for a tensor of its inference mode, and fails an assertion of its own.
+        with (
+            torch.no_grad(),
+            contextlib.suppress(*refusals, *[RuntimeError] * ((2, 11) <= torch.__version__ < (2, 12))),
+        ):
             got, want = (forward_ad.unpack_dual(m(dual)[0]).tangent for m in (compiled, layer))
             assert_same([got], [want])
         with pytest.raises(refusals, match=r"jvp|tangent|forward-mode"):

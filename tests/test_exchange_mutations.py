@@ -26,23 +26,12 @@ pytestmark = generated_code
 SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
     *("fragments", "assembly", "exchange", "parts"),
-    *(f"persistent{part}" for part in ("_tiles", "_forward", "_backward", "")),
+    *("persistent_tiles", "several_backward"),
+    *(f"persistent{part}" for part in ("_forward", "_backward", "")),
     *(f"stacked{part}" for part in ("_tiles", "_forward", "_backward", "")),
     *("walking_kernels", "walking"),
 )
-AS_THEY_ARE = (
-    "config",
-    "gates",
-    "launch",
-    "loop",
-    "per_step",
-    "recurrence",
-    "steps",
-    "stepwise_backward",
-    "stepwise_forward",
-    "tiles",
-    "watch",
-)
+AS_THEY_ARE = sorted({path.stem for path in SOURCES.glob("*.py")} - {*FILES, "__init__"})
 
 
 @pytest.fixture
@@ -207,7 +196,7 @@ def test_directions_that_are_not_kept_apart(mutated, file, old, new, protocol):
 
 
 SLOW = pytest.mark.slow
-BEGINS = "await_rows(rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S)"
+BEGINS = "rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, None, glance"
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,12 @@ SLOW = pytest.mark.slow
 HIDDEN = 48
 
 
-def outcome(schedule, protocol=None, seeds=2, variant="torch", timeout=60.0, **options) -> str:
+def outcome(schedule, protocol=None, seeds=2, variant="torch", timeout=60.0, batch=3, tiles=1, **options) -> str:
     """ "right", "wrong", "error" of the executor, or "timeout"; `options`: of `ptx_launcher`."""
-    case = recurrence(3, 3, HIDDEN, variant=variant)
+    case = recurrence(3, batch, HIDDEN, variant=variant)
     make = walking_config if protocol is None else persistent_config
-    config = make(case.h0.dtype, 3, HIDDEN)
-    config = replace(config, timeout=timeout, **({} if protocol is None else {"protocol": protocol}))
+    config = make(case.h0.dtype, batch, HIDDEN)
+    config = replace(config, timeout=timeout, **({} if protocol is None else {"protocol": protocol, "tiles": tiles}))
     for seed in range(seeds):
         try:
             with using(ptx_launcher(arch=90, **{"seed": seed, "late": seed, "quantum": 50} | options)):

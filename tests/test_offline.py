@@ -124,6 +124,33 @@ def test_no_spills_where_layers_run_together(target, dtype, hidden_size):
     assert not inspect.cases([target], ["stacked"], directions, variants, ["bf16"], [384, 504, 1024], [16])
 
 
+SEVERAL = [
+    pytest.param(target, variant, dtype, hidden_size, marks=pytest.mark.slow)
+    for target in ("sm_80", "sm_90", "sm_100")
+    for variant in ("torch", "cho")
+    for dtype, hidden_size in (
+        ("bf16", 1024),
+        ("bf16", 768),
+        ("fp16", 512),
+        ("fp16", 400),
+        ("bf16", 128),
+        ("tf32", 512),
+    )
+]
+
+
+@generated_code
+@pytest.mark.parametrize(("target", "variant", "dtype", "hidden_size"), [("sm_90", "torch", "bf16", 512), *SEVERAL])
+def test_no_spills_where_a_program_takes_several_batch_tiles(target, variant, dtype, hidden_size):
+    """What the plan refuses, which spills, is no case."""
+    asked = inspect.cases([target], ["several"], ["forward", "backward"], [variant], [dtype], [hidden_size], [64])
+    assert len(asked) == (1 if variant == "cho" and hidden_size > 512 else 2)
+    rows = inspect.rows_of(asked)
+    assert all(row.spill_bytes == 0 and row.cooperative for row in rows), rows
+    if variant == "torch" and hidden_size == 512 and dtype != "tf32":
+        assert rows[0].registers <= 128  # two of them fit on a multiprocessor
+
+
 @generated_code
 def test_a_kernel_is_compiled_as_its_target_would_compile_it():
     """A look compares halves of words by an instruction that GPUs have from 9.0 on, and by arithmetic before."""

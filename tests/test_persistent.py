@@ -176,7 +176,7 @@ def test_a_planned_launch_is_never_larger_than_the_device(device, hidden_size, d
     (planned,) = [c for c in candidates(PRESETS[device], layer) if c.schedule == "persistent"]
     programs, tiles = planned.config.grid(hidden_size, 256)
     assert planned.obstacle is None
-    registers = 256 * 32 * planned.config.num_warps  # a thread has 255 at most, allotted by eight
+    registers = planned.config.registers * 32 * planned.config.num_warps  # of which a thread has 255 at most
     assert programs * planned.config.tiles_at_once <= PRESETS[device].multiprocessors * (65536 // registers)
     assert planned.turns == -(-tiles * directions // planned.config.tiles_at_once)
 

@@ -7,6 +7,7 @@ import ast
 import importlib
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,19 @@ def test_no_kernel_leaves_its_tensors(schedule, variant, dtype, size, packed, re
     assert error <= TOLERANCE[dtype]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
+@pytest.mark.parametrize(
+    ("variant", "packed", "both"),
+    [("torch", False, False), ("torch", True, True), ("cho", False, True), ("chung", True, False)],
+)
+def test_no_kernel_of_several_batch_tiles_leaves_its_tensors(variant, packed, both):
+    case = recurrence(2, 35, 33, variant=variant, dtype=torch.bfloat16, packed=packed, both=both)
+    config = replace(persistent_config(torch.bfloat16, 35, 33), tiles=2)
+    _, error = checked("persistent", config, case)
+    assert error <= TOLERANCE[torch.bfloat16]
+
+
 # -- planted mistakes --------------------------------------------------------------------------------------------------
 
 KERNELS = {
@@ -191,6 +205,7 @@ WHOLE = {
     "persistent": (32, PersistentConfig(num_warps=2)),
 }
 UNUSED = ("offsets_ptr", "status_ptr", "host_ptr")  # not read where sequences are padded; nothing expires
+OF_SEVERAL = ("state_ptr", "nothing_ptr")  # None where a program of the persistent schedule has one batch tile
 BESIDE = [f"{name}_ptr" for name in (*OPTIONS, "begins", "d_begin")]  # None where a step is the equations alone
 
 
@@ -200,7 +215,10 @@ def off_by_one(planted, schedule, variant, kernel, pointer):
     hidden_size, config = WHOLE[schedule]
     both = pointer.endswith("_back_ptr")  # None where one direction runs
     make = per_step_recurrence if pointer in BESIDE else recurrence
-    case = make(2, 16, hidden_size, variant=variant, dtype=torch.float32, both=both)
+    batch = 16
+    if schedule == "persistent" and pointer in OF_SEVERAL:
+        batch, config = 32, replace(config, tiles=2)
+    case = make(2, batch, hidden_size, variant=variant, dtype=torch.float32, both=both)
     for shift in ("+ 1", "- 1"):
         if how := caught(planted(kernel, f"{pointer} = {pointer} {shift}"), schedule, case, config):
             return how

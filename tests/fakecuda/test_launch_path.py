@@ -17,6 +17,7 @@ from trigru.kernels.config import persistent_config
 from trigru.kernels.errors import KernelTimeout
 from trigru.kernels.recurrence import Operands, Recurrence
 from trigru.kernels.steps import Steps
+from trigru.planning import plan
 
 HALF = torch.float16
 
@@ -269,3 +270,51 @@ def test_rows_that_are_not_aligned(monkeypatch):
     monkeypatch.setattr(persistent, "first_state", lambda h0, *others, **named: h0)
     with pytest.raises(RuntimeError, match="isaligned"):
         forward(h0=h0)
+
+
+@pytest.mark.parametrize("protocol", ["data", "flags"])
+def test_several_batch_tiles_a_program(protocol):
+    """The numbers of one tile a program, also from a graph; one binary for any number of tiles."""
+
+    def random(*shape):
+        return torch.randn(*shape, device="cuda", dtype=HALF)
+
+    operands = Operands(random(99, 192), random(33, 64), random(192, 64) / 8, random(64), Steps.padded(3, 33))
+
+    def run(tiles):
+        config = replace(persistent_config(HALF, 33, 64), tiles=tiles, protocol=protocol)
+        return persistent.forward(Recurrence("torch", False, "ieee", config), operands, True).output
+
+    one = run(1)
+    fakecuda.launches.clear()
+    assert all(torch.equal(run(tiles), one) for tiles in (2, 3))
+    assert [tuple(launched["grid"][:2]) for launched in fakecuda.launches] == [(4, 2), (4, 1)]
+    assert len({launched["binary"] for launched in fakecuda.launches}) == 1
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(2)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, one)
+
+
+def test_a_plan_of_several_batch_tiles_a_program(monkeypatch):
+    """From the plan on a device with room for two groups of three, again and again, as calls alike are repeated."""
+    small = replace(plan.present(0), multiprocessors=1)
+    monkeypatch.setattr(plan, "present", lambda index: small)
+    plan._chosen.cache_clear()
+    module = trigru.GRU(8, 32, schedule="persistent", device="cuda", dtype=HALF)
+    exact = trigru.GRU(8, 32, schedule="eager").double()
+    exact.load_state_dict({name: p.cpu().double() for name, p in module.state_dict().items()})
+    for _ in range(4):
+        fakecuda.launches.clear()
+        x = torch.randn(3, 40, 8, device="cuda", dtype=HALF, requires_grad=True)
+        output, _ = module(x)
+        output.float().square().sum().backward()
+        assert [tuple(launched["grid"][:2]) for launched in fakecuda.launches] == [(2, 2)] * 2
+        y = x.detach().cpu().double().requires_grad_()
+        wanted, _ = exact(y)
+        wanted.square().sum().backward()
+        torch.testing.assert_close(output.cpu().double(), wanted, rtol=4e-3, atol=4e-3)
+        torch.testing.assert_close(x.grad.cpu().double(), y.grad, rtol=1e-2, atol=1e-2)
+    plan._chosen.cache_clear()

@@ -125,7 +125,7 @@ def _registers(operand: Any) -> Iterator[str]:
         yield from _registers(operand.second)
 
 
-_PARAMS = 1 << 40  # no address of memory
+_PARAMS = 0xF000_0000  # no address of memory; in 32 bits, as Triton 3.9 takes it
 
 
 class Program:

@@ -330,12 +330,14 @@ def test_instruction(text, reference, floats):
             assert got[i] == int(want) & mask, [hex(v) for v in abc]
 
 
-def test_a_parameter_whose_address_is_selected():
+@pytest.mark.parametrize(("bits", "register"), [(64, "%rd2"), (32, "%r1")])
+def test_a_parameter_whose_address_is_selected(bits, register):
     choose = (
-        "and.b32 %r5, %r0, 1; setp.eq.b32 %p1, %r5, 0; mov.b64 %rd20, unit_a; mov.b64 %rd21, unit_b; "
-        "selp.b64 %rd22, %rd20, %rd21, %p1; ld.param.b64 %rd23, [%rd22@]; add.s64 %rd23, %rd23, %rd0; "
-        "ld.global.b64 %rd10, [%rd23];"
+        "and.b32 %r5, %r0, 1; setp.eq.b32 %p1, %r5, 0; mov.BITS REGISTER0, unit_a; mov.BITS REGISTER1, unit_b; "
+        "selp.BITS REGISTER2, REGISTER0, REGISTER1, %p1; ld.param.b64 %rd29, [REGISTER2@]; "
+        "add.s64 %rd29, %rd29, %rd0; ld.global.b64 %rd10, [%rd29];"
     )
+    choose = choose.replace("BITS", f"b{bits}").replace("REGISTER", register)
     columns = [[10 * lane + which for lane in range(LANES)] for which in range(3)]
     assert _run(choose.replace("@", ""), columns) == [10 * lane + lane % 2 for lane in range(LANES)]
     with pytest.raises(PtxError, match="an address that is no parameter's"):

@@ -127,6 +127,7 @@ def _on_gpu(args: argparse.Namespace, device: Device) -> tuple[Choice | Plan, li
                 "why_not": found.obstacle,
                 "programs": found.step.programs,
                 "turns": found.turns,
+                "batch_tiles_a_program": found.step.tiles,
                 "launches": found.step.launches,
                 "exchanges": found.step.exchanges,
                 "l2_bytes": found.step.total_l2_bytes,
@@ -163,13 +164,14 @@ def _print_schedules(args: argparse.Namespace, device: Device, rows: list[dict[s
         "us for all",
         "programs",
         "turns",
+        "batch tiles a program",
         "launches",
         "exchanges",
         "L2 bytes",
     ]
     able = [row for row in rows if row["why_not"] is None]
     if able:
-        names = ("programs", "turns", "launches", "exchanges", "l2_bytes")
+        names = ("programs", "turns", "batch_tiles_a_program", "launches", "exchanges", "l2_bytes")
         first = ("schedule", "us_a_step", "us_a_step_in_a_graph", "us_for_all")
         table = [[*(x[name] for name in first), *(x[name] for name in names)] for x in able]
         print(f"\n{fitted(headings, table)}\n")

@@ -23,10 +23,12 @@ from ..kernels.config import (
     on_matrix_units,
     persistent_config,
     resident_config,
+    sharing_config,
     stacked_config,
     stepwise_config,
     walking_config,
     why_not_stacked,
+    why_one_tile,
 )
 from ..planning.candidates import WAITING
 from ..planning.triton_state import interpreted, why_unusable
@@ -75,7 +77,8 @@ SEQ_LEN = 2  # host code does at the second step what it does at all later ones
 @dataclass(frozen=True)
 class Case:
     """A layer to compile kernels for. direction: "forward" keeps what backward needs, "inference" does not. both: with
-    both directions of time in every launch. Schedule "stacked": two layers of the persistent one in a launch."""
+    both directions of time in every launch. Schedule "stacked": two layers of the persistent one in a launch;
+    "several": several batch tiles in a program of it, which is one binary for any number of them."""
 
     target: str
     schedule: str
@@ -139,6 +142,7 @@ SCHEDULES = {
     "resident": Schedule("resident", lambda *sizes: resident_config(*sizes[:3]), ResidentConfig.largest),
     "persistent": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
     # Of its sizes why_not_stacked says more.
+    "several": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
     "stacked": Schedule("stacked", lambda *sizes: stacked_config(*sizes[:3]), lambda *options: sys.maxsize),
 }
 
@@ -170,6 +174,10 @@ def recorded(case: Case, config: Any = None) -> list:
 
     if config is None:
         config = schedule.config(dtype, batch, hidden_size, on_units(case))
+        if case.schedule == "several":
+            direction = "backward" if case.direction == "backward" else "forward"
+            shared = sharing_config(config, case.variant, direction, dtype, hidden_size)
+            config = replace(config if shared is None else shared, tiles=2)
     run = Recurrence(case.variant, False, precision, config)
     if case.schedule == "stacked":
         return _recorded_stack(case, run)
@@ -290,7 +298,10 @@ def can_compile(case: Case) -> bool:
     if not case.target.startswith("sm_"):
         has_dtype = case.dtype != "tf32" and case.schedule not in WAITING
     elif case.target == "sm_75":
-        has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule != "persistent"
+        has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule not in ("persistent", "several")
+    if case.schedule == "several":
+        direction = "backward" if case.direction == "backward" else "forward"
+        has_dtype &= case.target.startswith("sm_") and why_one_tile(case.variant, direction, case.hidden_size) is None
     if case.schedule == "stacked":
         has_dtype &= case.target.startswith("sm_") and case.target != "sm_75" and not case.both
         return has_dtype and why_not_stacked(case.variant, *_numbers(case)) is None

@@ -10,14 +10,18 @@ import torch
 
 from ..kernels.config import (
     Config,
+    PersistentConfig,
+    cdiv,
     on_matrix_units,
     persistent_config,
     persistent_width,
     resident_config,
+    sharing_config,
     stepwise_config,
     triton_version,
     waits_by_thread,
     walking_config,
+    why_one_tile,
 )
 from . import cost, invariant
 from .devices import KIB, Device
@@ -129,10 +133,9 @@ def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
 
 
 def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
+    config, *others = persistent_configs(device, layer, direction)
     run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
     programs, _ = config.grid(run.hidden_size, layer.batch)
-    config = replace(config, tiles_at_once=max(1, config.on_a_multiprocessor * device.multiprocessors // programs))
     largest = config.largest(layer.dtype, layer.precision)
     obstacle = None
     if torch.version.hip is not None:
@@ -147,5 +150,36 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
             obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
     elif programs > config.on_a_multiprocessor * device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
-    step = cost.persistent(run, config.block_h, config.block_b, direction)
-    return "persistent", config, replace(step, sharing=config.on_a_multiprocessor), obstacle
+    steps = [_step_of(one, run, direction) for one in (config, *others)]
+    # No turns where there need be none: what the model says of them is of launches that none disturbs.
+    step, config = min(
+        zip(steps, (config, *others), strict=True),
+        key=lambda found: (cost.turns(found[0], device), cost.time(found[0], device, layer)),
+    )
+    return "persistent", config, step, obstacle
+
+
+def _step_of(config: PersistentConfig, layer: cost.Layer, direction: str) -> cost.Step:
+    step = cost.persistent(layer, config.block_h, config.block_b, direction, config.tiles)
+    return replace(step, sharing=config.on_a_multiprocessor)
+
+
+def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> list[PersistentConfig]:
+    """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, then,
+    where these would be several, with so many batch tiles in a program that one launch has room for all. There is no
+    limit to that number: a further tile never takes longer than a turn would, and its memory is the state's. Within
+    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise."""
+    usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
+    may = why_one_tile(layer.variant, direction, layer.hidden_size) is None and not invariant.is_on()
+    hidden_size = persistent_width(layer.dtype, layer.hidden_size)
+    shared = sharing_config(usual, layer.variant, direction, layer.dtype, hidden_size)
+    in_turns, in_one = [], []
+    for config in (usual,) if shared is None or invariant.is_on() else (usual, shared):
+        programs, batch_tiles = config.grid(hidden_size, layer.batch)
+        groups = max(1, config.on_a_multiprocessor * device.multiprocessors // programs)
+        config = replace(config, tiles_at_once=groups)
+        in_turns.append(config)
+        tiles = cdiv(batch_tiles, max(1, groups // layer.directions))
+        if tiles > 1 and may:
+            in_one.append(replace(config, tiles=tiles))
+    return in_turns + in_one

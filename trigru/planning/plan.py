@@ -421,12 +421,18 @@ _UNMEASURED = "; 'cudnn' is taken only where measured, see trigru.tune"
 
 
 def _times(candidate: Candidate) -> str:
+    said, tiles = _seconds(candidate), candidate.step.tiles
+    return said if tiles == 1 else f"{said} with {tiles} batch tiles a program"
+
+
+def _seconds(candidate: Candidate) -> str:
     eager, graph = (f"{seconds * MICRO:.1f} us" for seconds in (candidate.seconds, candidate.graph_seconds))
     return eager if eager == graph else f"{eager} ({graph} in a CUDA graph)"
 
 
 def _why(ranked: list[Candidate], device: Device, direction: str) -> str:
     best, *others = ranked
-    said = [f"{_times(best)} a {direction} step predicted, not measured, on {device.name}"]
+    several = "" if best.step.tiles == 1 else f", {best.step.tiles} batch tiles a program"
+    said = [f"{_seconds(best)} a {direction} step predicted, not measured, on {device.name}{several}"]
     said += [f"{other.schedule!r} {other.obstacle or _times(other)}" for other in others]
     return "; ".join(said)

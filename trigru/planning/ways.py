@@ -10,7 +10,7 @@ import torch
 from ..kernels.config import stepwise_config
 from ..layer import Layer
 from . import cudnn
-from .candidates import candidates, matrix_units
+from .candidates import candidates, matrix_units, persistent_configs
 from .configs import EagerConfig
 from .devices import present
 from .plan import (
@@ -67,6 +67,9 @@ def parts(layer: Layer, site: Site, direction: str) -> Iterator[Choice]:
                 matrix = matrix_units(device, sizes)
                 tiles = (stepwise_config(site.dtype, batch, layer.hidden_size, matrix) for batch in BATCHES)
                 yield from (named("stepwise", tile) for tile in tiles if tile != found.config)
+            if found.schedule == "persistent":
+                others = persistent_configs(device, sizes, direction)
+                yield from (named("persistent", config) for config in others if config != found.config)
     why = why_apart(layer, direction, packed=site.packed, given=bool(site.given))
     if layer.num_layers > 1 and not has_a_part_of(site.device):
         stack = Stack(layer.num_layers, site.seq_len, why)

@@ -1,0 +1,267 @@
+"""Back-propagation through time of the persistent schedule where a program takes several batch tiles (see several.py):
+the loops that its kernels then run.
+"""
+
+import triton
+import triton.language as tl
+
+from .exchange import publish, publish_two
+from .gates import reset_after_grad, reset_before_grad
+from .loop import Step, row_after, step_at, step_or_none, time_of
+from .parts import one_gate
+from .per_step import (
+    begin_back,
+    begun,
+    carries_on,
+    end_back,
+    load_beginning,
+    load_dropped,
+    load_of_step,
+    reset_gate,
+    row_of,
+    seen,
+    unless,
+)
+from .persistent_tiles import (
+    await_rows,
+    await_rows_of,
+    flags_of,
+    glance_at_rows,
+    in_float32,
+    load_step,
+    number_of_tiles,
+    one_look,
+    own_place,
+    rows_at,
+    there,
+    tile_at,
+    tile_of,
+    units_only,
+    where_alive,
+)
+from .several import Turn, turn_after
+from .tiles import write
+
+
+@triton.jit
+def _load_values(kept, own, here, i, offsets_ptr, T, B, direction, VALUES: tl.constexpr, S: tl.constexpr):
+    """`load_step` of the step that the launch takes as number i."""
+    if S.PACKED:
+        earlier = step_or_none(offsets_ptr, time_of(i + 1, T, direction), T, B, S.PACKED)
+    else:
+        earlier = Step(row_after(here, i, T, B, direction), here.count)
+    return load_step(kept, own, here, earlier, i + 1 >= T, VALUES, S)
+
+
+@triton.jit
+def _first_step(offsets_ptr, T, B, direction, S: tl.constexpr):
+    """The step that the launch takes first, and what stands for the one before it."""
+    t = time_of(0, T, direction)
+    return step_at(offsets_ptr, t, B, S.PACKED), Step(t.to(tl.int64) * B, B * 0)
+
+
+@triton.jit
+def _begin_back(beside, d_begin, began, own, before, i, S: tl.constexpr):
+    """From the derivative by the state that the step before number i begins from, that by the state before it."""
+    if beside.d_begin is not None:
+        to = tile_at(beside.d_begin, row_of(beside, before.row), own, 1, S)
+        write(to, d_begin, there(own, before.count, S) & (i > 0))
+    return begin_back(d_begin, began)
+
+
+@triton.jit
+def _sources(pointers, nothing_ptr, own, step, first, S: tl.constexpr):
+    """Where the rows lie that the product of a step sums over; at the first, none before it, zeros."""
+    d_gates_ptr, d_an_ptr = pointers
+    rows, rows_an = rows_at(d_gates_ptr, step.row, own, 3, S), rows_at(d_an_ptr, step.row, own, 1, S)
+    return (
+        tl.where(first, nothing_ptr, rows),
+        tl.where(first, nothing_ptr, rows + S.H),
+        tl.where(first, nothing_ptr, rows_an),
+    )
+
+
+@triton.jit
+def _load_turn(kept, published, d_state_ptr, nothing_ptr, beside, own, turn, offsets_ptr, T, B, direction,
+               S: tl.constexpr):  # fmt: skip
+    """What a turn works with: what of the state's derivative goes past the products, the step's values, what it and the
+    one taken before it do beside the equations, and a first look at what it waits for. direction: of the launch."""
+    i, here, place = turn.i, turn.here, own_place(own, B, S)
+    direct = tl.load(tile_at(d_state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
+    loaded = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 4, S)
+    began = load_beginning(beside, tl.where(i == 0, here.row, turn.before.row), place)
+    glance = ()
+    if one_look(published[0].dtype.element_ty.primitive_bitwidth, S):
+        glance = glance_at_rows(_sources(published, nothing_ptr, own, turn.before, i == 0, S), own, turn.before, S)
+    amount, beginning = load_of_step(beside, here.row, place)
+    return direct, loaded, (amount, beginning, began, load_dropped(beside, place)), glance
+
+
+@triton.jit
+def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, first, tiles, offsets_ptr, T, B,
+                   direction, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """`backward_torch` of persistent_backward.py for several batch tiles, of which `first` is the first: in a turn the
+    product of the step before it, as the launch takes them, then the derivatives of a step. So the first has no
+    product, and behind the last step stands one of products alone. direction: of the launch."""
+    w_r, w_z, w_n = weights
+    d_gates_ptr, d_an_ptr = published
+    count = number_of_tiles(first, tiles, B, S)
+    here, before = _first_step(offsets_ptr, T, B, direction, S)
+    turn = Turn(0, 0, here, before)
+    direct, loaded, of_step, glance = _load_turn(
+        kept, published, d_state_ptr, nothing_ptr, beside, first, turn, offsets_ptr, T, B, direction, S
+    )
+    for _ in range((T + 1) * count):
+        own, i, here, before = tile_of(first, turn.k, B, S), turn.i, turn.here, turn.before
+        flags = flags_of(own, 0, T, B, S)
+        awaited, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
+        sources = _sources(published, nothing_ptr, own, before, i == 0, S)
+        tl.debug_barrier()
+        if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+            x = await_rows(sources[0], own, before, awaited, S, arrivals)
+            a = tl.dot(w_r, x, input_precision=PRECISION)
+            x = await_rows(sources[1], own, before, None, S)
+            a = tl.dot(w_z, x, a, input_precision=PRECISION)
+            x = await_rows(sources[2], own, before, None, S)
+            a = tl.dot(w_n, x, a, input_precision=PRECISION)
+        else:
+            x_r, x_z, x_n = await_rows_of(sources, own, before, awaited, S, arrivals, glance)
+            a = tl.dot(w_r, x_r, input_precision=PRECISION)
+            a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
+            a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
+
+        following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
+        then = tile_of(first, following.k, B, S)
+        direct_then, loaded_then, of_step_then, glance = _load_turn(
+            kept, published, d_state_ptr, nothing_ptr, beside, then, following, offsets_ptr, T, B, direction, S
+        )
+        amount, beginning, began, dropped = of_step
+        d_begin = direct + seen(units_only(one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B), own, S), dropped)
+        dh = tl.where(i == 0, direct, _begin_back(beside, d_begin, began, own, before, i, S))
+
+        dy, h, r, z, n, an = in_float32(loaded)
+        h = begun(h, beginning)
+        idle = carries_on(amount)
+        dn, dz, direct = end_back(dh + dy, h, unless(z, idle), unless(n, idle), amount, beside.clip, "torch")
+        dr, d_an = reset_after_grad(dn, unless(an, idle), unless(r, idle))
+        mask = there(own, here.count, S) & (i < T)
+        publish_two(
+            tile_at(d_gates_ptr, here.row, own, 3, S), dr, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz, mask, None,
+            S.PROTOCOL,
+        )  # fmt: skip
+        publish(tile_at(d_an_ptr, here.row, own, 1, S), d_an, mask, flags + tl.minimum(i, T - 1), S.PROTOCOL)
+        write(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask)
+        direct = tl.where(i < T, where_alive(own, here, direct, dh, S), dh)
+        write(tile_at(d_state_ptr, 0, own, 1, S), direct, there(own, B, S))
+        direct, loaded, of_step = tl.where(count == 1, direct, direct_then), loaded_then, of_step_then
+        turn = following
+
+
+@triton.jit
+def _sources_reset(d_gates_ptr, nothing_ptr, own, step, first, S: tl.constexpr):
+    """Where the rows of dr and dz of a step lie; at the first, none before it, zeros."""
+    rows = rows_at(d_gates_ptr, step.row, own, 3, S)
+    return tl.where(first, nothing_ptr, rows), tl.where(first, nothing_ptr, rows + S.H)
+
+
+@triton.jit
+def _load_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, own, i, here, before, offsets_ptr, T, B, direction,
+                S: tl.constexpr):  # fmt: skip
+    """As `_load_turn`, for the first half of a step: up to dn and dz."""
+    place = own_place(own, B, S)
+    direct = tl.load(tile_at(d_state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
+    loaded = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 3, S)
+    amount, beginning = load_of_step(beside, here.row, place)
+    began = load_beginning(beside, tl.where(i == 0, here.row, before.row), place)
+    glance = ()
+    if one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+        glance = glance_at_rows(_sources_reset(d_gates_ptr, nothing_ptr, own, before, i == 0, S), own, before, S)
+    return direct, loaded, (amount, beginning, began, load_dropped(beside, place)), glance
+
+
+@triton.jit
+def _load_second(kept, d_gates_ptr, d_state_ptr, beside, own, i, here, offsets_ptr, T, B, direction, S: tl.constexpr):
+    """The same for the second half."""
+    place = own_place(own, B, S)
+    direct = tl.load(tile_at(d_state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
+    _, h, r, _, _, _ = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 3, S)
+    of_step = load_beginning(beside, here.row, place), load_dropped(beside, place)
+    source = rows_at(d_gates_ptr, here.row, own, 3, S)
+    return direct, h, r, of_step, glance_at_rows((source + 2 * S.H,), own, here, S)
+
+
+@triton.jit
+def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, beside, first, tiles, offsets_ptr, T, B,
+                        direction, VARIANT: tl.constexpr, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """`backward_reset_first` of persistent_backward.py for several batch tiles: within a step, for all of them the
+    products with dr and dz of the step before it and then dn and dz, and for all of them dr. Steps as in
+    `several_torch`."""
+    w_r, w_z, w_n = weights
+    count = number_of_tiles(first, tiles, B, S)
+    here, before = _first_step(offsets_ptr, T, B, direction, S)
+    for i in range(T + 1):
+        arrivals = tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
+        tl.debug_barrier()  # of what lies in memory, a thread may load what another has stored
+        direct, loaded, of_step, glance = _load_first(
+            kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, first, i, here, before, offsets_ptr, T, B, direction, S
+        )
+        for k in range(count):
+            own = tile_of(first, k, B, S)
+            sources = _sources_reset(d_gates_ptr, nothing_ptr, own, before, i == 0, S)
+            awaited = flags_of(own, 1, T, B, S) + tl.maximum(i - 1, 0)
+            tl.debug_barrier()
+            if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+                x = await_rows(sources[0], own, before, awaited, S, arrivals)
+                a = tl.dot(w_r, x, input_precision=PRECISION)
+                x = await_rows(sources[1], own, before, None, S)
+                a = tl.dot(w_z, x, a, input_precision=PRECISION)
+            else:
+                x_r, x_z = await_rows_of(sources, own, before, awaited, S, arrivals, glance)
+                a = tl.dot(w_r, x_r, input_precision=PRECISION)
+                a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
+            then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
+            direct_then, loaded_then, of_step_then, glance = _load_first(
+                kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, then, i, here, before, offsets_ptr, T, B,
+                direction, S,
+            )  # fmt: skip
+            amount, beginning, began, dropped = of_step
+            d_begin = direct + seen(units_only(one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B), own, S), dropped)
+            dh = tl.where(i == 0, direct, _begin_back(beside, d_begin, began, own, before, i, S))
+
+            dy, h, _, z, n, _ = in_float32(loaded)
+            idle = carries_on(amount)
+            z, n = unless(z, idle), unless(n, idle)
+            dn, dz, direct = end_back(dh + dy, begun(h, beginning), z, n, amount, beside.clip, VARIANT)
+            publish_two(
+                tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, tile_at(d_gates_ptr, here.row, own, 3, S, 1), dz,
+                there(own, here.count, S) & (i < T), flags_of(own, 0, T, B, S) + tl.minimum(i, T - 1), S.PROTOCOL,
+            )  # fmt: skip
+            direct = tl.where(i < T, where_alive(own, here, direct, dh, S), dh)
+            write(tile_at(d_state_ptr, 0, own, 1, S), direct, there(own, B, S))
+            direct, loaded, of_step = direct_then, loaded_then, of_step_then
+
+        tl.debug_barrier()
+        direct, h, r, beginning_and_dropped, glance = _load_second(
+            kept, d_gates_ptr, d_state_ptr, beside, first, i, here, offsets_ptr, T, B, direction, S
+        )
+        for k in range(tl.where(i < T, count, 0)):
+            own = tile_of(first, k, B, S)
+            source = rows_at(d_gates_ptr, here.row, own, 3, S)
+            tl.debug_barrier()
+            x = await_rows(source + 2 * S.H, own, here, flags_of(own, 0, T, B, S) + i, S, None, glance)
+            a = tl.dot(w_n, x, input_precision=PRECISION)
+            then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
+            direct_then, h_then, r_then, beginning_and_dropped_then, glance = _load_second(
+                kept, d_gates_ptr, d_state_ptr, beside, then, i, here, offsets_ptr, T, B, direction, S
+            )
+            d_rh = units_only(one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B), own, S)
+            beginning, dropped = beginning_and_dropped
+            h, r = begun(h.to(tl.float32), beginning), r.to(tl.float32)
+            dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
+            exists, flag = there(own, here.count, S), flags_of(own, 1, T, B, S) + i
+            publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, exists, flag, S.PROTOCOL)
+            direct += seen(through_reset, dropped)
+            write(tile_at(d_state_ptr, 0, own, 1, S), direct, there(own, B, S))
+            direct, h, r, beginning_and_dropped = direct_then, h_then, r_then, beginning_and_dropped_then
+        following = turn_after(Turn(i, 0, here, before), 1, offsets_ptr, T, B, direction, S.PACKED)
+        here, before = following.here, following.before
