@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import time
 import weakref
 
 import pytest
@@ -192,6 +193,7 @@ def test_nothing_is_kept_alive():
         results(module, x)
         gc.collect()
         torch.cuda.synchronize()
+        time.sleep(0.05)  # autograd's own thread lets go of what it gave a moment later
         alive.append(fakecuda.counts()["blocks"])
     assert alive[-1] <= alive[0]
     del module, x, output, h_n
