@@ -27,7 +27,6 @@ from torch import Tensor
 
 from .config import kept_values
 from .masks import factors, renewed
-from .prologue import State, prologue
 from .steps import Steps
 
 C = TypeVar("C")
@@ -232,6 +231,8 @@ class Gradients(NamedTuple):
     def last_state(self, h0: Tensor, **others: Any) -> Tensor:
         """The derivative by the running state at the end of time, in float32, to be run backwards. others: of
         `prologue`, which makes it."""
+        from .prologue import State, prologue  # imports Triton
+
         d_state = h0.new_empty(h0.shape, dtype=torch.float32)
         prologue(state=State(d_state, None if self.h_n is None else self.h_n.contiguous()), **others)
         return d_state

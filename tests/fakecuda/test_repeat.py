@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import time
 import weakref
 
 import pytest
@@ -13,9 +14,11 @@ from torch import nn
 
 import fakecuda
 import trigru
+from trigru import operators
 from trigru.kernels import launch, persistent, watch
 from trigru.kernels.errors import DoesNotFit, KernelTimeout
 from trigru.operators import compute, known
+from trigru.schedules import repeat
 
 HALF = torch.float16
 
@@ -190,6 +193,7 @@ def test_nothing_is_kept_alive():
         results(module, x)
         gc.collect()
         torch.cuda.synchronize()
+        time.sleep(0.05)  # autograd's own thread lets go of what it gave a moment later
         alive.append(fakecuda.counts()["blocks"])
     assert alive[-1] <= alive[0]
     del module, x, output, h_n
@@ -291,3 +295,40 @@ def test_calls_within_batch_invariant_are_of_another_kind():
             results(module, x)
         assert ("rows_kernel" in [launch["kernel"] for launch in fakecuda.launches]) is inside
     assert repeated() == 4  # forward and backward, of either kind
+
+
+@pytest.mark.parametrize(("schedule", "more"), [("resident", 2), ("persistent", 5), ("stepwise", 3)])
+def test_memory_that_only_launches_see_is_one_allocation(monkeypatch, schedule, more):
+    """Where it is small; results have their own. more: allocations where it is large."""
+    module, x = made(schedule), drawn(3, 3, 4).detach()
+    found, allocations = [], []
+    for most in (repeat._SHARED, -1):
+        monkeypatch.setattr(repeat, "_SHARED", most)
+        known.forget()
+        for number in range(4):
+            fakecuda.options["execute"] = number == 3
+            before = fakecuda.counts()["blocks_made"]
+            output, h_n = module(x)
+            own = [output, h_n, *torch.autograd.grad(output, list(module.parameters()), torch.ones_like(output))]
+            count = fakecuda.counts()["blocks_made"] - before
+        assert len({one.untyped_storage().data_ptr() for one in own}) == len(own)
+        found.append(own)
+        allocations.append(count)
+    assert allocations[1] - allocations[0] == more
+    assert all(map(torch.equal, *found))
+
+
+def test_second_derivatives_of_a_call_like_one_before():
+    module = made("resident", dtype=torch.float32)
+    x, hx = (drawn(*shape).detach().float().requires_grad_() for shape in ((3, 3, 4), (1, 3, 16)))
+    for _ in range(4):
+        results(module, x, hx)
+    found = []
+    for layer, *leaves in ((module, x, hx), (exact(module), *(one.detach().cpu().double() for one in (x, hx)))):
+        leaves = [*(one.requires_grad_() for one in leaves), *layer.parameters()]
+        output, h_n = layer(*leaves[:2])
+        assert (type(output.grad_fn) is operators._Again._backward_cls) is output.is_cuda
+        first = torch.autograd.grad(output.square().sum() + h_n.sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), leaves))
+    for got, wanted in zip(*found, strict=True):
+        assert (got.cpu().double() - wanted).abs().max() <= 0.02 * max(1.0, wanted.abs().max())

@@ -127,7 +127,7 @@ class _GRU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, forward: Recorded, run, has_input, batch_sizes, input, shape, hx, *others):  # type: ignore[no-untyped-def]
-        result, ctx.known = run(forward), run if isinstance(run, known.Known) else None
+        result = run(forward)
         if not has_input:
             forward = forward._replace(call=forward.call._replace(input=shape))
         derivative.save(ctx, forward, result, has_input)
@@ -138,13 +138,29 @@ class _GRU(torch.autograd.Function):
         *_, need_input, _, need_hx = ctx.needs_input_grad[:7]
         needs = [need_hx, *ctx.needs_input_grad[7:]]
         needs = [need_input, *needs]
-        d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, needs, ctx.known)
+        d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, needs)
         return None, None, None, None, d_input, None, *others
 
 
+class _Again(torch.autograd.Function):
+    """`_GRU` of a call like one before."""
+
+    @staticmethod
+    def forward(ctx, found, zeros, *tensors):  # type: ignore[no-untyped-def]
+        ctx.known, result = found, found(zeros, *tensors)
+        derivative.save_known(ctx, tensors, result)
+        return result.output, result.h_n
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *derivative.differentiate_known(ctx, grad_output, grad_h_n, needs, ctx.known)
+
+
 # What a profiler shows.
-_GRU.__name__ = "trigru::gru"
-_GRU._backward_cls.__name__ = "trigru::gruBackward"  # type: ignore[attr-defined]
+for _function in (_GRU, _Again):
+    _function.__name__ = "trigru::gru"
+    _function._backward_cls.__name__ = "trigru::gruBackward"  # type: ignore[attr-defined]
 
 
 def site_of(layer: Layer, weights: Sequence[Tensor], call: Call) -> Site:
@@ -223,11 +239,12 @@ def gru_again(key: known.Key, tensors: Sequence[Any], zeros: Sequence[int]) -> t
     if found is None:
         return None
     input, hx, *weights = tensors
-    call = Call(input, input.new_empty(zeros), zeros=True) if hx is None else Call(input, hx)
-    forward = Recorded(found.layer, weights, call, found.first_kept)
+    without = hx is None
+    if without:
+        hx = input.new_empty(*zeros)
     if found.recording:
-        return _GRU.apply(forward, found, True, None, input, None, call.hx, *weights)
-    return found(forward)[:2]
+        return _Again.apply(found, without, input, hx, *weights)
+    return found(without, input, hx, *weights)[:2]
 
 
 def _drawn(layer: Layer, call: Call) -> list[Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,8 +20,6 @@ from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, re
 _GIVEN = len(Given._fields)
 _DIFFERENTIABLE = (1, 2, 3, _GIVEN + 3)
 """Where fresh, decay and amount stand among the fields of Given, and the gain behind them, clip and two rates."""
-_BEFORE_WEIGHTS = 3 + _GIVEN + 1
-"""What `save` keeps before them."""
 _BEFORE_GIVEN = {"gru": 4 + NUM_OPTIONS, "gru_backward": 9 + NUM_OPTIONS}
 """Arguments of an operator before Given's first. Counted from the front: the last ones are not there where they have
 their default values."""
@@ -62,24 +60,45 @@ def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # ty
 
 
 def differentiate(  # type: ignore[no-untyped-def]
-    ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: Sequence[bool], known: Known | None = None
+    ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Derivatives by input, hx, each of the weights and, where `needs` goes so far, fresh, decay, amount and gain; None
-    for those that it does not ask for. known: of the call, where it went the short way."""
+    for those that it does not ask for."""
     if grad_output is None and grad_h_n is None:
         return [None] * len(needs)
-    saved, note = ctx.saved_tensors, None
-    if known is not None:
-        tensors = (grad_output, grad_h_n, *saved[:2], *saved[_BEFORE_WEIGHTS:])
-        key = back_key_of(needs, tensors)
-        if (again := known.back(key, tensors)) is not None:
-            return again
-        note = partial(known.remember, key)
     layer, count, first_kept, has_input = ctx.recorded
-    input, hx, batch_sizes, *others = saved
+    input, hx, batch_sizes, *others = ctx.saved_tensors
     given, gain, others = Given.of(others[:_GIVEN]), others[_GIVEN], others[_GIVEN + 1 :]
     forward = Recorded(layer, others[:count], Call(input, hx, batch_sizes, given, gain), first_kept)
-    backward = Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs)
+    return _derivatives(Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs))
+
+
+def save_known(ctx, tensors: Sequence[Tensor], result: Result) -> None:  # type: ignore[no-untyped-def]
+    """`save` of a call that went the short way, which is on a GPU, of the equations alone, and whose layers are all
+    kept. tensors: input, hx and the weights."""
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *result.reserve, result.output)
+
+
+def differentiate_known(  # type: ignore[no-untyped-def]
+    ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: tuple[bool, ...], known: Known
+) -> Sequence[Tensor | None]:
+    """`differentiate` of what `save_known` kept."""
+    if grad_output is None and grad_h_n is None:
+        return [None] * len(needs)
+    saved = ctx.saved_tensors
+    tensors = (grad_output, grad_h_n, *saved)
+    key = back_key_of(needs, tensors)
+    if (again := known.back(key, tensors)) is not None:
+        return again
+    forward = known.recorded(*saved[: len(needs)])
+    backward = Backward(forward, grad_output, grad_h_n, saved[len(needs) :], True, needs)
+    return _derivatives(backward, partial(known.remember, key))
+
+
+def _derivatives(backward: Backward, note: Callable[[compute.Again], None] | None = None) -> Sequence[Tensor | None]:
+    """note: as for `compute.backward`."""
+    _, grad_output, grad_h_n, _, _, needs = backward
     # With grad mode on this derivative may be differentiated again: only the operator can.
     if not torch.is_grad_enabled() and plain.is_plain((grad_output, grad_h_n)):
         return compute.backward(backward, alone=True, note=note)

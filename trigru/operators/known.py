@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..layer import Layer
+from ..layer import Call, Layer
 from ..planning import measured
 from ..planning.plan import precision_of
 from ..schedules.stack import Result
@@ -44,14 +44,18 @@ class Known:
     recording: bool
     backward: dict[Key, compute.Again] = field(default_factory=dict)  # by keys of `back_key_of`
 
-    def __call__(self, forward: Recorded) -> Result:
+    def __call__(self, zeros: bool, input: Tensor, hx: Tensor, *weights: Tensor) -> Result:
         """As `compute.forward`."""
         if (again := self.again.again) is not None:
             try:
-                return Result(*again(forward.call.input, forward.call.hx, *forward.weights))
+                return Result(*again(input, hx, *weights))
             except RuntimeError as error:
                 self.again.refused(error)
-        return compute.forward(forward)
+        return compute.forward(self.recorded(input, hx, *weights, zeros=zeros))
+
+    def recorded(self, input: Tensor, hx: Tensor, *weights: Tensor, zeros: bool = False) -> Recorded:
+        """The whole call. zeros: whether hx is memory yet to be filled with them."""
+        return Recorded(self.layer, weights, Call(input, hx, zeros=zeros), self.first_kept)
 
     def back(self, key: Key | None, tensors: Sequence[Tensor | None]) -> list[Tensor | None] | None:
         """As `compute.backward`, where that was noted for a key; else None."""
@@ -103,16 +107,16 @@ def key_of(said: tuple[Any, ...], tensors: Sequence[Tensor | None]) -> Key | Non
     return _key(facts, address, first.dtype)
 
 
-def back_key_of(needs: Sequence[bool], tensors: Sequence[Tensor | None]) -> Key | None:
+def back_key_of(needs: tuple[bool, ...], tensors: Sequence[Tensor | None]) -> Key | None:
     """All that a derivative depends on beside the call that it is of; None where only the long way may be gone.
 
     Args:
-        needs: what is asked for.
+        needs: what is asked for; hashable.
         tensors: those that `compute.backward` repeats it by, derivatives by output and h_n first.
     """
     if _recording() or _watched():
         return None
-    facts: list[Any] = [*needs]
+    facts: list[Any] = [needs]
     add, address, like = facts.append, 0, tensors[-1]
     try:
         for x in tensors:
@@ -137,7 +141,7 @@ def _watched() -> bool:
 def _key(facts: list[Any], address: int, dtype: torch.dtype) -> Key | None:
     if address % 16 or (around := compute.circumstances()) is None:
         return None
-    return *facts, *around, dtype != torch.float32 or precision_of(dtype)
+    return *facts, around, dtype != torch.float32 or precision_of(dtype)
 
 
 def find(key: Key) -> Known | None:

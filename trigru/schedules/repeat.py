@@ -14,8 +14,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -30,6 +32,13 @@ MOST_LINES = 256  # a call of many launches is not kept waiting by what leads to
 _VIEWS = frozenset(
     ("view", "narrow", "select", "split_with_sizes", "chunk", "unbind", "reshape", "contiguous", "t", "transpose")
 ) | frozenset(("squeeze", "unsqueeze", "view_as"))
+
+# What gives memory, and nothing in it.
+_MEMORY = frozenset(("empty", "new_empty", "empty_like"))
+_SHARED = 1 << 20
+"""Bytes up to which memory that only launches see shares one allocation, until the call is over: each of its own takes
+the host as long as a launch. What is larger is free for others as soon as nothing reads it any more."""
+_ALIGNED = 256  # bytes; more than any kernel counts on
 
 # What is asked of a tensor and is the same whenever its shape, strides and kind are; of its address only whether it is
 # aligned is asked, and a call is known by that.
@@ -83,6 +92,8 @@ class _Line(NamedTuple):
     text: str
     result: str = ""
     removable: bool = False  # it does nothing but give its result
+    memory: int = -1  # so many bytes are all that it gives
+    launch: bool = False
 
     def __str__(self) -> str:
         return f"{self.result} = {self.text}" if self.result else self.text
@@ -123,7 +134,9 @@ class _Notes(TorchFunctionMode):
         if not found:
             self.repeatable &= name in _ASKED
             return result
-        texts = [*map(self._text, args), *(f"{key}={self._text(x)}" for key, x in kwargs.items())]
+        memory = self._memory(result) if name in _MEMORY else None
+        if memory is None:
+            texts = [*map(self._text, args), *(f"{key}={self._text(x)}" for key, x in kwargs.items())]
         for x in found:
             if id(x) not in self.names:
                 self.held.append(x)
@@ -131,7 +144,9 @@ class _Notes(TorchFunctionMode):
                 shared = name in _VIEWS and x.untyped_storage().data_ptr() == args[0].untyped_storage().data_ptr()
                 self.owners[id(x)] = self.owners.get(id(args[0]), x) if shared else x
         place = ", ".join(self.names[id(x)] for x in found) + ("," if isinstance(result, (tuple, list)) else "")
-        if not (name == "contiguous" and result is args[0]):
+        if memory is not None:
+            self.lines.append(_Line(memory, place, True, result.nbytes))
+        elif not (name == "contiguous" and result is args[0]):
             self.lines.append(_Line(f"{self._constant(func)}({', '.join(texts)})", place, name in _VIEWS))
         return result
 
@@ -142,7 +157,41 @@ class _Notes(TorchFunctionMode):
             return
         self.launches = True
         texts = (self._pointer(x) if isinstance(x, Tensor) else self._text(x) for x in arguments)
-        self.lines.append(_Line(f"{self._constant(run)}({', '.join(texts)})"))
+        self.lines.append(_Line(f"{self._constant(run)}({', '.join(texts)})", launch=True))
+
+    def _memory(self, x: Tensor) -> str | None:
+        """Memory like x, on a GPU, by the call that takes the least time; None: by the one that made x."""
+        given = self._given_on_gpu()
+        if not x.is_cuda or not x.is_contiguous() or not given:
+            return None
+        for name, one in given:
+            if one.is_contiguous() and one.shape == x.shape and one.dtype == x.dtype:
+                return f"{self._constant(torch.empty_like)}({name})"
+        name, one = next((pair for pair in given if pair[1].dtype == x.dtype), given[0])
+        shape = ", ".join(map(str, x.shape)) or "()"
+        dtype = "" if one.dtype == x.dtype else f", dtype={self._constant(x.dtype)}"
+        return f"{self._constant(Tensor.new_empty)}({name}, {shape}{dtype})"
+
+    def _given_on_gpu(self) -> list[tuple[str, Tensor]]:
+        pairs = zip(self.given, self.held, strict=False)
+        return [(name, x) for name, x in pairs if x is not None and x.is_cuda]
+
+    def _shared(self, lines: Sequence[_Line]) -> list[_Line]:
+        """With one allocation for all memory that only launches see."""
+        seen = {name for line in lines if not line.launch for name in line.used}
+        sizes = {line.result: line.memory for line in lines if line.result not in seen and 0 <= line.memory <= _SHARED}
+        if len(sizes) < 2:
+            return list(lines)
+        *offsets, end = accumulate((-(-size // _ALIGNED) * _ALIGNED for size in sizes.values()), initial=0)
+        like, x = self._given_on_gpu()[0]
+        first = [
+            _Line(f"{self._constant(Tensor.new_empty)}({like}, {end // x.element_size()})", "shared"),
+            _Line("shared.data_ptr()", "start"),
+            *(_Line(f"start + {offset}", f"at_{name}") for name, offset in zip(sizes, offsets, strict=True)),
+        ]
+        names = re.compile(rf"\b({'|'.join(sizes)})\b(\.data_ptr\(\))?")
+        others = [line for line in lines if line.result not in sizes]
+        return first + [line._replace(text=names.sub(r"at_\1", line.text)) if line.launch else line for line in others]
 
     def _pointer(self, x: Tensor) -> str:
         """What a launch takes for a tensor: of a view, a place in the memory of what it is a view of."""
@@ -172,7 +221,7 @@ class _Notes(TorchFunctionMode):
 
     def again(self, result: Any) -> Function | None:
         """All that was noted, as a function of the tensors."""
-        lines = _needed([*self.lines, _Line(f"return {self._text(result)}")])
+        lines = self._shared(_needed([*self.lines, _Line(f"return {self._text(result)}")]))
         if not self.repeatable or len(lines) > MOST_LINES:
             return None
         first = []
