@@ -98,12 +98,27 @@ def _load_turn(kept, published, d_state_ptr, nothing_ptr, beside, own, turn, off
 
 
 @triton.jit
+def _products(sources, weights, own, step, awaited, arrivals, glance, PRECISION: tl.constexpr, S: tl.constexpr):
+    """The sum of what lies at the sources, each waited for and multiplied by its weights."""
+    COUNT: tl.constexpr = len(sources)
+    if one_look(sources[0].dtype.element_ty.primitive_bitwidth, S):
+        tiles = await_rows_of(sources, own, step, awaited, S, arrivals, glance)
+        a = tl.dot(weights[0], tiles[0], input_precision=PRECISION)
+        for t in tl.static_range(1, COUNT):
+            a = tl.dot(weights[t], tiles[t], a, input_precision=PRECISION)
+    else:
+        a = tl.dot(weights[0], await_rows(sources[0], own, step, awaited, S, arrivals), input_precision=PRECISION)
+        for t in tl.static_range(1, COUNT):
+            a = tl.dot(weights[t], await_rows(sources[t], own, step, None, S), a, input_precision=PRECISION)
+    return a
+
+
+@triton.jit
 def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, first, tiles, offsets_ptr, T, B,
                    direction, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
     """`backward_torch` of persistent_backward.py for several batch tiles, of which `first` is the first: in a turn the
     product of the step before it, as the launch takes them, then the derivatives of a step. So the first has no
     product, and behind the last step stands one of products alone. direction: of the launch."""
-    w_r, w_z, w_n = weights
     d_gates_ptr, d_an_ptr = published
     count = number_of_tiles(first, tiles, B, S)
     here, before = _first_step(offsets_ptr, T, B, direction, S)
@@ -117,18 +132,7 @@ def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, fi
         awaited, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
         sources = _sources(published, nothing_ptr, own, before, i == 0, S)
         tl.debug_barrier()
-        if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
-            x = await_rows(sources[0], own, before, awaited, S, arrivals)
-            a = tl.dot(w_r, x, input_precision=PRECISION)
-            x = await_rows(sources[1], own, before, None, S)
-            a = tl.dot(w_z, x, a, input_precision=PRECISION)
-            x = await_rows(sources[2], own, before, None, S)
-            a = tl.dot(w_n, x, a, input_precision=PRECISION)
-        else:
-            x_r, x_z, x_n = await_rows_of(sources, own, before, awaited, S, arrivals, glance)
-            a = tl.dot(w_r, x_r, input_precision=PRECISION)
-            a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
-            a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
+        a = _products(sources, weights, own, before, awaited, arrivals, glance, PRECISION, S)
 
         following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
         then = tile_of(first, following.k, B, S)
@@ -210,15 +214,7 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
             sources = _sources_reset(d_gates_ptr, nothing_ptr, own, before, i == 0, S)
             awaited = flags_of(own, 1, T, B, S) + tl.maximum(i - 1, 0)
             tl.debug_barrier()
-            if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
-                x = await_rows(sources[0], own, before, awaited, S, arrivals)
-                a = tl.dot(w_r, x, input_precision=PRECISION)
-                x = await_rows(sources[1], own, before, None, S)
-                a = tl.dot(w_z, x, a, input_precision=PRECISION)
-            else:
-                x_r, x_z = await_rows_of(sources, own, before, awaited, S, arrivals, glance)
-                a = tl.dot(w_r, x_r, input_precision=PRECISION)
-                a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
+            a = _products(sources, (w_r, w_z), own, before, awaited, arrivals, glance, PRECISION, S)
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             direct_then, loaded_then, of_step_then, glance = _load_first(
                 kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, then, i, here, before, offsets_ptr, T, B,
