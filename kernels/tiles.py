@@ -5,6 +5,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.target_info import is_hip
 
 
 @triton.jit
@@ -63,12 +64,18 @@ def either(side, first, second):
 def load_state(output_ptr, h0_ptr, b, k, here, before, H, width, live=None):
     """A (k, b) tile of the state before the step `here`: output, in rows of `width` elements, of the step before, of
     which `before` counts those sequences that are alive here too, or h0 for sequences that start here. One load from
-    either: of two that are summed, a pipeline would copy neither to shared memory. live: of the elements, those to be
-    loaded; None: all that exist."""
-    row = output_ptr + (before.row + b).to(tl.int64) * width
-    rows = tl.where(b < before.count, row, h0_ptr + b.to(tl.int64) * H)
+    either: of two that are summed, a pipeline would copy neither to shared memory. Triton's compiler for AMD's GPUs
+    fails at addresses that are chosen. live: of the elements, those to be loaded; None: all that exist."""
     mask = there(k, b, H, here.count) if live is None else live
-    return tl.load(rows[None, :] + k[:, None], mask=mask, other=0.0)
+    if is_hip():
+        carried = (b < before.count)[None, :]
+        x = tl.load(at(output_ptr, before.row, b, k, width), mask=mask & carried, other=0.0)
+        x += tl.load(at(h0_ptr, 0, b, k, H), mask=mask & ~carried, other=0.0)
+    else:
+        row = output_ptr + (before.row + b).to(tl.int64) * width
+        rows = tl.where(b < before.count, row, h0_ptr + b.to(tl.int64) * H)
+        x = tl.load(rows[None, :] + k[:, None], mask=mask, other=0.0)
+    return x
 
 
 @triton.jit

@@ -25,7 +25,7 @@ pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
-    *("fragments", "assembly", "exchange", "parts"),
+    *("fragments", "assembly", "exchange", "parts", "prologue"),
     *("persistent_tiles", "several_backward"),
     *(f"persistent{part}" for part in ("_forward", "_backward", "")),
     *(f"stacked{part}" for part in ("_tiles", "_forward", "_backward", "")),
@@ -227,7 +227,7 @@ def test_publishing_before_the_value_is_complete(mutated):
 
 
 def test_the_buffer_not_filled_with_the_pattern(mutated):
-    persistent = mutated("exchange", "view(torch.int32).fill_(-1)", "view(torch.int32).fill_(0)")
+    persistent = mutated("prologue", "view(torch.int32).fill_(-1)", "view(torch.int32).fill_(0)")
     assert caught(persistent) == "wrong"
 
 

@@ -103,7 +103,7 @@ def test_every_operation_fails_once(way, error):
         training.forget()
         with failing(None, error) as place:
             want = [x.clone() for x in training.step()]
-        assert place.calls > 40
+        assert place.calls > (10 if way == "torch" else 40)  # torch's own GRU is called with few steps before
         assert torch.cuda.is_available() or all(x.isfinite().all() for x in want)
         failed = 0
         for at in range(place.calls):
