@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import exchange, per_step, widen
+from . import exchange, per_launch, widen
 from .config import PersistentConfig, Protocol, persistent_width
 from .launch import outdate, prepare
 from .persistent_backward import backward_reset_first, backward_torch
@@ -52,10 +52,10 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
     if more := persistent_width(operands.h0.dtype, hidden_size) - hidden_size:
         return widen.forward(forward, run, operands, save, more)
     config, kept, begins = config_of(run), Kept.empty(run, operands, save), operands.begins
-    args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_step.forward_arguments(operands)
+    args = kept.arguments(operands) | {"h0_ptr": operands.h0} | per_launch.forward_arguments(operands)
     after = (1, -1) if operands.sides == 2 else (-1,) if run.reverse else (1,)
     if config.tiles == 1:
-        args |= per_step.in_words(operands, after)
+        args |= per_launch.in_words(operands, after)
     if begins is None:
         kept, exchanged = kept._replace(h_n=operands.h_n if config.tiles == 1 else None), [kept.output]
         if run.variant != "torch":
@@ -86,9 +86,9 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     status = _status(operands.h0, config_of(run).protocol)
     derivatives = _derivatives(run, operands, gradients, status)
     args = derivatives.arguments(operands, kept) | {"status_ptr": status}
-    args |= per_step.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
+    args |= per_launch.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
     if config_of(run).tiles == 1:
-        args |= per_step.in_words(operands)
+        args |= per_launch.in_words(operands)
     args["nothing_ptr"] = operands.h0.new_zeros(hidden_size) if config_of(run).tiles > 1 else None
     if run.variant == "torch":
         args["d_an_ptr"] = derivatives.d_an
@@ -177,8 +177,8 @@ def _start(
         )
     if h0.shape[-2]:
         args["offsets_ptr"] = steps.row_offsets(h0.device)
-        args |= per_step.of_masks(operands)
-        constexprs |= per_step.constexprs(operands)
+        args |= per_launch.of_masks(operands)
+        constexprs |= per_launch.constexprs(operands)
         tiles = config_of(run).tiles
         args["tiles"] = tiles if tiles > 1 else None
         start_groups(kernel, args, constexprs, run, h0, steps, operands.sides, added=operands.added)

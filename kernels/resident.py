@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import norm, per_step, tile_words, widen
+from . import norm, per_launch, tile_words, widen
 from .config import ResidentConfig, power_of_two
 from .launch import launch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -29,7 +29,7 @@ def forward(run: Recurrence[ResidentConfig], operands: Operands, save: bool) -> 
     args = (
         kept.arguments(operands)
         | {"h0_ptr": operands.h0, "h_n_ptr": operands.h_n}
-        | per_step.alone_arguments(operands)
+        | per_launch.alone_arguments(operands)
         | tile_words.arguments(operands, run.config.block_b, _ways(run, operands))
     )
     args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back} | norm.forward_arguments(operands)
@@ -44,7 +44,7 @@ def backward(run: Recurrence[ResidentConfig], operands: Operands, kept: Kept, gr
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
-    args |= per_step.backward_arguments(operands, derivatives) | tile_words.arguments(operands, run.config.block_b)
+    args |= per_launch.backward_arguments(operands, derivatives) | tile_words.arguments(operands, run.config.block_b)
     args |= norm.backward_arguments(operands)
     _start(bptt_kernel, args, run, operands)
     return derivatives
@@ -63,8 +63,8 @@ def _start(kernel: Any, args: dict[str, Any], run: Recurrence[ResidentConfig], o
     args["units"] = hidden_size - operands.added
     args["lengths_ptr"] = None if operands.per_step is None else operands.per_step.lengths
     args["direction"] = -1 if run.reverse else 1
-    args |= per_step.of_masks(operands)
-    constexprs = per_step.constexprs(operands) | {
+    args |= per_launch.of_masks(operands)
+    constexprs = per_launch.constexprs(operands) | {
         "VARIANT": run.variant,
         "PACKED": steps.packed,
         "PRECISION": run.precision,

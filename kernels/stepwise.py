@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import norm, per_step
+from . import norm, per_launch
 from .config import StepwiseConfig
 from .launch import prepare
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -24,11 +24,11 @@ from .stepwise_forward import candidate_step, forward_step, product_step, reset_
 
 def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> Kept:
     """All steps of one layer. save: also keep what `backward` needs."""
-    operands = per_step.with_masks(operands)
+    operands = per_launch.with_masks(operands)
     config, h0 = run.config, operands.h0
     kept = Kept.empty(run, operands, save)
-    beside, shapes = per_step.forward_arguments(operands), per_step.constexprs(operands)
-    state = per_step.first_state(operands, run.reverse)
+    beside, shapes = per_launch.forward_arguments(operands), per_launch.constexprs(operands)
+    state = per_launch.first_state(operands, run.reverse)
     args, constexprs = kept.arguments(operands) | _sizes(operands) | {"state_ptr": state}, _constexprs(run)
     beside["direction"] = None if beside["begins_ptr"] is None else -1 if run.reverse else 1
     normalised = operands.normalised is not None
@@ -58,26 +58,26 @@ def forward(run: Recurrence[StepwiseConfig], operands: Operands, save: bool) -> 
     for step in _walk(run, operands):
         for start in starts:
             start(grid(step[1::4]), *step)
-    return kept._replace(h_n=per_step.last_state(state, operands))
+    return kept._replace(h_n=per_launch.last_state(state, operands))
 
 
 def backward(run: Recurrence[StepwiseConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """Back-propagation through time of `forward`."""
-    operands = per_step.with_masks(operands)
+    operands = per_launch.with_masks(operands)
     config, hidden_size = run.config, operands.h0.shape[-1]
     derivatives = Derivatives.empty(run, operands, gradients)
     args, constexprs = derivatives.arguments(operands, kept) | _sizes(operands), _constexprs(run)
     args |= norm.backward_arguments(operands)
-    shapes = per_step.constexprs(operands)
+    shapes = per_launch.constexprs(operands)
     first = args | {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
-    first |= per_step.backward_arguments(operands, derivatives)
+    first |= per_launch.backward_arguments(operands, derivatives)
     of_two = (*_OF_A_STEP, "row_after", "count_after")
     start = _prepare(
         bptt_step, first, constexprs | shapes | {"VARIANT": run.variant}, of_two, operands, config, "extent"
     )
     finish = None
     if run.variant != "torch":
-        args |= per_step.arguments(operands)
+        args |= per_launch.arguments(operands)
         given = [args.pop(name) for name in ("amount_ptr", "seed_ptr", "zoneout_below")]
         shapes["HAS_AMOUNT"] = any(x is not None for x in given) or None
         del shapes["AMOUNT_BY_UNIT"]

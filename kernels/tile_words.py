@@ -1,6 +1,6 @@
 """Resets and flags of amounts as words, laid out by batch tiles: for programs that run all of a tile by themselves.
 
-    (sides, tiles, 1 + T + 1, BLOCK_B) int16        what a word says: see `word` in per_step.py
+    (sides, tiles, 1 + T + 1, BLOCK_B) int16        what a word says: see `word` in per_launch.py
 
 Rows of whole tiles are loaded several at once, without a mask; rows without a sequence reset a state and carry it on.
 The steps before the first and behind the last let a kernel load ahead, and say what forward begins with.
@@ -15,12 +15,13 @@ from torch.nn.functional import pad
 
 from .config import cdiv
 from .loop import time_of
-from .per_step import Amount, Beginning, absent, fresh_once, in_rows, word
+from .per_launch import in_rows, word
+from .per_step import Amount, Beginning, absent, fresh_once
 from .recurrence import Operands, PerStep
 
 
 def arguments(operands: Operands, block_b: int, after: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """Of the arguments in per_step.py those that are told by words: resets, flags of amounts or both. after: as
+    """Of the arguments in per_launch.py those that are told by words: resets, flags of amounts or both. after: as
     `in_words` has it. Empty where there are no such words."""
     per = operands.per_step or PerStep()
     given = [x for x in (per.reset, per.amount) if x is not None]

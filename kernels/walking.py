@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import exchange, per_step
+from . import exchange, per_launch
 from .config import WalkingConfig
 from .launch import launch
 from .recurrence import Derivatives, Gradients, Kept, Operands, Recurrence
@@ -24,26 +24,26 @@ def forward(run: Recurrence[WalkingConfig], operands: Operands, save: bool) -> K
     Raises:
         KernelTimeout: a program waited in vain (see watch.py for when it is raised).
     """
-    operands = per_step.with_masks(operands)
+    operands = per_launch.with_masks(operands)
     h0, kept = operands.h0, Kept.empty(run, operands, save)
-    args = kept.arguments(operands) | {"h0_ptr": h0} | per_step.forward_arguments(operands)
-    args["state_ptr"] = state = per_step.first_state(operands, run.reverse)
+    args = kept.arguments(operands) | {"h0_ptr": h0} | per_launch.forward_arguments(operands)
+    args["state_ptr"] = state = per_launch.first_state(operands, run.reverse)
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
         _start(walk_torch, args, {}, 1, run, operands)
     else:
         args |= {"update_ptr": torch.empty_like(state), "reset_state_ptr": torch.empty_like(h0)}
         _start(walk_reset_first, args, {"VARIANT": run.variant}, 2, run, operands)
-    return kept._replace(h_n=per_step.last_state(state, operands))
+    return kept._replace(h_n=per_launch.last_state(state, operands))
 
 
 def backward(run: Recurrence[WalkingConfig], operands: Operands, kept: Kept, gradients: Gradients) -> Derivatives:
     """As `stepwise.backward`, with what `forward` says here."""
-    operands = per_step.with_masks(operands)
+    operands = per_launch.with_masks(operands)
     derivatives = Derivatives.empty(run, operands, gradients)
     args = derivatives.arguments(operands, kept)
     args |= {"grad_output_ptr": gradients.output, "d_an_ptr": derivatives.d_an}
-    args |= per_step.backward_arguments(operands, derivatives)
+    args |= per_launch.backward_arguments(operands, derivatives)
     _start(walk_back, args, {"VARIANT": run.variant}, 1 if run.variant == "torch" else 2, run, operands)
     return derivatives
 
@@ -79,7 +79,7 @@ def _start(
     }
     constexprs |= (
         config.constexprs()
-        | per_step.constexprs(operands)
+        | per_launch.constexprs(operands)
         | {
             "PACKED": steps.packed,
             "PRECISION": run.precision,
