@@ -253,6 +253,8 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
 
 def why_one_tile(variant: str, direction: str, hidden_size: int) -> str | None:
     """Why no program takes several batch tiles of such a layer, or None."""
+    if (0, 0) < triton_version() < (3, 7):
+        return "before 3.7 Triton does not compile several"
     if variant != "torch" and direction == "backward" and hidden_size > 512:
         return f"going back, {variant!r} spills registers above hidden_size 512"
     return None

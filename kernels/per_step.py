@@ -27,7 +27,7 @@ class Beside(NamedTuple):
     fresh: Any = None
     decay: Any = None
     amount: Any = None
-    dropped: Any = None  # with `dropped_below` not a pointer, but the seed of the masks, see `of_all_steps`
+    dropped: Any = None  # with `dropped_below` not a pointer, but the seed of the masks
     begins: Any = None
     d_begin: Any = None
     clip: Any = None
@@ -62,9 +62,9 @@ def in_parts(amount):
 
 
 @triton.constexpr_function
-def has_words(beside):
-    """Whether amounts are words that say where a state is reset, too: see `in_words`."""
-    return beside.amount is not None and beside.amount.dtype.element_ty == tl.int16
+def has_words(amount):
+    """Whether a Beside's amounts are words that say where a state is reset, too: see `in_words` of per_launch.py."""
+    return amount is not None and amount.dtype.element_ty == tl.int16
 
 
 class Place(NamedTuple):
@@ -151,7 +151,7 @@ def load_amount(beside, row, place):
 @triton.jit
 def load_words(beside, row, place):
     """Those of a step, where there are any."""
-    return _of_rows(beside.amount, row_of(beside, row), place, None, 0) if has_words(beside) else ()
+    return _of_rows(beside.amount, row_of(beside, row), place, None, 0) if has_words(beside.amount) else ()
 
 
 @triton.jit
@@ -166,9 +166,9 @@ def _begins_by(beside, words, place):
 
 
 @triton.jit
-def load_of_step(beside, row, place, words=()):
+def load_of_step(beside, row, place, words=None):
     """How the step begins whose first row is `row`, behind its amount; that is in the gates where there are words."""
-    if absent(words):
+    if words is None or absent(words):
         return load_amount(beside, row, place), load_beginning(beside, row, place)
     else:
         return Amount((), ()), _begins_by(beside, words, place)
@@ -178,7 +178,7 @@ def load_of_step(beside, row, place, words=()):
 def load_forward(beside, here, i, T, B, direction, place):
     """The amount of the step `here`, number i in forward's order, how the step behind it begins, and where its rows
     are, or would be where nothing is loaded from them."""
-    if has_words(beside):
+    if has_words(beside.amount):
         words = load_words(beside, here.row, place)
         return Amount(words, ()), _begins_by(beside, words, place), here.row + direction.to(tl.int64) * B
     else:
@@ -190,12 +190,6 @@ def load_forward(beside, here, i, T, B, direction, place):
 def load_seed(seed_ptr):
     """For all steps, both directions'; anything where there is none."""
     return 0 if seed_ptr is None else tl.load(seed_ptr)
-
-
-@triton.jit
-def of_all_steps(dropped_ptr, dropped_below):
-    """What `Beside` has of what the products see."""
-    return dropped_ptr if dropped_below is None else tl.load(dropped_ptr)
 
 
 @triton.jit

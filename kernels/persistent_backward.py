@@ -24,7 +24,6 @@ from .per_step import (
     load_of_step,
     load_seed,
     load_words,
-    of_all_steps,
     reset_gate,
     row_of,
     seen,
@@ -124,8 +123,10 @@ def backward_torch(
         d_gates_ptr += behind * (3 * H)
         d_an_ptr += behind * H
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    if dropped_below is not None:
+        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip,
         behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
         dropped_below=dropped_below,
     )  # fmt: skip
@@ -255,8 +256,10 @@ def backward_reset_first(
         d_state_ptr += side * B * H
         d_gates_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    if dropped_below is not None:
+        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip,
         behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
         dropped_below=dropped_below,
     )  # fmt: skip

@@ -25,7 +25,6 @@ from .per_step import (
     load_dropped,
     load_forward,
     load_seed,
-    of_all_steps,
     row_of,
     seen,
 )
@@ -329,8 +328,10 @@ def forward_torch(
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
+    if dropped_below is not None:
+        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip,
         behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
         dropped_below=dropped_below,
     )  # fmt: skip
@@ -438,8 +439,10 @@ def forward_reset_first(
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+    if dropped_below is not None:
+        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), begins_ptr, None, clip,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip,
         behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
         dropped_below=dropped_below,
     )  # fmt: skip

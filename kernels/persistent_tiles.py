@@ -269,7 +269,7 @@ def keep(reserve_ptr, own, here, values, S: tl.constexpr):
 
 
 @triton.jit
-def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None, words=(),
+def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constexpr, is_last=None, words=None,
               Z: tl.constexpr = 1.0):  # fmt: skip
     """What a step's derivatives need, as it lies in memory: dy, the state before, r, z, n and for "torch" W_hn h + b_hn
     (else n again). kept: pointers to the output's derivative, h0, the output and the reserve. is_last: where a launch
@@ -282,10 +282,11 @@ def load_step(kept, own, here, before, first, GATES: tl.constexpr, S: tl.constex
     state = state_rows(output_ptr, h0_ptr, own, here, before, first, S)
     h = tl.load(state[:, None] + own.j[None, :], mask=mask, other=0.0)
     reserve = tile_at(reserve_ptr, here.row, own, GATES, S)
-    if not absent(words):
+    COUNTED: tl.constexpr = words is not None and not absent(words)
+    if COUNTED:
         mask &= done(words)
     r = tl.load(reserve, mask=mask, other=0.0)
-    z = tl.load(reserve + S.H, mask=mask, other=0.0 if absent(words) else Z)
+    z = tl.load(reserve + S.H, mask=mask, other=Z if COUNTED else 0.0)
     n = tl.load(reserve + 2 * S.H, mask=mask, other=0.0)
     an = tl.load(reserve + (GATES - 1) * S.H, mask=mask, other=0.0)
     return dy, h, r, z, n, an

@@ -18,7 +18,6 @@ from .per_step import (
     load_beginning,
     load_dropped,
     load_seed,
-    of_all_steps,
     place_of,
     reset_gate,
     resets,
@@ -55,7 +54,7 @@ def _where(beside, words, live, EXACT: tl.constexpr):
     """Of a step's elements, those whose gates count, and those of the state before that do; of others load what carries
     the state on, and zeros. words: as `load_words` has them, which tell of sequences that do not exist, too."""
     counting, kept = live, live
-    if in_words(beside):
+    if in_words(beside.amount, beside.reset):
         if beside.amount is not None:
             counting = done(words).broadcast_to(live.shape) if EXACT else live & done(words)
         if beside.reset is not None and beside.fresh is None:
@@ -119,8 +118,10 @@ def bptt_kernel(
         if gain_ptr is not None:
             gain_ptr += side * (3 * H)
     norm = Norm(gain_ptr, units, hats_ptr, rstd_ptr, None if VARIANT == "torch" else 2)
+    if dropped_below is not None:
+        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, d_begin_ptr, clip,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip,
         behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
         dropped_below=dropped_below,
     )  # fmt: skip
@@ -146,15 +147,19 @@ def bptt_kernel(
         reserve = at(reserve_ptr, own_row, b, j, (4 if VARIANT == "torch" else 3) * H)
         counting, kept = _where(beside, ahead, live, EXACT)
         r, n = read(reserve, counting), read(reserve + 2 * H, counting)
-        z = tl.load(reserve + H, mask=counting, other=1.0 if in_words(beside) and VARIANT != "chung" else 0.0)
+        z = tl.load(
+            reserve + H,
+            mask=counting,
+            other=1.0 if in_words(beside.amount, beside.reset) and VARIANT != "chung" else 0.0,
+        )
         z = z.to(tl.float32)
         h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width, kept).to(tl.float32)
-        if in_words(beside):
+        if in_words(beside.amount, beside.reset):
             loaded = load_words(words, BLOCK_B)  # again: where rows lie otherwise, what is at hand is no help
             amount, beginning = Amount((), ()), beginning_by(beside, loaded, place)
         else:
             amount, beginning = load_amount(beside, row, place), load_beginning(beside, row, place)
-        if not in_words(beside) or fresh_ptr is not None:
+        if not in_words(beside.amount, beside.reset) or fresh_ptr is not None:
             h = begun(h, beginning)
         dropped = load_dropped(beside, place)  # kept from step to step, it spilled
         d = dh + read(at(grad_output_ptr, row, b, j, width), live)
@@ -179,7 +184,7 @@ def bptt_kernel(
             d_rh = multiply(w_n, by_n.to(dtype), zero, PRECISION)
             d_rh = units_only(d_rh, j, units, EXACT)
             dr, through = reset_before_grad(
-                d_rh, seen(h, dropped), r if in_words(beside) else reset_gate(beside, r, d_rh)
+                d_rh, seen(h, dropped), r if in_words(beside.amount, beside.reset) else reset_gate(beside, r, d_rh)
             )
             d += through
             by_r, by_z = dr, dz
@@ -196,7 +201,7 @@ def bptt_kernel(
         if d_begin_ptr is not None:
             write(at(d_begin_ptr, row_of(beside, row), b, j, H), d, live)
         past = begin_back(d, beginning)
-        dh = past if in_words(beside) else tl.where((b < here.count)[None, :], past, dh)
+        dh = past if in_words(beside.amount, beside.reset) else tl.where((b < here.count)[None, :], past, dh)
         words = later(words, -1)
         ahead = load_words(words, BLOCK_B)
         t, here, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)

@@ -17,7 +17,6 @@ from .per_step import (
     load_beginning,
     load_dropped,
     load_seed,
-    of_all_steps,
     place_of,
     seen,
 )
@@ -148,8 +147,10 @@ def forward_kernel(
         if gain_ptr is not None:
             gain_ptr += side * (3 * H)
     norm = Norm(gain_ptr, units)
+    if dropped_below is not None:
+        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, of_all_steps(dropped_ptr, dropped_below), None, None, clip,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, None, clip,
         behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
         dropped_below=dropped_below,
     )  # fmt: skip
@@ -167,7 +168,7 @@ def forward_kernel(
     if lengths_ptr is not None:
         here = _carry_over(output_ptr, reserve_ptr, h, here, 0, first, j, b, T, B, H, width, direction, VARIANT)
     words = words_of(beside, first - 1, T, direction, BLOCK_B)
-    if in_words(beside):
+    if in_words(beside.amount, beside.reset):
         begin = begun(h, beginning_by(beside, load_words(words, BLOCK_B), place))
     else:
         begin = begun(h, load_beginning(beside, row_after(here, first - 1, T, B, direction), place))
@@ -175,7 +176,7 @@ def forward_kernel(
         here = step_after(here, offsets_ptr, i, T, B, direction, PACKED)
         row, count = here
         words = later(words)
-        if in_words(beside):
+        if in_words(beside.amount, beside.reset):
             loaded = load_words(words, BLOCK_B)
             amount, beginning = amount_by(beside, loaded), beginning_by(beside, loaded, place)
         else:
@@ -207,7 +208,7 @@ def forward_kernel(
                 an = normalised(norm, an, 2, mean, rstd, j, H)
         n = candidate(gn, an, r, VARIANT)
         new = ended(begin, units_only(blend(begin, z, n, VARIANT), j, units, EXACT), amount, clip)
-        h = new if in_words(beside) else tl.where((b < count)[None, :], new, begin)
+        h = new if in_words(beside.amount, beside.reset) else tl.where((b < count)[None, :], new, begin)
         write(at(output_ptr, row, b, j, width), h, live)
         if reserve_ptr is not None:
             if VARIANT == "torch":

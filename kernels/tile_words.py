@@ -43,9 +43,9 @@ def arguments(operands: Operands, block_b: int, after: tuple[int, ...] | None = 
 
 
 @triton.constexpr_function
-def in_words(beside):
-    """Whether a kernel's arguments are these words."""
-    given = beside.amount if beside.reset is None else beside.reset
+def in_words(amount, reset):
+    """Whether a Beside's are these words."""
+    given = amount if reset is None else reset
     return given is not None and given.dtype.element_ty == tl.int16
 
 
@@ -59,7 +59,7 @@ class Words(NamedTuple):
 @triton.jit
 def words_of(beside, i, T, direction, BLOCK_B: tl.constexpr):
     """Those of the step that forward takes as number i, from -1 on, of this program's tile."""
-    if in_words(beside):
+    if in_words(beside.amount, beside.reset):
         pointer = beside.amount if beside.reset is None else beside.reset
         tile = tl.program_id(0).to(tl.int64)
         if beside.behind is not None:

@@ -13,7 +13,7 @@ from ptx import ptx_launcher
 from test_exchange_order import EVENTS, ORDER, events, time_loop
 
 import trigru
-from trigru.kernels import per_step, persistent
+from trigru.kernels import per_launch, persistent
 from trigru.kernels.config import PersistentConfig, persistent_config
 from trigru.kernels.launch import using
 from trigru.kernels.offline import Recorder, compile_launch, target_of
@@ -137,7 +137,7 @@ def test_resets_and_flags_in_one_word(monkeypatch, variant, way, size):
     check(case, seed=1)
     case.gates_in[~case.per_step.amount] = float("nan")
     words = run(case, seed=2)
-    monkeypatch.setattr(per_step, "in_words", lambda *_: {})
+    monkeypatch.setattr(per_launch, "in_words", lambda *_: {})
     apart = run(case, seed=3)
     torch.testing.assert_close(words.pop("d_h0"), apart.pop("d_h0"))
     assert all(x.isfinite().all() and torch.equal(x, apart[name]) for name, x in words.items())

@@ -13,7 +13,7 @@ import torch
 import fakecuda
 import trigru
 from trigru.kernels import launch, persistent, watch
-from trigru.kernels.config import persistent_config
+from trigru.kernels.config import persistent_config, triton_version
 from trigru.kernels.errors import KernelTimeout
 from trigru.kernels.recurrence import Operands, Recurrence
 from trigru.kernels.steps import Steps
@@ -272,6 +272,10 @@ def test_rows_that_are_not_aligned(monkeypatch):
         forward(h0=h0)
 
 
+SEVERAL = pytest.mark.skipif(triton_version() < (3, 7), reason="before 3.7 Triton does not compile several tiles")
+
+
+@SEVERAL
 @pytest.mark.parametrize("protocol", ["data", "flags"])
 def test_several_batch_tiles_a_program(protocol):
     """The numbers of one tile a program, also from a graph; one binary for any number of tiles."""
@@ -298,6 +302,7 @@ def test_several_batch_tiles_a_program(protocol):
     assert torch.equal(captured, one)
 
 
+@SEVERAL
 def test_a_plan_of_several_batch_tiles_a_program(monkeypatch):
     """From the plan on a device with room for two groups of three, again and again, as calls alike are repeated."""
     small = replace(plan.present(0), multiprocessors=1)
