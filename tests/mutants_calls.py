@@ -116,7 +116,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
     "trigru/operators/derivative.py": [],
     "trigru/checks.py": [
         ("if hx.dtype != dtype:", "if False:", _NAMED),
-        ("if shape != expected:", "if len(shape) != len(expected):", _NAMED),
+        ("if shape != shapes[index]:", "if len(shape) != len(shapes[index]):", _NAMED),
         (
             "if weight.dtype != dtype:",
             "if False:",

@@ -131,21 +131,27 @@ def _check_given(layer: Layer, call: Call) -> None:
         expect(name, x, shapes[name], dtypes.get(name, [call.input.dtype]), call.input)
 
 
+@functools.lru_cache(maxsize=1024)
+def weight_shapes(layer: Layer) -> tuple[tuple[int, ...], ...]:
+    """Of all weights, in their order."""
+    gates, of_head = 3 * layer.hidden_size, layer.hidden_size // layer.num_heads
+    sizes = [layer.input_size] + [layer.hidden_size * layer.directions] * (layer.num_layers - 1)
+    biases = ((gates,), (gates,)) if layer.bias else ()
+    return tuple(shape for size in sizes for shape in layer.directions * ((gates, size), (gates, of_head), *biases))
+
+
 def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:
     """Raise RuntimeError where the weights are not as many as the layer has, or one is of another shape."""
+    # A compiler has no use for what is remembered, and warns of it.
+    shapes = (weight_shapes.__wrapped__ if torch.compiler.is_compiling() else weight_shapes)(layer)
     width = 4 if layer.bias else 2
-    if len(weights) != width * layer.parts:
-        raise RuntimeError(f"weights: expected {width * layer.parts} tensors, got {len(weights)}")
-    gates = 3 * layer.hidden_size
-    above = (gates, layer.hidden_size * layer.directions)
-    of_head = layer.hidden_size // layer.num_heads
-    shapes = ((gates, layer.input_size), (gates, of_head), (gates,), (gates,))
+    if len(weights) != len(shapes):
+        raise RuntimeError(f"weights: expected {len(shapes)} tensors, got {len(weights)}")
     for first in range(0, len(weights), width):
-        for kind in (1, 0, 2, 3)[:width]:
-            expected = above if kind == 0 and first >= width * layer.directions else shapes[kind]
-            shape = weights[first + kind].shape
-            if shape != expected:
-                raise RuntimeError(f"{_name(layer, first + kind)}: expected shape {expected}, got {tuple(shape)}")
+        for index in (first + 1, first, first + 2, first + 3)[:width]:
+            shape = weights[index].shape
+            if shape != shapes[index]:
+                raise RuntimeError(f"{_name(layer, index)}: expected shape {shapes[index]}, got {tuple(shape)}")
 
 
 def _check_state(layer: Layer, call: Call) -> None:

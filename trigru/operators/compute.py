@@ -160,10 +160,16 @@ def by_torch(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tenso
     """(output, h_n) of a padded call by torch's own GRU, variant "torch"."""
     dim = 1 if layer.batch_first else 0
     x = call.input.flip(dim) if layer.reverse else call.input
-    output, h_n = torch.gru(
-        x,
-        call.hx,
-        whole_weights(layer, weights),
+    output, h_n = torchs_own(layer, whole_weights(layer, weights), x, call.hx)
+    return output.flip(dim) if layer.reverse else output, h_n
+
+
+def torchs_own(layer: Layer, weights: list[Tensor], input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
+    """(output, h_n) of a padded call, not of one direction from the end, by torch's own GRU."""
+    return torch.gru(
+        input,
+        hx,
+        weights,
         layer.bias,
         layer.num_layers,
         layer.dropout,
@@ -171,7 +177,6 @@ def by_torch(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tenso
         layer.bidirectional,
         layer.batch_first,
     )
-    return output.flip(dim) if layer.reverse else output, h_n
 
 
 def without_input(

@@ -6,28 +6,17 @@ here: what the plan decides for the call is asked for, and what `trigru.checks` 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..checks import weight_shapes
 from ..layer import Layer
 from ..planning.plan import Site, plan
+from .compute import torchs_own
 from .plain import PLAIN_TYPES, is_legacy_batched, is_unseen
 
 _benchmark = torch._C._get_cudnn_benchmark
-
-
-@functools.lru_cache(maxsize=1024)
-def _shapes(layer: Layer) -> tuple[tuple[int, ...], ...]:
-    """Of all weights."""
-    gates = 3 * layer.hidden_size
-    sizes = [layer.input_size] + [layer.hidden_size * layer.directions] * (layer.num_layers - 1)
-    biases = ((gates,), (gates,)) if layer.bias else ()
-    return tuple(
-        shape for size in sizes for shape in layer.directions * ((gates, size), (gates, layer.hidden_size), *biases)
-    )
 
 
 def _fits(x: Tensor) -> bool:
@@ -43,7 +32,7 @@ def direct(layer: Layer, weights: list[Tensor], input: Tensor, hx: Tensor | None
     """
     if not is_unseen() or forward_ad._current_level >= 0 or _benchmark() or layer.reverse:
         return None
-    shapes = _shapes(layer)
+    shapes = weight_shapes(layer)
     if len(weights) != len(shapes) or not _fits(input) or input.dim() != 3 or is_legacy_batched(input):
         return None
     first, second, size = input.shape
@@ -63,14 +52,4 @@ def direct(layer: Layer, weights: list[Tensor], input: Tensor, hx: Tensor | None
     recording = recording and torch.is_grad_enabled()
     if plan(layer, Site(input.device, input.dtype, steps, batch, False, recording, True)).schedule != "torch":
         return None
-    return torch.gru(
-        input,
-        hx,
-        weights,
-        layer.bias,
-        layer.num_layers,
-        layer.dropout,
-        layer.dropout > 0,
-        layer.bidirectional,
-        layer.batch_first,
-    )
+    return torchs_own(layer, weights, input, hx)

@@ -19,16 +19,12 @@ from ..planning import measured
 from ..planning.plan import precision_of
 from ..schedules.stack import Result
 from . import compute
-from .plain import PLAIN_TYPES
+from .plain import PLAIN_TYPES, is_unseen
 from .schema import Recorded
 
 Key = tuple[Any, ...]
 
 # Each is looked up once: a call of one takes less time than the way to it.
-_modes = torch._C._len_torch_dispatch_stack
-_transforms = torch._C._are_functorch_transforms_active
-_traced = torch._C._get_tracing_state
-_autocast = torch._C._is_any_autocast_enabled
 _profiled = torch.autograd._profiler_enabled
 _recording = torch.is_grad_enabled
 _benchmark = torch._C._get_cudnn_benchmark
@@ -135,7 +131,7 @@ def back_key_of(needs: tuple[bool, ...], tensors: Sequence[Tensor | None]) -> Ke
 
 def _watched() -> bool:
     """Whether anything but eager execution looks on, or plans depend on what was measured."""
-    return bool(_modes() or _transforms() or _traced() or _autocast() or measured.TABLE)
+    return not is_unseen() or bool(measured.TABLE)
 
 
 def _key(facts: list[Any], address: int, dtype: torch.dtype) -> Key | None:
