@@ -16,7 +16,6 @@ from .loop import last_steps, next_steps
 from .parts import one_gate
 from .per_step import (
     Beside,
-    begin_back,
     begun,
     carries_on,
     end_back,
@@ -25,7 +24,6 @@ from .per_step import (
     load_seed,
     load_words,
     reset_gate,
-    row_of,
     seen,
     unless,
 )
@@ -34,6 +32,7 @@ from .persistent_tiles import (
     Shape,
     await_rows,
     await_rows_of,
+    before_step,
     flags_of,
     in_float32,
     load_columns,
@@ -50,15 +49,6 @@ from .persistent_tiles import (
 )
 from .several_backward import several_reset_first, several_torch
 from .tiles import either, read, write
-
-
-@triton.jit
-def _before(beside, d_begin, beginning, own, here, S: tl.constexpr):
-    """From the derivative by the state that a step begins from, which is kept where asked for, that by the state before
-    it."""
-    if beside.d_begin is not None:
-        write(tile_at(beside.d_begin, row_of(beside, here.row), own, 1, S), d_begin, there(own, here.count, S))
-    return begin_back(d_begin, beginning)
 
 
 @triton.jit(do_not_specialize=PER_LAUNCH)
@@ -182,7 +172,7 @@ def backward_torch(
                 a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
                 a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
             products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
-            dh = _before(beside, direct + products, beginning, own, here, S)
+            dh = before_step(beside, direct + products, beginning, own, here, mask, S)
             here = following
         write(d_state, dh, exists)
     else:
@@ -317,7 +307,7 @@ def backward_reset_first(
             a = tl.dot(w_r, x, a, input_precision=PRECISION)
             direct += seen(through_reset, dropped)
             products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
-            dh = _before(beside, direct + products, beginning, own, here, S)
+            dh = before_step(beside, direct + products, beginning, own, here, mask, S)
             here = following
         write(d_state, dh, exists)
     else:

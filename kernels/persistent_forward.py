@@ -128,16 +128,9 @@ def _load_turn(pointers, beside, own, turn, T, B, direction, S: tl.constexpr):
     i, here, place = turn.i, turn.here, own_place(own, B, S)
     h = tl.load(tile_at(state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
     gates, dropped = load_inputs(gates_in_ptr, own, here, S), load_dropped(beside, place)
-    amount, beginning = (
-        load_amount(beside, here.row, place),
-        load_beginning(beside, row_after(here, i, T, B, direction), place),
-    )
-    return (
-        h,
-        gates,
-        (amount, beginning, dropped),
-        _glance_at_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, S),
-    )
+    amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
+    glance = _glance_at_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, S)
+    return h, gates, (amount, beginning, dropped, row), glance
 
 
 @triton.jit
@@ -154,8 +147,7 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
     for _ in range(T * count):
         own, i, here = tile_of(first, turn.k, B, S), turn.i, turn.here
         flags = flags_of(own, 0, T, B, S)
-        amount, beginning, dropped = of_step
-        row = row_after(here, i, T, B, direction)
+        amount, beginning, dropped, row = of_step
         tl.debug_barrier()
         x = _await_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, flags, S, glance)
         a = tl.dot(w, x, input_precision=PRECISION)

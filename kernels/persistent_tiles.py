@@ -15,7 +15,7 @@ import triton.language as tl
 from .exchange import await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
-from .per_step import Place, absent, done
+from .per_step import Place, absent, begin_back, done, row_of
 from .tiles import read, write
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
@@ -297,3 +297,12 @@ def in_float32(step):
     """`load_step`'s values for arithmetic: not before they are used, for a conversion waits for its load."""
     dy, h, r, z, n, an = step
     return dy.to(tl.float32), h.to(tl.float32), r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), an.to(tl.float32)
+
+
+@triton.jit
+def before_step(beside, d_begin, beginning, own, step, exists, S: tl.constexpr):
+    """From the derivative by the state that a step begins from, which is kept where asked for of what `exists`, that by
+    the state before it."""
+    if beside.d_begin is not None:
+        write(tile_at(beside.d_begin, row_of(beside, step.row), own, 1, S), d_begin, exists)
+    return begin_back(d_begin, beginning)

@@ -10,7 +10,6 @@ from .gates import reset_after_grad, reset_before_grad
 from .loop import Step, row_after, step_at, step_or_none, time_of
 from .parts import one_gate
 from .per_step import (
-    begin_back,
     begun,
     carries_on,
     end_back,
@@ -18,13 +17,13 @@ from .per_step import (
     load_dropped,
     load_of_step,
     reset_gate,
-    row_of,
     seen,
     unless,
 )
 from .persistent_tiles import (
     await_rows,
     await_rows_of,
+    before_step,
     flags_of,
     glance_at_rows,
     in_float32,
@@ -58,15 +57,6 @@ def _first_step(offsets_ptr, T, B, direction, S: tl.constexpr):
     """The step that the launch takes first, and what stands for the one before it."""
     t = time_of(0, T, direction)
     return step_at(offsets_ptr, t, B, S.PACKED), Step(t.to(tl.int64) * B, B * 0)
-
-
-@triton.jit
-def _begin_back(beside, d_begin, began, own, before, i, S: tl.constexpr):
-    """From the derivative by the state that the step before number i begins from, that by the state before it."""
-    if beside.d_begin is not None:
-        to = tile_at(beside.d_begin, row_of(beside, before.row), own, 1, S)
-        write(to, d_begin, there(own, before.count, S) & (i > 0))
-    return begin_back(d_begin, began)
 
 
 @triton.jit
@@ -141,7 +131,8 @@ def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, fi
         )
         amount, beginning, began, dropped = of_step
         d_begin = direct + seen(units_only(one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B), own, S), dropped)
-        dh = tl.where(i == 0, direct, _begin_back(beside, d_begin, began, own, before, i, S))
+        dh = before_step(beside, d_begin, began, own, before, there(own, before.count, S) & (i > 0), S)
+        dh = tl.where(i == 0, direct, dh)
 
         dy, h, r, z, n, an = in_float32(loaded)
         h = begun(h, beginning)
@@ -222,7 +213,8 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
             )  # fmt: skip
             amount, beginning, began, dropped = of_step
             d_begin = direct + seen(units_only(one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B), own, S), dropped)
-            dh = tl.where(i == 0, direct, _begin_back(beside, d_begin, began, own, before, i, S))
+            dh = before_step(beside, d_begin, began, own, before, there(own, before.count, S) & (i > 0), S)
+            dh = tl.where(i == 0, direct, dh)
 
             dy, h, _, z, n, _ = in_float32(loaded)
             idle = carries_on(amount)
