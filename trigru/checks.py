@@ -142,8 +142,9 @@ def weight_shapes(layer: Layer) -> tuple[tuple[int, ...], ...]:
 
 def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:
     """Raise RuntimeError where the weights are not as many as the layer has, or one is of another shape."""
-    # A compiler has no use for what is remembered, and warns of it.
-    shapes = (weight_shapes.__wrapped__ if torch.compiler.is_compiling() else weight_shapes)(layer)
+    # A compiler has no use for what is remembered, and warns of it; the sizes of a tracer cannot be.
+    seen = torch.compiler.is_compiling() or type(layer.input_size) is not int or type(layer.hidden_size) is not int
+    shapes = (weight_shapes.__wrapped__ if seen else weight_shapes)(layer)
     width = 4 if layer.bias else 2
     if len(weights) != len(shapes):
         raise RuntimeError(f"weights: expected {len(shapes)} tensors, got {len(weights)}")
