@@ -188,6 +188,7 @@ class PersistentConfig:
     timeout: float | None = None
     layers: int = 1
     tiles: int = 1
+    fetched: int = 0
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:
@@ -196,7 +197,12 @@ class PersistentConfig:
         units."""
         if not matrix or (dtype == torch.float32 and precision != "tf32"):
             return 0
-        return 2048 // dtype.itemsize if waits_by_thread() else 255
+        return 2 * PersistentConfig.in_registers(dtype) if waits_by_thread() else 255
+
+    @staticmethod
+    def in_registers(dtype: torch.dtype) -> int:
+        """The largest hidden_size at which no columns need be fetched."""
+        return 2048 // dtype.itemsize
 
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; those along hidden units must be on the device
@@ -212,7 +218,7 @@ class PersistentConfig:
     def depth(self, hidden_size: int, dtype: torch.dtype) -> int:
         """Columns of W_hh that a warp multiplies: a power of two, and whole groups of four chunks of 16 bytes."""
         depth = 64 // dtype.itemsize
-        while depth * self.num_warps < hidden_size:
+        while not self.fetched and depth * self.num_warps < hidden_size:
             depth *= 2
         return depth
 
@@ -221,12 +227,21 @@ class PersistentConfig:
         depth = self.depth(hidden_size, dtype)
         return {"SPLIT": self.num_warps, "DEPTH": depth, "BLOCK_H": self.block_h, "BLOCK_B": self.block_b}
 
+    def piece(self, dtype: torch.dtype) -> int:
+        """Columns of a piece, where such are fetched."""
+        return self.num_warps * (64 // dtype.itemsize)
+
+
+KEPT_PIECES = 3
+
 
 def persistent_width(dtype: torch.dtype, hidden_size: int) -> int:
     """The hidden_size that the persistent kernels run, with units of zeros added (see widen.py): rows of whole chunks
     of 16 bytes, which a thread can wait for; of whole warps' parts where those have 128 columns, for masks
     within it spilled."""
     multiple = 128 if dtype.itemsize == 2 and hidden_size > 512 else 16 // dtype.itemsize
+    if hidden_size > PersistentConfig.in_registers(dtype):
+        multiple = PersistentConfig().piece(dtype)
     return cdiv(hidden_size, multiple) * multiple
 
 
@@ -243,6 +258,10 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     Up to eight groups 8 warps were compiled without a spill into half of the registers, and two programs fit on a
     multiprocessor."""
     block_b = 8 if batch <= 8 else 16
+    if hidden_size > PersistentConfig.in_registers(dtype):
+        config = PersistentConfig(block_b=block_b)
+        pieces = persistent_width(dtype, hidden_size) // config.piece(dtype)
+        return replace(config, fetched=pieces - KEPT_PIECES)
     if words_of_a_lane() == 1:
         return PersistentConfig(block_b=block_b)
     groups = cdiv(hidden_size, 64 // dtype.itemsize)

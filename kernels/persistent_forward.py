@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
+from .fetched import fetch_ahead, multiply
 from .gates import blend, candidate, sigmoid
 from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
@@ -260,6 +261,7 @@ def forward_torch(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
+    packed_ptr,  # columns of both that are fetched, see fetched.py; or None
     b_hn_ptr,  # (H,) or None
     b_hn_back_ptr,  # of the second direction, or None
     output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
@@ -275,6 +277,7 @@ def forward_torch(
     begins_ptr,  # (N, H), filled with it
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
     state_ptr,  # (B, H) float32, there with `tiles`
+    nothing_ptr,  # (H,) zeros, where columns are fetched and PACKED
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -297,14 +300,17 @@ def forward_torch(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FETCHED: tl.constexpr,
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
     AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variant "torch": one exchange a step, one product for the three gates."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
-    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
+    S: tl.constexpr = Shape(
+        SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, FETCHED
+    )  # fmt: skip
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S, None, tiles, nothing_ptr), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
         starts = side * B
@@ -318,6 +324,8 @@ def forward_torch(
         if reserve_ptr is not None:
             reserve_ptr += behind * (4 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        if packed_ptr is not None:
+            packed_ptr += side * (FETCHED * SPLIT * DEPTH * 3 * H)
         if b_hn_ptr is not None:
             b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
     if dropped_below is not None:
@@ -327,7 +335,7 @@ def forward_torch(
         behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
         dropped_below=dropped_below,
     )  # fmt: skip
-    w = load_rows(w_hh_ptr, 0, 4, own, S)
+    w = load_rows(w_hh_ptr, 0, 4, own, S, packed_ptr=packed_ptr)
     b_hn = None
     if b_hn_ptr is not None:
         b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
@@ -342,9 +350,10 @@ def forward_torch(
             here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
             gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
             amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
+            ahead = fetch_ahead(w, i, S)
             tl.debug_barrier()
             x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
-            ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            ar, az, an, _ = four_gates(multiply(w, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             if b_hn_ptr is not None:
                 an += b_hn
             r = sigmoid(ar + gr.to(tl.float32))
@@ -371,6 +380,7 @@ def forward_reset_first(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
+    packed_ptr,  # columns of both that are fetched, see fetched.py; or None
     output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
     h_n_ptr,  # (B, H), out: each sequence's last state, where there is no begins_ptr; or None
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
@@ -385,6 +395,7 @@ def forward_reset_first(
     reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
     state_ptr,  # (2, B, H) float32, there with `tiles`
+    nothing_ptr,  # (H,) zeros, where columns are fetched and PACKED
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -408,6 +419,7 @@ def forward_reset_first(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FETCHED: tl.constexpr,
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
     AMOUNT_BY_UNIT: tl.constexpr,
@@ -415,8 +427,10 @@ def forward_reset_first(
     """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
     gate's product runs while the second is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
-    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
+    S: tl.constexpr = Shape(
+        SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, FETCHED
+    )  # fmt: skip
+    own, behind, starts = own_tile(first_tile, B, status_ptr, S, None, tiles, nothing_ptr), None, None
     if SIDES == 2:
         side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
         starts = side * B
@@ -431,6 +445,8 @@ def forward_reset_first(
         if reserve_ptr is not None:
             reserve_ptr += behind * (3 * H)
         w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
+        if packed_ptr is not None:
+            packed_ptr += side * (FETCHED * SPLIT * DEPTH * 3 * H)
     if dropped_below is not None:
         dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
     beside = Beside(
@@ -439,12 +455,12 @@ def forward_reset_first(
         dropped_below=dropped_below,
     )  # fmt: skip
     if _ONE_USE:
-        w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
+        w_rz = load_rows(w_hh_ptr, 0, 2, own, S, packed_ptr=packed_ptr)
         w_r, w_z = w_rz, w_rz
     else:
-        w_r = load_rows(w_hh_ptr, 0, 1, own, S)
-        w_z = load_rows(w_hh_ptr, 1, 1, own, S)
-    w_n = load_rows(w_hh_ptr, 2, 1, own, S)
+        w_r = load_rows(w_hh_ptr, 0, 1, own, S, packed_ptr=packed_ptr)
+        w_z = load_rows(w_hh_ptr, 1, 1, own, S, packed_ptr=packed_ptr)
+    w_n = load_rows(w_hh_ptr, 2, 1, own, S, packed_ptr=packed_ptr)
 
     if tiles is None:
         flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
@@ -456,12 +472,13 @@ def forward_reset_first(
             here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
             gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
             amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
+            ahead = fetch_ahead(w_r, i, S)
             tl.debug_barrier()
             x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
             if _ONE_USE:
-                ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+                ar, az = two_gates(multiply(w_rz, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             else:
-                ar = one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+                ar = one_gate(multiply(w_r, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             r = sigmoid(ar + gr.to(tl.float32))
             reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
             publish(
@@ -473,11 +490,13 @@ def forward_reset_first(
             )
 
             if not _ONE_USE:
-                az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+                ahead = fetch_ahead(w_z, i, S)
+                az = one_gate(multiply(w_z, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             z = sigmoid(az + gz.to(tl.float32))
             source = rows_at(reset_state_ptr, here.row, own, 1, S)
+            ahead = fetch_ahead(w_n, i, S)
             x = await_rows(source, own, here, flags_reset + i, S)
-            an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            an = one_gate(multiply(w_n, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             n = candidate(gn.to(tl.float32), an, r, VARIANT)
             new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, clip)
             h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)

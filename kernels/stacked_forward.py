@@ -110,7 +110,9 @@ def stacked_torch(
 ):
     """Variant "torch". The candidate's two products stay apart: W_hh's rows are r, z, n, zeros, those of W_ih r, z,
     zeros, n."""
-    S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(
+        1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, 0
+    )  # fmt: skip
     own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     inputs, below_ptr, to_ptr, h0_ptr = _places(
         level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S
@@ -185,7 +187,9 @@ def stacked_reset_first(
 ):
     """Variants "cho" and "chung": what needs the layer below for the update gate and the candidate runs while r * h is
     on its way."""
-    S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(
+        1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, 0
+    )  # fmt: skip
     own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     inputs, below_ptr, to_ptr, h0_ptr = _places(
         level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S
