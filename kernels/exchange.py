@@ -263,7 +263,7 @@ def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constex
     TILES: tl.constexpr = len(tiles)
     tl.static_assert(by_thread(BITS, limit, SPLIT), "a look at several tiles is a thread's, not a program's")
     arrived = 0
-    if PROTOCOL == "flags":
+    if PROTOCOL == "flags" and flag is not None:
         arrived = await_flag(flag, arrivals, status_ptr, TIMEOUT)
     CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
     operands = ()
@@ -273,7 +273,7 @@ def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constex
     GLANCED: tl.constexpr = glance is not None and len(glance) > 0
     if GLANCED:
         operands = glance + operands
-    DELAY: tl.constexpr = EARLY_CYCLES
+    DELAY: tl.constexpr = 0 if flag is None else EARLY_CYCLES
     words = tl.inline_asm_elementwise(
         look_assembly(TILES, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", DELAY, GLANCED),
         look_constraints(TILES, CHUNKS, BITS, GLANCED),
