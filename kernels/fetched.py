@@ -6,7 +6,8 @@ makes a copy in the order in which threads multiply them (`packed`), which a pro
 the L1 cache: nothing else that a step loads stays there, for looks go to L2. The loads wait for no other program. Those
 of the first piece are made before the wait, the others one piece ahead of its product.
 
-A warp's load is 512 bytes in a row: 8 rows of 4 chunks (see fragments.py), so that no two lanes want the same bank.
+A lane's load is the four registers of a left operand of `mma`, so that none has to be moved, and a warp's 512 bytes in
+a row, so that no two lanes want the same bank.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,6 @@ from .config import PersistentConfig
 from .fragments import left_operand, load_weights, numbers
 
 _GATES = tl.constexpr(3)
-_ROWS = tl.constexpr(2)  # of a thread, 8 rows apart, in one assembly
 
 
 class Slice(NamedTuple):
@@ -30,8 +30,8 @@ class Slice(NamedTuple):
 
 
 def packed(w_hh: Tensor, config: PersistentConfig, transposed: bool) -> Tensor:
-    """Copy the columns of W_hh, or `transposed` its rows, that programs fetch: (programs, pieces, warps, gates and
-    their units, elements), chunks of 16 bytes in the order of lanes.
+    """Copy the columns of W_hh, or `transposed` its rows, that programs fetch: by program, piece, warp, gate, `mma`,
+    lane and what that multiplies.
 
     Args:
         w_hh: (3H, H), contiguous, H a multiple of a piece.
@@ -39,13 +39,15 @@ def packed(w_hh: Tensor, config: PersistentConfig, transposed: bool) -> Tensor:
     hidden_size, chunk, units = w_hh.shape[-1], 16 // w_hh.element_size(), config.block_h
     each = config.piece(w_hh.dtype)
     first = hidden_size - config.fetched * each
-    parts = (config.fetched, config.num_warps, each // config.num_warps // (4 * chunk), 4, chunk)
+    # piece, warp, lane, and a chunk's halves of two words each (see fragments.py)
+    parts, rows = (config.fetched, config.num_warps, 4, 2, 2, chunk // 4), (-1, units // 8, 8)
     if transposed:
-        rows = w_hh.view(3, hidden_size, hidden_size).narrow(1, first, hidden_size - first)
-        split = rows.unflatten(2, (-1, units)).unflatten(1, parts)  # gate, piece, warp, group, lane, element, j, unit
-        return split.permute(6, 1, 2, 3, 0, 7, 4, 5).contiguous()
-    split = w_hh.view(3, -1, units, hidden_size).narrow(3, first, hidden_size - first).unflatten(3, parts)
-    return split.permute(1, 3, 4, 5, 0, 2, 6, 7).contiguous()
+        split = w_hh.view(3, hidden_size, hidden_size).narrow(1, first, hidden_size - first)
+        split = split.unflatten(2, rows).unflatten(1, parts).permute(7, 1, 2, 0, 5, 9, 3, 4, 8, 6)
+    else:
+        split = w_hh.view(3, hidden_size, hidden_size).narrow(2, first, hidden_size - first)
+        split = split.unflatten(2, parts).unflatten(1, rows).permute(1, 4, 5, 0, 8, 3, 6, 7, 2, 9)
+    return split.contiguous()
 
 
 @triton.jit
@@ -76,16 +78,16 @@ def _elements(bits):
 
 @triton.constexpr_function
 def _fetch_assembly(bits):
-    """The chunks of two rows. Results: one half of both chunks, word by word, then the other (see fragments.py).
-    Operands: the address of its chunk, for every element of a half; the elements' numbers, 16 more in the second
-    row."""
-    pack, word = 2 * _elements(bits), 32 // bits
+    """What two of `mma` multiply. Results: of one half of two rows' chunks the words, each of both rows (see
+    fragments.py), then the other half. Operands: where what its `mma` multiplies lies, for every element of a half;
+    the elements' numbers, 16 more in the second row."""
+    pack = 2 * _elements(bits)
     expected = ("0x11100100", "0x13120302") if bits == 16 else ("0x00100000", "0x00110001")
     text = ["{", ".reg .pred p;", f"setp.ne.b32 p, ${8 + pack}, {expected[0]};"]
     text += [f"setp.ne.or.b32 p, ${9 + pack}, {expected[1]}, p;", "@p trap;"]
-    for row in range(2):
-        words = ", ".join(f"${row + 2 * n}" for n in range(4))
-        text.append(f"ld.global.L1::evict_last.v4.b32 {{{words}}}, [${8 + row * word}];")
+    for n in range(2):
+        words = f"${2 * n}, ${2 * n + 1}, ${2 * n + 4}, ${2 * n + 5}"
+        text.append(f"ld.global.L1::evict_last.v4.b32 {{{words}}}, [${8 + n * pack // 2}];")
     return "\n".join([*text, "}"])
 
 
@@ -99,17 +101,16 @@ def _fetch(packed_ptr, piece, GATE: tl.constexpr, S: tl.constexpr):
     """A piece of a gate, counted from those of a slice: the (SPLIT, BLOCK_H, DEPTH) left operand."""
     BITS: tl.constexpr = packed_ptr.dtype.element_ty.primitive_bitwidth
     CHUNK: tl.constexpr = 128 // BITS
-    GROUPS: tl.constexpr = S.DEPTH // (4 * CHUNK)
-    ROWS: tl.constexpr = _GATES * S.BLOCK_H
-    part = piece * S.SPLIT + tl.arange(0, S.SPLIT)[:, None, None, None]
-    group = part * GROUPS + tl.arange(0, GROUPS)[None, :, None, None]
-    unit = tl.arange(0, S.BLOCK_H)[None, None, None, :]
-    row = group * ROWS + GATE * S.BLOCK_H + unit
-    at = packed_ptr + (row * 4 + tl.arange(0, 4)[None, None, :, None]) * CHUNK
+    tl.static_assert(S.BLOCK_H == 16 and S.DEPTH == 4 * CHUNK)
+    part = tl.arange(0, S.SPLIT)[:, None, None, None, None, None]
+    lane = tl.arange(0, 4)[None, None, :, None, None, None]
+    unit = tl.arange(0, S.BLOCK_H)[None, None, None, :, None, None]
+    mma = ((piece * S.SPLIT + part) * _GATES + GATE) * 2 + tl.arange(0, 2)[None, None, None, None, :, None]
     number = numbers(BITS)
-    number = number + (unit % 16 // 8 * 16).to(number.dtype)[:, :, :, :, None, None]
+    number = number + (unit // 8 * 16).to(number.dtype)
     low, high = tl.inline_asm_elementwise(
-        _fetch_assembly(BITS), _fetch_constraints(BITS), [at[:, :, :, :, None, None], number],
+        _fetch_assembly(BITS), _fetch_constraints(BITS),
+        [packed_ptr + (mma * 32 + unit % 8 * 4 + lane) * CHUNK, number],
         (tl.int16, tl.int16) if BITS == 16 else (tl.int32, tl.int32), is_pure=True, pack=2 * _elements(BITS),
     )  # fmt: skip
     x = left_operand(low, high, S.SPLIT, S.DEPTH, S.BLOCK_H)
@@ -125,17 +126,23 @@ def _fetch_gates(packed_ptr, piece, GATES: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
+def _no_earlier(pointer):
+    """The same pointer, by which nothing is loaded earlier than here. Left to themselves, compilers make a step's loads
+    all at once, or all steps' before the loop, and there are not as many registers."""
+    return tl.inline_asm_elementwise(
+        "bar.warp.sync 0xFFFFFFFF;\nmov.b64 $0, $1;", "=l,l", [pointer], pointer.dtype, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def fetch_ahead(w, i, S: tl.constexpr):
     """Begin, in step number i, to load what `multiply` will: where the slice's other columns lie, and a piece of them.
     Where registers hold all columns, nothing."""
     if S.FETCHED == 0:
         return 0
     else:
-        # 0, of which no compiler knows that it is the same in every step.
-        zero = tl.inline_asm_elementwise("mov.b32 $0, 0;", "=r,r", [i], tl.int32, is_pure=False, pack=1)
-        at = w.packed + zero
         GATES: tl.constexpr = len(w.kept[0])
-        return at, _fetch_gates(at, 0, GATES, S)
+        return _fetch_gates(_no_earlier(w.packed), 0, GATES, S)
 
 
 @triton.jit
@@ -172,13 +179,13 @@ def multiply(w, x, ahead, PRECISION: tl.constexpr, S: tl.constexpr, a=None):
     else:
         KEPT: tl.constexpr = len(w.kept)
         GATES: tl.constexpr = len(w.kept[0])
-        at, fetched = ahead
+        fetched = ahead
         sums = _multiply_gates(w.kept[0], x[0], None if a is None else (a,), PRECISION)
         for p in tl.static_range(1, KEPT):
             sums = _multiply_gates(w.kept[p], x[p], sums, PRECISION)
         for p in tl.static_range(S.FETCHED):
             this = fetched
             if p + 1 < S.FETCHED:
-                fetched = _fetch_gates(at, p + 1, GATES, S)
+                fetched = _fetch_gates(_no_earlier(w.packed), p + 1, GATES, S)
             sums = _multiply_gates(this, x[KEPT + p], sums, PRECISION)
         return _stacked(sums)
