@@ -51,9 +51,8 @@ def packed(w_hh: Tensor, config: PersistentConfig, transposed: bool) -> Tensor:
 
 
 @triton.jit
-def slice_of(w_hh_ptr, packed_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, TRANSPOSED: tl.constexpr, j, status_ptr,
-             S: tl.constexpr):  # fmt: skip
-    """That of units j, of so many gates from number FIRST on."""
+def slice_of(w_hh_ptr, first, GATES: tl.constexpr, TRANSPOSED: tl.constexpr, own, S: tl.constexpr):
+    """That of so many gates from number `first` on."""
     PIECE: tl.constexpr = S.SPLIT * S.DEPTH
     ROW: tl.constexpr = 1 if TRANSPOSED else S.H
     COLUMN: tl.constexpr = S.H if TRANSPOSED else 1
@@ -61,13 +60,15 @@ def slice_of(w_hh_ptr, packed_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, TRA
     for p in tl.static_range(S.H // PIECE - S.FETCHED):
         gates = ()
         for g in tl.static_range(GATES):
-            rows = w_hh_ptr + (FIRST + g) * S.H * S.H + p * PIECE * COLUMN + j * ROW
-            x = load_weights(rows, status_ptr, j < S.H, S.H, COLUMN, S.SPLIT, S.DEPTH, S.BLOCK_H, False)
+            rows = w_hh_ptr + (first + g) * S.H * S.H + p * PIECE * COLUMN + own.j * ROW
+            x = load_weights(rows, own.status_ptr, own.j < S.H, S.H, COLUMN, S.SPLIT, S.DEPTH, S.BLOCK_H, False)
             gates = gates + (x,)  # noqa: RUF005, Triton knows no unpacking
         kept = kept + (gates,)  # noqa: RUF005
-    own = tl.program_id(0).to(tl.int64) * (S.FETCHED * PIECE * _GATES * S.BLOCK_H)
-    CHUNKS: tl.constexpr = 4 * (128 // w_hh_ptr.dtype.element_ty.primitive_bitwidth)
-    return Slice(kept, packed_ptr + own + FIRST * S.BLOCK_H * CHUNKS)
+    program = tl.program_id(0).to(tl.int64)
+    if S.SIDES == 2:
+        program += own.group % 2 * (S.H // S.BLOCK_H)
+    at = program * (S.FETCHED * PIECE * _GATES) + first * S.DEPTH
+    return Slice(kept, own.packed_ptr + at * S.BLOCK_H)
 
 
 @triton.constexpr_function
@@ -135,9 +136,8 @@ def _no_earlier(pointer):
 
 
 @triton.jit
-def fetch_ahead(w, i, S: tl.constexpr):
-    """Begin, in step number i, to load what `multiply` will: where the slice's other columns lie, and a piece of them.
-    Where registers hold all columns, nothing."""
+def fetch_ahead(w, S: tl.constexpr):
+    """Begin to load what `multiply` will: the first piece that is fetched. Where registers hold all, nothing."""
     if S.FETCHED == 0:
         return 0
     else:

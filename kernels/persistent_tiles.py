@@ -17,7 +17,7 @@ from .fetched import slice_of
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
 from .per_step import Place, absent, begin_back, done, row_of
-from .tiles import read, write
+from .tiles import either, read, write
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
 PER_LAUNCH = ["T", "B", "first_tile", "direction", "number", "tiles", "zoneout_below", "dropped_below"]
@@ -49,11 +49,23 @@ class Own(NamedTuple):
     b: tl.tensor  # its sequences, (BLOCK_B,)
     row: tl.tensor  # where their rows lie within a step, (BLOCK_B,)
     status_ptr: tl.tensor  # see exchange.py
+    packed_ptr: tl.tensor  # see fetched.py; None where no columns are fetched
     nothing_ptr: tl.tensor  # (H,) zeros, where columns are fetched and the batch is packed
 
 
+class Side(NamedTuple):
+    """A program's direction of time, of those that its launch has. Where tensors hold one behind the other, so much
+    lies before its own; nothing where one runs."""
+
+    number: tl.tensor  # 0 or 1
+    rows: tl.tensor  # of all steps
+    sequences: tl.tensor
+    direction: tl.tensor  # see loop.py
+
+
 @triton.jit
-def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None, nothing_ptr=None):
+def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None, packed_ptr=None,
+             nothing_ptr=None):  # fmt: skip
     """What this program owns. first_tile: number of the launch's first group, of batch tiles in one direction, or of
     batch tiles and both directions of each; where a launch has several layers, of batch tiles and the layers of
     each. tiles: how many a program takes, one after the other, or None: one; it owns the first of them."""
@@ -66,7 +78,7 @@ def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
     row = b if S.PACKED else tl.minimum(b, B - 1)
-    return Own(group, j, b, row, status_ptr, nothing_ptr)
+    return Own(group, j, b, row, status_ptr, packed_ptr, nothing_ptr)
 
 
 @triton.jit
@@ -80,15 +92,25 @@ def tile_of(own, k, B, S: tl.constexpr):
     """What a program owns of its batch tile number k; own: of the first."""
     b = own.b + k * S.BLOCK_B
     row = b if S.PACKED else tl.minimum(b, B - 1)
-    return Own(own.group + k * S.SIDES, own.j, b, row, own.status_ptr, own.nothing_ptr)
+    return Own(own.group + k * S.SIDES, own.j, b, row, own.status_ptr, own.packed_ptr, own.nothing_ptr)
 
 
 @triton.jit
-def own_side(own, offsets_ptr, T, B, PACKED: tl.constexpr):
-    """Where both directions run: which of them is this program's, 0 or 1, how many rows lie before its own in tensors
-    that hold one behind the other, and its direction (see loop.py)."""
-    side = own.group % 2
-    return side.to(tl.int64), side * rows_of_all(offsets_ptr, T, B, PACKED), 1 - 2 * side
+def own_side(own, offsets_ptr, T, B, direction, S: tl.constexpr):
+    """A Side. direction: of a single one."""
+    if S.SIDES == 1:
+        none = tl.full((), 0, tl.int64)
+        return Side(none, none, none, direction)
+    else:
+        side = own.group % 2
+        rows, number = side * rows_of_all(offsets_ptr, T, B, S.PACKED), side.to(tl.int64)
+        return Side(number, rows, number * B, 1 - 2 * side)
+
+
+@triton.jit
+def of_side(side, first, second):
+    """What is the first direction's, or the second's, or None: one runs."""
+    return first if second is None else either(side.number, first, second)
 
 
 @triton.jit
@@ -242,13 +264,11 @@ def await_rows_of(tiles, own, step, flag, S: tl.constexpr, arrivals=None, glance
 
 
 @triton.jit
-def load_rows(w_hh_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, own, S: tl.constexpr, ABSENT: tl.constexpr = None,
-              packed_ptr=None):  # fmt: skip
+def load_rows(w_hh_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, own, S: tl.constexpr, ABSENT: tl.constexpr = None):
     """The own units' rows of W_hh, so many gates from number FIRST on stacked in one left operand. Beyond n it is n
-    again: a fourth gate makes three a power of two. Zeros in place number ABSENT. packed_ptr: where columns are
-    fetched."""
+    again: a fourth gate makes three a power of two. Zeros in place number ABSENT."""
     if S.FETCHED:
-        return slice_of(w_hh_ptr, packed_ptr, FIRST, 3 if GATES == 4 else GATES, False, own.j, own.status_ptr, S)
+        return slice_of(w_hh_ptr, FIRST, 3 if GATES == 4 else GATES, False, own, S)
     else:
         line = tl.arange(0, GATES * S.BLOCK_H)
         unit = tl.program_id(0) * S.BLOCK_H + line % S.BLOCK_H
@@ -263,10 +283,10 @@ def load_rows(w_hh_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, own, S: tl.con
 
 
 @triton.jit
-def load_columns(w_hh_ptr, gate: tl.constexpr, own, S: tl.constexpr, packed_ptr=None):
-    """The own units' columns of a gate's W_hh: a left operand. packed_ptr: where columns are fetched."""
+def load_columns(w_hh_ptr, gate, own, S: tl.constexpr):
+    """The own units' columns of a gate's W_hh: a left operand."""
     if S.FETCHED:
-        return slice_of(w_hh_ptr, packed_ptr, gate, 1, True, own.j, own.status_ptr, S)
+        return slice_of(w_hh_ptr, gate, 1, True, own, S)
     else:
         columns = w_hh_ptr + gate * S.H * S.H + own.j
         MASKED: tl.constexpr = not (S.EVEN_H and S.EVEN_K)
