@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
+from .exchange import EARLY_CYCLES, await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
 from .fetched import slice_of
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
@@ -221,9 +221,11 @@ def _await_pieces(rows, own, step, flag, arrivals, S: tl.constexpr):
     for p in tl.static_range(S.H // (S.SPLIT * S.DEPTH)):
         tiles = tiles + (rows + p * (S.SPLIT * S.DEPTH),)  # noqa: RUF005, Triton knows no unpacking
     present = tl.full((S.BLOCK_B,), True, tl.int1)
+    EARLY: tl.constexpr = EARLY_CYCLES if flag is not None else 0
     return await_tiles(
-        tiles, present, own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, False, S.TIMEOUT
-    )
+        tiles, present, own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, False, S.TIMEOUT,
+        None, EARLY,
+    )  # fmt: skip
 
 
 @triton.jit
