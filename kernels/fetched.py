@@ -34,11 +34,19 @@ def packed(w_hh: Tensor, config: PersistentConfig, transposed: bool) -> Tensor:
     lane and what that multiplies.
 
     Args:
-        w_hh: (3H, H), contiguous, H a multiple of a piece.
+        w_hh: (3H, H), contiguous.
+
+    Raises:
+        ValueError: its columns are no whole pieces, of which one at least stays in registers.
     """
     hidden_size, chunk, units = w_hh.shape[-1], 16 // w_hh.element_size(), config.block_h
     each = config.piece(w_hh.dtype)
     first = hidden_size - config.fetched * each
+    if first <= 0 or hidden_size % each:
+        raise ValueError(
+            f"{config.fetched} pieces of {each} columns are fetched: expected more of them in hidden_size, and no other "
+            f"columns, got hidden_size {hidden_size}"
+        )
     # piece, warp, lane, and a chunk's halves of two words each (see fragments.py)
     parts, rows = (config.fetched, config.num_warps, 4, 2, 2, chunk // 4), (-1, units // 8, 8)
     if transposed:

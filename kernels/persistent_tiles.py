@@ -91,8 +91,8 @@ def number_of_tiles(own, tiles, B, S: tl.constexpr):
 def tile_of(own, k, B, S: tl.constexpr):
     """What a program owns of its batch tile number k; own: of the first."""
     b = own.b + k * S.BLOCK_B
-    row = b if S.PACKED else tl.minimum(b, B - 1)
-    return Own(own.group + k * S.SIDES, own.j, b, row, own.status_ptr, own.packed_ptr, own.nothing_ptr)
+    at = b if S.PACKED else tl.minimum(b, B - 1)
+    return Own(own.group + k * S.SIDES, own.j, b, at, own.status_ptr, own.packed_ptr, own.nothing_ptr)
 
 
 @triton.jit
