@@ -44,8 +44,8 @@ def packed(w_hh: Tensor, config: PersistentConfig, transposed: bool) -> Tensor:
     first = hidden_size - config.fetched * each
     if first <= 0 or hidden_size % each:
         raise ValueError(
-            f"{config.fetched} pieces of {each} columns are fetched: expected more of them in hidden_size, and no other "
-            f"columns, got hidden_size {hidden_size}"
+            f"{config.fetched} pieces of {each} columns are fetched: expected more of them in hidden_size and nothing "
+            f"else, got hidden_size {hidden_size}"
         )
     # piece, warp, lane, and a chunk's halves of two words each (see fragments.py)
     parts, rows = (config.fetched, config.num_warps, 4, 2, 2, chunk // 4), (-1, units // 8, 8)

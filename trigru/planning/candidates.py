@@ -12,6 +12,7 @@ from ..kernels.config import (
     Config,
     PersistentConfig,
     cdiv,
+    fetches,
     on_matrix_units,
     persistent_config,
     persistent_width,
@@ -148,8 +149,12 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
         obstacle = f"its registers spill above hidden_size {largest}"
         if not waits_by_thread():
             obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
+        elif not fetches():
+            obstacle += " with this version of Triton, with which no columns of W_hh are fetched"
     elif config.fetched and (wanted := config.l1_bytes(layer.dtype)) > device.shared_per_block:
-        obstacle = f"columns of W_hh that it fetches take {wanted // KIB} KiB of L1, {device.shared_per_block // KIB} are"
+        obstacle = (
+            f"columns of W_hh that it fetches take {wanted // KIB} KiB of L1, {device.shared_per_block // KIB} are"
+        )
         obstacle += " there"
     elif programs > config.on_a_multiprocessor * device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
