@@ -118,7 +118,7 @@ def test_stores_that_are_seen_late(variant):
     [
         (
             "fetched",
-            "fetched = _fetch_gates(_no_earlier(w.packed, S), p + 1,",
+            "fetched = _fetch_gates(_no_earlier(w.packed, p + 1, GATES, S), p + 1,",
             "fetched = _fetch_gates(w.packed, p,",
             "wrong",
         ),
