@@ -70,8 +70,8 @@ def slice_of(w_hh_ptr, first, GATES: tl.constexpr, TRANSPOSED: tl.constexpr, own
         for g in tl.static_range(GATES):
             rows = w_hh_ptr + (first + g) * S.H * S.H + p * PIECE * COLUMN + own.j * ROW
             x = load_weights(rows, own.status_ptr, own.j < S.H, S.H, COLUMN, S.SPLIT, S.DEPTH, S.BLOCK_H, False)
-            gates = gates + (x,)  # noqa: RUF005, Triton knows no unpacking
-        kept = kept + (gates,)  # noqa: RUF005
+            gates = gates + (x,)  # type: ignore[assignment]  # noqa: RUF005, Triton knows no unpacking
+        kept = kept + (gates,)  # type: ignore[assignment]  # noqa: RUF005
     program = tl.program_id(0).to(tl.int64)
     if S.SIDES == 2:
         program += own.group % 2 * (S.H // S.BLOCK_H)
@@ -130,7 +130,7 @@ def _fetch(packed_ptr, piece, GATE: tl.constexpr, S: tl.constexpr):
 def _fetch_gates(packed_ptr, piece, GATES: tl.constexpr, S: tl.constexpr):
     found = ()
     for g in tl.static_range(GATES):
-        found = found + (_fetch(packed_ptr, piece, g, S),)  # noqa: RUF005
+        found = found + (_fetch(packed_ptr, piece, g, S),)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 
@@ -177,7 +177,8 @@ def _multiply_gates(w, x, sums, PRECISION: tl.constexpr):
     GATES: tl.constexpr = len(w)
     found = ()
     for g in tl.static_range(GATES):
-        found = found + (tl.dot(w[g], x, None if sums is None else sums[g], input_precision=PRECISION),)  # noqa: RUF005
+        a = tl.dot(w[g], x, None if sums is None else sums[g], input_precision=PRECISION)
+        found = found + (a,)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 

@@ -219,7 +219,7 @@ def _await_pieces(rows, own, step, flag, arrivals, S: tl.constexpr):
         rows = tl.where(own.b < step.count, rows, own.nothing_ptr)
     tiles = ()
     for p in tl.static_range(S.H // (S.SPLIT * S.DEPTH)):
-        tiles = tiles + (rows + p * (S.SPLIT * S.DEPTH),)  # noqa: RUF005, Triton knows no unpacking
+        tiles = tiles + (rows + p * (S.SPLIT * S.DEPTH),)  # type: ignore[assignment]  # noqa: RUF005
     present = tl.full((S.BLOCK_B,), True, tl.int1)
     EARLY: tl.constexpr = EARLY_CYCLES if flag is not None else 0
     return await_tiles(
