@@ -49,7 +49,7 @@ class Own(NamedTuple):
     b: tl.tensor  # its sequences, (BLOCK_B,)
     row: tl.tensor  # where their rows lie within a step, (BLOCK_B,)
     status_ptr: tl.tensor  # see exchange.py
-    packed_ptr: tl.tensor  # see fetched.py; None where no columns are fetched
+    packed_ptr: tl.tensor  # see fetched.py, where columns are fetched
     nothing_ptr: tl.tensor  # (H,) zeros, where columns are fetched and the batch is packed
 
 
@@ -78,7 +78,10 @@ def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
     row = b if S.PACKED else tl.minimum(b, B - 1)
-    return Own(group, j, b, row, status_ptr, packed_ptr, nothing_ptr)
+    # Before 3.6 Triton returns no tuple with None in it.
+    packed = status_ptr if packed_ptr is None else packed_ptr
+    nothing = status_ptr if nothing_ptr is None else nothing_ptr
+    return Own(group, j, b, row, status_ptr, packed, nothing)
 
 
 @triton.jit

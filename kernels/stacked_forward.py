@@ -51,7 +51,7 @@ def _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S: tl.
     biases of every row, and `load_stays` of it."""
     here = step_after(before, None, i, T, B, direction, S.PACKED)
     moves = level.is_lowest.to(tl.int32)
-    still = Own(own.group, own.j, own.b, own.row * moves, own.status_ptr, None, None)
+    still = Own(own.group, own.j, own.b, own.row * moves, own.status_ptr, own.packed_ptr, own.nothing_ptr)
     r, z, n = load_inputs(inputs, still, Step(here.row * moves, here.count), S)
     return here, r, z, n, load_stays(stays_ptr, own, here, S)
 
