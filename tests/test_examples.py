@@ -75,6 +75,7 @@ def one_process(tmp_path_factory) -> dict[int, tuple[float, float]]:
     return found
 
 
+@pytest.mark.slow  # eight processes, each of which imports torch; two that train together: test_sharding.py, too
 @distributed
 def test_two_processes_learn_as_one(one_process, tmp_path):
     assert_same(in_two_parts(*TORCHRUN, 2, EXAMPLES / "ddp.py", "--checkpoint", tmp_path / "new" / "ck"), one_process)
