@@ -82,6 +82,7 @@ ONE_IN = {
         "test_tf32_where_torch_allows_it_for_its_rnns": 4,
     },
     "test_stacked.py": {"test_every_kind_of_stack": 2, "test_interleavings": 2},
+    "test_triton_state.py": {"test_a_cpus_user_does_not_notice_and_info_says_what_is_wrong": 2},
     "test_walking.py": {"test_every_kind_of_layer": 3, "test_interleavings": 2},
     "test_work_persistent.py": {"test_real_sizes": 3},
 }
