@@ -2,7 +2,7 @@
 
     python scripts/matrix.py                  # the short part, with every set whose Python is here
     python scripts/matrix.py --turn           # with one of them: another one each day
-    python scripts/matrix.py --turn --brief   # and of the short part what takes seconds: does it work at all
+    python scripts/matrix.py --turn --brief   # a few tests, with the next set of which pip finds a CPU build of torch
     python scripts/matrix.py --only 3.10      # with those whose versions begin so
     python scripts/matrix.py --full           # the whole test command; some 15 minutes a set on two cores
     python scripts/matrix.py --keep FOLDER    # environments stay there, and the next time nothing is downloaded
@@ -86,6 +86,15 @@ def interpreter(version: str) -> str | None:
     return None
 
 
+def without_cpu_build(versions: Versions) -> str | None:
+    """What pip says where it finds no CPU build of torch for this Python, else None. Nothing is downloaded."""
+    where = ["--python-version", versions.python, "--only-binary=:all:", "--target", tempfile.gettempdir()]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", *where]
+    env = os.environ | {"PIP_CONSTRAINT": os.devnull}
+    done = subprocess.run([*pip, f"torch=={versions.torch}+cpu"], env=env, capture_output=True, text=True)
+    return (done.stderr.strip().splitlines() or ["nothing"])[-1] if done.returncode else None
+
+
 def tried(versions: Versions, python: str, folder: Path, full: bool, tests: list[str]) -> tuple[bool, str]:
     """Whether the tests passed, and pytest's closing line. full: with all that the extra test installs."""
     subprocess.run([python, "-m", "venv", folder], check=True)
@@ -128,7 +137,15 @@ def main() -> int:
         print(f"no set to try: there is no Python of {', '.join(sorted({v.python for v in here}))} here")
         return 0 if args.brief else 2
     tests = [] if args.full else [*BRIEF] if args.brief else [f"tests/test_{name}.py" for name in SHORT]
-    chosen = [able[datetime.date.today().toordinal() % len(able)]] if args.turn else able
+    turn = datetime.date.today().toordinal() % len(able) if args.turn else 0
+    chosen = able[turn:] + able[:turn]
+    if args.brief:  # CUDA's builds are several GB
+        said = {versions: without_cpu_build(versions) for versions in chosen}
+        for versions in (versions for versions in chosen if said[versions]):
+            print(f"SKIPPED: {versions}: {said[versions]}")
+        chosen = [versions for versions in chosen if not said[versions]]
+    if args.turn:
+        chosen = chosen[:1]
     rows, failed = [], False
     for versions in chosen:
         print(f"== {versions}", flush=True)

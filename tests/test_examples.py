@@ -114,6 +114,7 @@ def test_compiled_training_learns_as_without_the_compiler(tmp_path):
     assert_same(in_two_parts(script, "--checkpoint", tmp_path / "ck"), want)
 
 
+@pytest.mark.slow  # it trains, in a process of its own; what it calls is tested in test_onnx.py
 def test_onnx_export(tmp_path):
     printed = run(EXAMPLES / "onnx_export.py", "--epochs", 2, "--out", tmp_path / "new" / "digits.onnx")
     by_onnx, by_torch = re.findall(r"(\d+\.\d+)% by", printed)
