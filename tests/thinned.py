@@ -51,6 +51,10 @@ ONE_IN = {
         "test_no_spills_in_tiles_of_small_batches": 6,
         "test_no_spills_without_matrix_units": 4,
     },
+    "test_onnx.py": {
+        "test_lengths_are_sequence_lens": 2,
+        "test_onnx_runtime_gives_the_results_of_the_exported_module": 2,
+    },
     "test_operators.py": {
         "test_first_and_second_derivatives_against_finite_differences": 4,
         "test_opcheck": 7,
