@@ -57,6 +57,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    """As the process ends, its modules can be freed as ever."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers(monkeypatch):
     """The same random numbers in every run, and float32 multiplied as float32 unless a test says otherwise."""
