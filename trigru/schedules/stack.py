@@ -264,13 +264,14 @@ def backward(
 
     call.input is read only where a weight of the first layer needs a gradient, its gates were not kept, or products are
     normalised."""
-    heads = heads_of(layer, call, plan)
+    own = cudnn.is_own(reserve)  # which nothing else can read
+    heads = 1 if own else heads_of(layer, call, plan)
     if heads < layer.num_heads:
         found = backward(
             replace(layer, num_heads=1), whole_weights(layer, weights), call, plan, first_kept, reserve, wanted
         )
         return _narrow(layer, found)
-    if plan.schedule == "cudnn" or cudnn.is_own(reserve):  # which nothing else can read
+    if own or plan.schedule == "cudnn":
         return cudnn.backward(layer, weights, call, reserve, wanted)
     steps, directions = steps_of(layer, call), layer.directions
     kept = _read(layer, call, reserve, reserve[-1], first_kept)
