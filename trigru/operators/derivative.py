@@ -73,11 +73,11 @@ def differentiate(  # type: ignore[no-untyped-def]
     return _derivatives(Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs))
 
 
-def save_known(ctx, tensors: Sequence[Tensor], result: Result) -> None:  # type: ignore[no-untyped-def]
+def save_known(ctx, tensors: Sequence[Tensor], output: Tensor, reserve: Sequence[Tensor]) -> None:  # type: ignore[no-untyped-def]
     """`save` of a call that went the short way, which is on a GPU, of the equations alone, and whose layers are all
     kept. tensors: input, hx and the weights."""
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *result.reserve, result.output)
+    ctx.save_for_backward(*tensors, *reserve, output)
 
 
 def differentiate_known(  # type: ignore[no-untyped-def]
@@ -87,13 +87,12 @@ def differentiate_known(  # type: ignore[no-untyped-def]
     if grad_output is None and grad_h_n is None:
         return [None] * len(needs)
     saved = ctx.saved_tensors
-    tensors = (grad_output, grad_h_n, *saved)
-    key = back_key_of(needs, tensors)
-    if (again := known.back(key, tensors)) is not None:
+    key = back_key_of(needs, grad_output, grad_h_n, saved[0])
+    if (again := known.back(key, grad_output, grad_h_n, saved)) is not None:
         return again
     forward = known.recorded(*saved[: len(needs)])
     backward = Backward(forward, grad_output, grad_h_n, saved[len(needs) :], True, needs)
-    return _derivatives(backward, partial(known.remember, key))
+    return _derivatives(backward, partial(known.remember, key, grad_output, grad_h_n, saved))
 
 
 def _derivatives(backward: Backward, note: Callable[[compute.Again], None] | None = None) -> Sequence[Tensor | None]:
