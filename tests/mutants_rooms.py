@@ -51,8 +51,8 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named("test_repeat", "one_tensor_in_two_places_is_two"),
         ),
         (
-            'return f"{self._text(owner)}.data_ptr() + {offset}" if offset else self._text(owner)',
-            "return self._text(owner)",
+            'return f"{name} + {offset}" if offset else name',
+            "return name",
             named(_FAKE, "with_other_values[torch-options0-stepwise]"),
         ),
         (
@@ -66,6 +66,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named(_FAKE, "a_launch_before_that_expired_is_told"),
         ),
         ('f"here = stream({device})"', '"here = 0"', named(_FAKE, "a_stream_of_its_own")),
+        ("% {_LIKE}: return None", "% 1: return None", _OTHERS),
         (
             "        if run is None:\n            self.repeatable = False\n",
             "        if run is None:\n",
@@ -79,7 +80,6 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named(_FAKE, "calls_within_batch_invariant_are_of_another_kind"),
         ),
         ("around, call.zeros, *strides, *needs)", "around, call.zeros, *needs)", _OTHERS),
-        ("if address % 16 or (around", "if (around", _OTHERS),
     ],
     "trigru/schedules/reserve.py": [
         (

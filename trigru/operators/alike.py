@@ -6,8 +6,6 @@ Torch's own guards, those of its compiler, ask all of it in one call, in a fifth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
-from operator import or_
 from typing import Any
 
 from torch import Tensor
@@ -39,8 +37,3 @@ def _facts(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]] | None:
         ]
     except (RuntimeError, NotImplementedError):  # one has no memory: of vmap, or sparse
         return None
-
-
-def are_aligned(tensors: Sequence[Tensor]) -> bool:
-    """Whether each begins at a multiple of 16 bytes. All have memory."""
-    return not reduce(or_, map(Tensor.data_ptr, tensors)) % 16

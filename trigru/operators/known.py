@@ -18,7 +18,7 @@ from ..layer import Call, Layer
 from ..planning import measured
 from ..planning.plan import precision_of
 from . import compute
-from .alike import Fits, are_aligned, like
+from .alike import Fits, like
 from .plain import is_unseen
 from .schema import Recorded
 
@@ -47,7 +47,8 @@ class Known:
         them."""
         if (again := self.again.again) is not None:
             try:
-                return again(*tensors)
+                if (found := again(*tensors)) is not None:
+                    return found
             except RuntimeError as error:
                 self.again.refused(error)
         return compute.forward(self.recorded(*tensors, zeros=zeros))
@@ -64,7 +65,7 @@ class Known:
             return None
         there = _there(grad_output, grad_h_n, saved)
         for fits, known in noted:
-            if fits(*there) and (again := known.again) is not None and are_aligned(there):
+            if fits(*there) and (again := known.again) is not None:
                 try:
                     return again(grad_output, grad_h_n, *saved)
                 except RuntimeError as error:
@@ -111,11 +112,12 @@ def key_of(said: tuple[Any, ...], input: Tensor, zeros: Sequence[int] | None) ->
         said: the call's arguments that are no tensors; hashable.
         zeros: hx's shape where it is not given.
     """
-    if _watched() or forward_ad._current_level >= 0 or _profiled() or _benchmark():
+    if not is_unseen() or measured.TABLE or forward_ad._current_level >= 0 or _profiled() or _benchmark():
         return None
     if (around := compute.circumstances()) is None:
         return None
-    return said, input.shape, zeros is None, _recording(), around, _precision(input)
+    precise = input.dtype != torch.float32 or precision_of(torch.float32)
+    return said, input.shape, zeros is None, _recording(), around, precise
 
 
 def back_key_of(needs: tuple[bool, ...], grad_output: Tensor | None, grad_h_n: Tensor | None, like: Tensor) -> Key | None:
@@ -126,18 +128,10 @@ def back_key_of(needs: tuple[bool, ...], grad_output: Tensor | None, grad_h_n: T
         needs: what is asked for; hashable.
         like: one of the call's tensors.
     """
-    if _recording() or _watched() or (around := compute.circumstances()) is None:
+    if _recording() or not is_unseen() or measured.TABLE or (around := compute.circumstances()) is None:
         return None
-    return needs, grad_output is None, grad_h_n is None, around, _precision(like)
-
-
-def _watched() -> bool:
-    """Whether anything but eager execution looks on, or plans depend on what was measured."""
-    return not is_unseen() or bool(measured.TABLE)
-
-
-def _precision(x: Tensor) -> str:
-    return "" if (dtype := x.dtype) != torch.float32 else precision_of(dtype)
+    precise = like.dtype != torch.float32 or precision_of(torch.float32)
+    return needs, grad_output is None, grad_h_n is None, around, precise
 
 
 def find(key: Key, tensors: Sequence[Tensor]) -> Known | None:
@@ -149,7 +143,7 @@ def find(key: Key, tensors: Sequence[Tensor]) -> Known | None:
     if noted is not None:
         for fits, known in noted:
             if fits(*tensors) and known.again.again is not None:
-                return known if are_aligned(tensors) else None
+                return known
     return None
 
 
