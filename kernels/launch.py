@@ -283,16 +283,16 @@ _hooks_of = operator.attrgetter(*_HOOKS)
 
 def _listening() -> bool:
     """Whether hooks of Triton are told of launches."""
-    for hook in _hooks_of(triton.knobs.runtime):
-        if hook is not None and getattr(hook, "calls", True):  # no any(...), which takes as long again
-            return True
-    return False
+    return any(hook is not None and getattr(hook, "calls", True) for hook in _hooks_of(triton.knobs.runtime))
 
 
 def circumstances() -> tuple[Any, ...] | None:
     """What must be as it was for a launch to be made as it was noted; None where each has to be made anew."""
-    if _starter.get() is not None or _listening():
+    if _starter.get() is not None:
         return None
+    for hook in _hooks_of(triton.knobs.runtime):  # `_listening`, which takes twice as long
+        if hook is not None and getattr(hook, "calls", True):
+            return None
     return driver.active, torch._C._cuda_getDevice(), _age
 
 

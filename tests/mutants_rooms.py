@@ -7,6 +7,7 @@ from mutants_tests import named
 
 _NOTED = "what_depends_on_values_or_comes_from_elsewhere_is_not_repeated"
 _FAKE = "fakecuda/test_repeat"
+_APART_FROM = "what_tells_tensors_apart"
 _OTHERS = named(_FAKE, "calls_of_other_kinds_are_told_apart")
 _STACK_OPCHECK = named("test_operators", "opcheck[grad-stack-padded]")
 _FITS = named("test_together", "planned_launches_fit_the_device_and_take_every_layer_once[forward-H100]")
@@ -61,8 +62,8 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named(_FAKE, "a_launch_that_no_longer_fits"),
         ),
         (
-            'first = ["check()", f"here',
-            'first = [f"here',
+            'first += ["check()", f"here',
+            'first += [f"here',
             named(_FAKE, "a_launch_before_that_expired_is_told"),
         ),
         ('f"here = stream({device})"', '"here = 0"', named(_FAKE, "a_stream_of_its_own")),
@@ -72,6 +73,32 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "        if run is None:\n",
             named("test_repeat", f"{_NOTED}[<lambda>5]"),
         ),
+    ],
+    "trigru/operators/alike.py": [
+        ("x.requires_grad, x.is_neg()", "x.is_neg()", named("test_alike", f"{_APART_FROM}[facts-requires_grad]")),
+        (
+            "x.requires_grad, x.is_neg())",
+            "x.requires_grad)",
+            named("test_alike", f"{_APART_FROM}[facts-a view that negates]"),
+        ),
+        (
+            "if any(type(x) not in PLAIN_TYPES for x in tensors):",
+            "if not tensors:",
+            named("test_alike", "nothing_is_like_a_subclass"),
+        ),
+        (
+            "        if fits(*tensors):\n            return fits",
+            "        return fits",
+            named("test_alike", "one_tensor_in_two_places[guards]"),
+        ),
+    ],
+    "trigru/operators/known.py": [
+        (
+            "return needs, grad_output is None, grad_h_n is None, around",
+            "return grad_output is None, grad_h_n is None, around",
+            _OTHERS,
+        ),
+        ("zeros is None, _recording(), around", "zeros is None, around", _OTHERS),
     ],
     "trigru/operators/compute.py": [
         (

@@ -206,7 +206,7 @@ def _forward_and_backward(
         weight.grad = None
 
 
-def _against_additions(timer: Timer, calls: list[Callable[[], None]], budget_s: float) -> list[tuple[float, ...]]:
+def _against_additions(timer: Timer, calls: Sequence[Callable[[], None]], budget_s: float) -> list[tuple[float, ...]]:
     """Seconds of each call, and at the end of 1000 additions, in rounds."""
 
     def additions() -> None:

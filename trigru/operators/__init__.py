@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from ..schedules.per_step import of_parts
 from ..schedules.reserve import empty_reserve
 from ..schedules.stack import new_output, time_major
 from . import batching, compute, derivative, flops, known, sharding
+from .known import Asked
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
@@ -149,7 +149,8 @@ class _Again(torch.autograd.Function):
     def forward(ctx, found, zeros, *tensors):  # type: ignore[no-untyped-def]
         ctx.known = found
         output, h_n, reserve = found(zeros, *tensors)
-        derivative.save_known(ctx, tensors, output, reserve)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *reserve, output)
         return output, h_n
 
     @staticmethod
@@ -187,7 +188,7 @@ def _first_kept(layer: Layer, weights: Sequence[Tensor], call: Call) -> int:
     return layer.num_layers
 
 
-Asked, key_of = known.Asked, known.key_of
+key_of = known.key_of
 _benchmark = torch._C._get_cudnn_benchmark
 
 
@@ -197,7 +198,7 @@ def _at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Si
     at_first_call(layer, weights, call, site)
 
 
-def gru(layer: Layer, weights: Sequence[Tensor], call: Call, asked: known.Asked | None = None) -> tuple[Tensor, Tensor]:
+def gru(layer: Layer, weights: Sequence[Tensor], call: Call, asked: Asked | None = None) -> tuple[Tensor, Tensor]:
     """(output, h_n) of all layers and directions; gate values are kept only where a gradient can be asked for.
 
     The caller has checked that everything fits: `trigru.checks`. asked: what calls like it will be known by."""
@@ -236,20 +237,18 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call, asked: known.Asked 
     return compute.forward(forward, by, again)[:2]
 
 
-def gru_again(asked: known.Asked) -> tuple[Tensor, Tensor] | None:
+def gru_again(asked: Asked) -> tuple[Tensor, Tensor] | None:
     """`gru` where a call like this has been noted; else None."""
     key, tensors, zeros = asked
     found = known.find(key, tensors)
     if found is None:
         return None
-    if zeros is None:
-        without = False
-    else:
-        without, (input, *weights) = True, tensors
+    if zeros is not None:
+        input, *weights = tensors
         tensors = (input, input.new_empty(*zeros), *weights)
     if found.recording:
-        return _apply_again(found, without, *tensors)
-    output, h_n, _ = found(without, *tensors)
+        return _apply_again(found, zeros is not None, *tensors)
+    output, h_n, _ = found(zeros is not None, *tensors)
     return output, h_n
 
 

@@ -31,9 +31,8 @@ def like(tensors: Sequence[Tensor]) -> Fits | None:
 
 def _facts(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]] | None:
     try:
-        return [
-            (type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.untyped_storage().nbytes() >= 0)
-            for x in tensors
-        ]
-    except (RuntimeError, NotImplementedError):  # one has no memory: of vmap, or sparse
+        for x in tensors:
+            x.data_ptr()
+    except RuntimeError:  # it has no memory: of vmap, or sparse
         return None
+    return [(type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_neg()) for x in tensors]

@@ -1,7 +1,8 @@
 """The short way of a call like one before on a GPU: by one look at a table, from its tensors to what was noted of them.
 
 What lies between on the long way (checks, records, plan) depends on what a key holds, and on what the tensors are but
-for their values (see `alike`), on nothing else, and is not done again. What was noted, and when it may be repeated: `trigru.schedules.repeat`, `compute`.
+for their values (see `alike`), on nothing else, and is not done again. What was noted, and when it may be repeated:
+`trigru.schedules.repeat`, `compute`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Known:
     layer: Layer
     first_kept: int
     recording: bool
-    backward: dict[Key, list[tuple[Fits, compute.Again]]] = field(default_factory=dict)  # by keys of `back_key_of`
+    backward: dict[Key | None, list[tuple[Fits, compute.Again]]] = field(
+        default_factory=dict
+    )  # by keys of `_back_key_of`
 
     def __call__(self, zeros: bool, *tensors: Tensor) -> Sequence[Any]:
         """As `compute.forward`. tensors: input, hx and the weights. zeros: whether hx is memory yet to be filled with
@@ -58,32 +61,43 @@ class Known:
         return Recorded(self.layer, weights, Call(input, hx, zeros=zeros), self.first_kept)
 
     def back(
-        self, key: Key | None, grad_output: Tensor | None, grad_h_n: Tensor | None, saved: Sequence[Tensor]
+        self, needs: tuple[bool, ...], grad_output: Tensor | None, grad_h_n: Tensor | None, saved: Sequence[Tensor]
     ) -> list[Tensor | None] | None:
-        """As `compute.backward`, where that was noted for a key and for tensors like these; else None."""
-        if key is None or (noted := self.backward.get(key)) is None:
-            return None
-        there = _there(grad_output, grad_h_n, saved)
-        for fits, known in noted:
-            if fits(*there) and (again := known.again) is not None:
-                try:
-                    return again(grad_output, grad_h_n, *saved)
-                except RuntimeError as error:
-                    known.refused(error)
+        """As `compute.backward`, where that was noted for what is asked for and for tensors like these; else None."""
+        noted = self.backward.get(_back_key_of(needs, grad_output, grad_h_n, saved[0]))
+        if noted is not None:
+            there = _there(grad_output, grad_h_n, saved)
+            for fits, known in noted:
+                if fits(*there) and (again := known.again) is not None:
+                    try:
+                        return again(grad_output, grad_h_n, *saved)
+                    except RuntimeError as error:
+                        known.refused(error)
         return None
 
     def remember(
         self,
-        key: Key | None,
+        needs: tuple[bool, ...],
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
         saved: Sequence[Tensor],
         again: compute.Again,
     ) -> None:
-        """From now on derivatives with this key, of tensors like these, go the short way."""
-        if key is None or sum(map(len, self.backward.values())) >= compute.KINDS:
-            return
-        _remember(self.backward.setdefault(key, []), _there(grad_output, grad_h_n, saved), again)
+        """From now on derivatives like this one go the short way."""
+        key = _back_key_of(needs, grad_output, grad_h_n, saved[0])
+        if key is not None and sum(map(len, self.backward.values())) < compute.KINDS:
+            _remember(self.backward.setdefault(key, []), _there(grad_output, grad_h_n, saved), again)
+
+
+def _back_key_of(
+    needs: tuple[bool, ...], grad_output: Tensor | None, grad_h_n: Tensor | None, one: Tensor
+) -> Key | None:
+    """All that a derivative depends on but its tensors and the call that it is of; None, by which nothing is noted,
+    where only the long way may be gone. one: of the call's tensors."""
+    if _recording() or not is_unseen() or measured.TABLE or (around := compute.circumstances()) is None:
+        return None
+    precise = one.dtype != torch.float32 or precision_of(torch.float32)
+    return needs, grad_output is None, grad_h_n is None, around, precise
 
 
 def _there(grad_output: Tensor | None, grad_h_n: Tensor | None, saved: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -97,8 +111,8 @@ def _remember(noted: list[tuple[Fits, Any]], tensors: Sequence[Tensor], what: An
         if fits(*tensors):
             noted[i] = fits, what
             return
-    if (fits := like(tensors)) is not None:
-        noted.append((fits, what))
+    if (alike := like(tensors)) is not None:
+        noted.append((alike, what))
 
 
 _known: dict[Key, list[tuple[Fits, Known]]] = {}
@@ -118,20 +132,6 @@ def key_of(said: tuple[Any, ...], input: Tensor, zeros: Sequence[int] | None) ->
         return None
     precise = input.dtype != torch.float32 or precision_of(torch.float32)
     return said, input.shape, zeros is None, _recording(), around, precise
-
-
-def back_key_of(needs: tuple[bool, ...], grad_output: Tensor | None, grad_h_n: Tensor | None, like: Tensor) -> Key | None:
-    """All that a derivative depends on but its tensors and the call that it is of; None where only the long way may be
-    gone.
-
-    Args:
-        needs: what is asked for; hashable.
-        like: one of the call's tensors.
-    """
-    if _recording() or not is_unseen() or measured.TABLE or (around := compute.circumstances()) is None:
-        return None
-    precise = like.dtype != torch.float32 or precision_of(torch.float32)
-    return needs, grad_output is None, grad_h_n is None, around, precise
 
 
 def find(key: Key, tensors: Sequence[Tensor]) -> Known | None:
