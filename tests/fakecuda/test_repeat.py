@@ -130,13 +130,14 @@ def test_with_torch_s_guards_and_without(monkeypatch, there):
     if not there:
         monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
     module, x = made("resident"), drawn(3, 3, 4)
+    wanted = results(module, x)
     fakecuda.options["execute"] = False
-    for _ in range(4):
+    for _ in range(3):
         results(module, x)
     fakecuda.options["execute"] = True
     monkeypatch.setattr(compute, "forward", None)  # neither goes the long way
     monkeypatch.setattr(compute, "backward", None)
-    assert_exact(module, x)
+    assert all(map(torch.equal, results(module, x), wanted))
 
 
 def test_tied_weights_and_untied():
