@@ -23,7 +23,7 @@ from ..planning.stages import TAKES_HEADS, Plan, Stage
 from . import cudnn
 from .part import Part, Run, Together, Upstream
 from .per_step import Sums, before_their_ends, of_stage
-from .reserve import Reserve, scaled, shares_output
+from .reserve import Reserve, dropout_mask, scaled, shares_output
 
 
 class Result(NamedTuple):
@@ -230,15 +230,6 @@ def _parts_of(layer: Layer, stage: Stage) -> list[int]:
 def shaped(states: Tensor, steps: Steps) -> Tensor:
     """(N, D * H) as the next layer's input."""
     return states if steps.packed else states.view(steps.seq_len, steps.batch, states.shape[1])
-
-
-def dropout_mask(x: Tensor, p: float, out: Tensor | None = None) -> Tensor:
-    """Which elements stay, drawn as torch's dropout on a CPU draws for a contiguous tensor of this shape and dtype; in
-    `out` where that is given."""
-    if p == 1:
-        return x.new_zeros(x.shape, dtype=torch.bool) if out is None else out.zero_()
-    drawn = x.new_empty(x.shape).bernoulli_(1 - p)
-    return drawn.bool() if out is None else out.copy_(drawn)
 
 
 def kept_rows(layer: Layer, call: Call, result: Result) -> Iterator[tuple[Tensor, Tensor]]:
