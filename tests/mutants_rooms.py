@@ -97,9 +97,13 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         (
             "return needs, grad_output is None, grad_h_n is None, around",
             "return grad_output is None, grad_h_n is None, around",
-            _OTHERS,
+            named(_FAKE, "what_is_asked_for_is_told_apart"),
         ),
-        ("zeros is None, _recording(), around", "zeros is None, around", _OTHERS),
+        (
+            "zeros is None, _recording(), around",
+            "zeros is None, around",
+            named(_FAKE, "a_call_noted_without_gradients_has_them_where_they_are_recorded"),
+        ),
     ],
     "trigru/operators/compute.py": [
         (

@@ -125,6 +125,28 @@ def test_what_backward_finds_need_not_be_what_forward_kept():
     assert repeated() == 2
 
 
+def test_a_call_noted_without_gradients_has_them_where_they_are_recorded():
+    fakecuda.options["execute"] = False
+    module, x = made("resident"), drawn(3, 3, 4)
+    with torch.no_grad():
+        for _ in range(4):
+            assert not module(x)[0].requires_grad
+    assert repeated() == 1
+    assert module(x)[0].requires_grad
+
+
+def test_what_is_asked_for_is_told_apart():
+    """First one derivative, often enough for it to be noted, then all."""
+    module, x, hx = made("resident"), drawn(3, 3, 4), drawn(1, 3, 16)
+    for number in range(6):
+        fakecuda.options["execute"] = number == 5
+        output, h_n = module(x, hx)
+        (found,) = torch.autograd.grad(output.sum() + h_n.sum(), [x])
+    assert_exact(module, x, hx)
+    output, h_n = module(x, hx)
+    assert torch.equal(torch.autograd.grad(output.sum() + h_n.sum(), [x])[0], found)
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_with_torch_s_guards_and_without(monkeypatch, there):
     if not there:
