@@ -41,7 +41,7 @@ def _from_infinite(start: Tensor, end: Tensor, weight: Tensor, *, out: Tensor) -
     return torch.mul(start, 1 - weight, out=out).addcmul_(end, weight)
 
 
-def _blend(h0: Tensor, variant: str, per_step: PerStep | None = None) -> Callable[..., Tensor]:
+def blend_of(h0: Tensor, variant: str, per_step: PerStep | None = None) -> Callable[..., Tensor]:
     """torch.lerp, or where states may be infinite what gives no NaN that the formula has not: lerp takes away from an
     infinite number what it adds. Only a CPU can be asked whether h0 is finite without waiting for it."""
     others = per_step is not None and (per_step.fresh is not None or per_step.decay is not None)
@@ -266,7 +266,7 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     if rows.numel():
         forward = Forward(layout, weights[0], Between.of(layout, run), keeps=gates_kept is not None)
         steps = forward.steps_reset_after if layout.reset_after else forward.steps_reset_before
-        chunks, blend = layout.chunks(), _blend(h0, part.variant, run.per_step)
+        chunks, blend = layout.chunks(), blend_of(h0, part.variant, run.per_step)
         h = h0[: layout.sizes[-1 if part.reverse else 0]]
         for chunk in reversed(chunks) if part.reverse else chunks:
             kept = None if gates_kept is None else gates_kept[chunk.start : chunk.stop]

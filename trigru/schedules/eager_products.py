@@ -8,6 +8,7 @@ that torch.compile calls on a CPU; where that is missing or different, torch.mm 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,10 +43,20 @@ def is_intel() -> bool:
 
 
 @functools.cache
+def _is_zen4() -> bool:
+    """Whether this CPU is one of AMD's whose AVX-512 goes through units of 256 bits."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "AuthenticAMD" in told and re.search(r"cpu family\s*: 25\b", told) is not None
+
+
+@functools.cache
 def _onednn() -> Linear | None:
     """x, w -> x @ w.T by oneDNN, or None where torch.mm is as good or oneDNN cannot be reached."""
     try:
-        if torch.backends.cpu.get_cpu_capability() != "AVX512" or is_intel():
+        if torch.backends.cpu.get_cpu_capability() != "AVX512" or is_intel() or _is_zen4():
             return None
         operator = torch.ops.mkldnn._linear_pointwise.default
 
