@@ -179,7 +179,7 @@ class _Backward:
             assert x is not None
             outer, own = self._before_norms(outer, own, Rows.of(product(x, self.w_ih.t()), self.gain_ih))
         if d_input is not None:
-            d_input.copy_(product(outer, self.w_ih).view_as(d_input))
+            product(outer, self.w_ih, out=d_input.view(-1, d_input.shape[-1]))
         if self.d_bias is not None:
             self.d_bias.add_(self.factors.sum(0))
         if self.d_w_ih is not None:

@@ -72,6 +72,7 @@ class Forward:
         self.buffers: tuple[Tensor, ...] = ()
         alone = not keeps and not layout.narrow and weights.gain is None
         self.scratch = self.w_hh.new_empty(max(layout.sizes, default=0), layout.hidden_size) if alone else None
+        self.candidates: Tensor | None = None  # of a chunk, where they do not come to be in their place
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
 
@@ -92,7 +93,11 @@ class Forward:
         layout, rows = self.layout, x.shape[0]
         width = layout.planes * layout.hidden_size
         if not layout.reuse:
-            gates = x.new_empty(rows, width) if reserve is None else reserve
+            if reserve is None and (not self.buffers or self.buffers[0].shape[0] < rows):
+                self.buffers = (x.new_empty(rows, width),)
+            gates = self.buffers[0][:rows] if reserve is None else reserve
+            if reserve is not None:
+                self.candidates = x.new_empty(rows, layout.hidden_size)
             self.views = self._views(gates, gates, states, sizes)
         else:
             if not self.buffers or self.buffers[0].shape[0] < rows:
@@ -175,7 +180,10 @@ class Forward:
         target = source
         if to is not gates:
             rz, n, start, target = steps(to, 0, 2), steps(to, 2), 0, to[:, -size:]
-        if self.scratch is None:
+        if self.candidates is not None:
+            summed = n = self.candidates.split_with_sizes(sizes)
+            self.tanh, operands = tanh_in_place(n)
+        elif self.scratch is None:
             self.tanh, operands = tanh_in_steps(source, target, sizes)
         else:
             summed = n = tuple(self.scratch[:count] for count in sizes)
@@ -280,6 +288,8 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
                     if layout.narrow:
                         keep_(gates[:, layout.rz], gates[:, -layout.hidden_size :])
                     kept.copy_(gates)
+            elif forward.candidates is not None:
+                gates[:, -layout.hidden_size :].copy_(forward.candidates)
         ends[: h.shape[0]] = h
     if ends is not h_n:
         h_n.copy_(ends)

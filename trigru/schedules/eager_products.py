@@ -88,10 +88,13 @@ def turned(w: Tensor, rows: int, steps: int) -> Tensor:
     return view.contiguous() if is_intel() else view
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in new memory."""
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b, in new memory or in `out`, which may have another dtype."""
     linear = fast_linear(a, a.shape[0], *b.shape)
-    return torch.mm(a, b) if linear is None else linear(a, b.t())
+    if linear is None and (out is None or out.dtype == a.dtype):
+        return torch.mm(a, b, out=out)
+    found = torch.mm(a, b) if linear is None else linear(a, b.t())
+    return found if out is None else out.copy_(found)
 
 
 def affine(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:

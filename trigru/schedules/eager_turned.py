@@ -42,7 +42,7 @@ def fits(part: Part, weights: Weights, run: Run) -> bool:
 
 def worth(batch: int, size: int) -> bool:
     """Whether it is the faster one."""
-    return batch >= 32
+    return size <= 8 and batch >= 64
 
 
 def gates_as_rows(run: Run) -> Tensor:
