@@ -1,7 +1,8 @@
 """Matrix products of the eager schedule, and who computes them: torch.mm (MKL, cuBLAS, ...) or oneDNN.
 
 On CPUs that are not Intel's MKL keeps to its AVX2 kernels. oneDNN uses AVX-512 there: 1.5 to 2.6 times as fast in
-float32 on an AMD EPYC (Zen 5, 2 threads), but a call costs some 15 microseconds more. torch exposes it as the operator
+float32 on an AMD EPYC (Zen 5, 2 threads), but a call costs some 15 microseconds more. On Zen 4, whose AVX-512 goes
+through units of 256 bits, MKL's are the faster ones but for large weights. torch exposes it as the operator
 that torch.compile calls on a CPU; where that is missing or different, torch.mm serves.
 """
 
@@ -24,6 +25,12 @@ ONEDNN_ROWS = 8
 ONEDNN_OUTER = (256, 512)
 """Sizes of result and of the summed dimension from which a.T @ b is faster through oneDNN, its copies included."""
 
+ZEN4_WEIGHTS = 1 << 21
+ZEN4_ROWS, ZEN4_SIZE = 256, 512
+"""On Zen 4: elements of the right operand from which oneDNN is faster, for it then comes from beyond L2 (hidden_size
+1024: 1.2 to 2.5 times, of 2 to 16 rows), a quarter of them for 2 to 4 rows; or rows from which, with at least so many columns in either operand (1.2
+times). Below, torch.mm is: by 1.1 to 2 times."""
+
 Linear = Callable[[Tensor, Tensor], Tensor]
 
 TURNED_STEPS = 32
@@ -43,7 +50,7 @@ def is_intel() -> bool:
 
 
 @functools.cache
-def _is_zen4() -> bool:
+def is_zen4() -> bool:
     """Whether this CPU is one of AMD's whose AVX-512 goes through units of 256 bits."""
     try:
         told = Path("/proc/cpuinfo").read_text()
@@ -56,7 +63,7 @@ def _is_zen4() -> bool:
 def _onednn() -> Linear | None:
     """x, w -> x @ w.T by oneDNN, or None where torch.mm is as good or oneDNN cannot be reached."""
     try:
-        if torch.backends.cpu.get_cpu_capability() != "AVX512" or is_intel() or _is_zen4():
+        if torch.backends.cpu.get_cpu_capability() != "AVX512" or is_intel():
             return None
         operator = torch.ops.mkldnn._linear_pointwise.default
 
@@ -75,6 +82,10 @@ def fast_linear(x: Tensor, rows: int, inner: int, columns: int) -> Linear | None
     Chosen by device, dtype and shape alone, so that equal calls give equal bits."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return None
+    if is_zen4():
+        weights = ZEN4_WEIGHTS if rows > 4 else ZEN4_WEIGHTS // 4
+        large = inner * columns >= weights or (rows >= ZEN4_ROWS and min(inner, columns) >= ZEN4_SIZE)
+        return _onednn() if large and rows > 1 else None
     if rows < ONEDNN_ROWS or rows * inner * columns < ONEDNN_MULTIPLICATIONS:
         return None
     return _onednn()
@@ -112,7 +123,7 @@ def affine(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
 def add_outer(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out += a.T @ b, for many more rows than columns."""
     smallest, summed = ONEDNN_OUTER
-    fits = min(out.shape) >= smallest and a.shape[0] >= summed
+    fits = min(out.shape) >= smallest and a.shape[0] >= summed and not is_zen4()
     linear = fast_linear(a, out.shape[1], a.shape[0], out.shape[0]) if fits else None
     if linear is None:
         out.addmm_(a.t(), b)
