@@ -28,8 +28,8 @@ ONEDNN_OUTER = (256, 512)
 ZEN4_WEIGHTS = 1 << 21
 ZEN4_ROWS, ZEN4_SIZE = 256, 512
 """On Zen 4: elements of the right operand from which oneDNN is faster, for it then comes from beyond L2 (hidden_size
-1024: 1.2 to 2.5 times, of 2 to 16 rows), a quarter of them for 2 to 4 rows; or rows from which, with at least so many columns in either operand (1.2
-times). Below, torch.mm is: by 1.1 to 2 times."""
+1024: 1.2 to 2.5 times, of 2 to 16 rows), a quarter of them for 2 to 4 rows; or rows from which, with at least so many
+columns in either operand (1.2 times). Below, torch.mm is: by 1.1 to 2 times."""
 
 Linear = Callable[[Tensor, Tensor], Tensor]
 
