@@ -11,6 +11,8 @@ hidden_size columns a gate:
                     input's projection the last three, so each is one product and nothing is concatenated
     "cho", "chung"  forward [r z n], backward [dr dz dn]
 
+Small layers of many sequences have units outermost instead: `eager_turned.py`.
+
 Heads that are many and large enough (`heads_apart`) have their recurrent products batched, see `eager_products.Heads`.
 
 In 16 bits the arithmetic is in float32, and the reserve keeps of r, z and n what eager_kept.py says.
