@@ -37,6 +37,7 @@ from .persistent_tiles import (
     in_float32,
     load_columns,
     load_step,
+    of_side,
     one_look,
     own_place,
     own_side,
@@ -48,7 +49,22 @@ from .persistent_tiles import (
     where_alive,
 )
 from .several_backward import several_reset_first, several_torch
-from .tiles import either, read, write
+from .tiles import read, write
+
+
+@triton.jit
+def _own_places(kept, d_state_ptr, d_gates_ptr, side, B, GATES: tl.constexpr, S: tl.constexpr):
+    """Where the own direction's begin: of what `load_step` reads, and the derivatives by its state and its gates."""
+    grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
+    grad_output_ptr += side.number * S.H
+    output_ptr += side.number * S.H
+    reserve_ptr += side.rows * (GATES * S.H)
+    states = side.number * B * S.H
+    return (
+        (grad_output_ptr, h0_ptr + states, output_ptr, reserve_ptr),
+        d_state_ptr + states,
+        d_gates_ptr + side.rows * (3 * S.H),
+    )
 
 
 @triton.jit(do_not_specialize=PER_LAUNCH)
@@ -101,35 +117,27 @@ def backward_torch(
     """Variant "torch": one exchange a step."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
-    if SIDES == 2:
-        side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
-        starts = side * B
-        grad_output_ptr += side * H
-        h0_ptr += side * B * H
-        output_ptr += side * H
-        reserve_ptr += behind * (4 * H)
-        d_state_ptr += side * B * H
-        d_gates_ptr += behind * (3 * H)
-        d_an_ptr += behind * H
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
-    if dropped_below is not None:
-        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
+    own = own_tile(first_tile, B, status_ptr, S, tiles=tiles)
+    side = own_side(own, offsets_ptr, T, B, direction, S)
+    kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
+    kept, d_state_ptr, d_gates_ptr = _own_places(kept, d_state_ptr, d_gates_ptr, side, B, 4, S)
+    d_an_ptr += side.rows * H
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
-        dropped_below=dropped_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr,
+        dropped_ptr if dropped_below is None else tl.load(dropped_ptr),  # the seed of the masks
+        None, d_begin_ptr, clip, side.rows, side.sequences, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        load_seed(seed_ptr), zoneout_below, dropped_below=dropped_below,
     )  # fmt: skip
+    w_hh_ptr = of_side(side, w_hh_ptr, w_hh_back_ptr)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     w_n = load_columns(w_hh_ptr, 2, own, S)
 
-    kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     if tiles is None:
         flags = flags_of(own, 0, T, B, S)
         d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
         dh = read(d_state, exists)
-        t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
+        t, here, before = last_steps(offsets_ptr, T, B, side.direction, PACKED)
         place = own_place(own, B, S)
         words, ahead = load_words(beside, here.row, place), load_words(beside, before.row, place)
         loaded = load_step(kept, own, here, before, T == 1, 4, S, words=words)
@@ -151,7 +159,7 @@ def backward_torch(
             write(tile_at(d_gates_ptr, here.row, own, 3, S, 2), dn, mask)
             direct = where_alive(own, here, direct, dh, S)
 
-            t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
+            t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, side.direction, PACKED)
             loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
             of_step = load_of_step(beside, following.row, place, ahead)
             ahead = load_words(beside, before.row, place)
@@ -178,7 +186,7 @@ def backward_torch(
     else:
         several_torch(
             kept, (d_gates_ptr, d_an_ptr), d_state_ptr, nothing_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr,
-            T, B, -direction, PRECISION, S,
+            T, B, -side.direction, PRECISION, S,
         )  # fmt: skip
     report(status_ptr, host_ptr, number)
 
@@ -235,36 +243,28 @@ def backward_reset_first(
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     Z: tl.constexpr = 0.0 if VARIANT == "chung" else 1.0
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
-    if SIDES == 2:
-        side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
-        starts = side * B
-        grad_output_ptr += side * H
-        h0_ptr += side * B * H
-        output_ptr += side * H
-        reserve_ptr += behind * (3 * H)
-        d_state_ptr += side * B * H
-        d_gates_ptr += behind * (3 * H)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
-    if dropped_below is not None:
-        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
+    own = own_tile(first_tile, B, status_ptr, S, tiles=tiles)
+    side = own_side(own, offsets_ptr, T, B, direction, S)
+    kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
+    kept, d_state_ptr, d_gates_ptr = _own_places(kept, d_state_ptr, d_gates_ptr, side, B, 3, S)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, None, d_begin_ptr, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
-        dropped_below=dropped_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr,
+        dropped_ptr if dropped_below is None else tl.load(dropped_ptr),  # the seed of the masks
+        None, d_begin_ptr, clip, side.rows, side.sequences, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        load_seed(seed_ptr), zoneout_below, dropped_below=dropped_below,
     )  # fmt: skip
+    w_hh_ptr = of_side(side, w_hh_ptr, w_hh_back_ptr)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
     if EVEN_H:  # all addresses at once spill at H = 768 on sm_100; waiting here spills at H = 1000 on sm_80
         tl.debug_barrier()
     w_n = load_columns(w_hh_ptr, 2, own, S)
 
-    kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     if tiles is None:
         flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
         d_state, exists = tile_at(d_state_ptr, 0, own, 1, S), there(own, B, S)
         dh = read(d_state, exists)
-        t, here, before = last_steps(offsets_ptr, T, B, direction, PACKED)
+        t, here, before = last_steps(offsets_ptr, T, B, side.direction, PACKED)
         place = own_place(own, B, S)
         words, ahead = load_words(beside, here.row, place), load_words(beside, before.row, place)
         loaded = load_step(kept, own, here, before, T == 1, 3, S, words=words, Z=Z)
@@ -283,7 +283,7 @@ def backward_reset_first(
             )  # fmt: skip
             direct = where_alive(own, here, direct, dh, S)
 
-            t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
+            t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, side.direction, PACKED)
             loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S, words=ahead, Z=Z)
             of_step = load_of_step(beside, following.row, place, ahead)
             ahead = load_words(beside, before.row, place)
@@ -313,6 +313,6 @@ def backward_reset_first(
     else:
         several_reset_first(
             kept, d_gates_ptr, d_state_ptr, nothing_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr, T, B,
-            -direction, VARIANT, PRECISION, S,
+            -side.direction, VARIANT, PRECISION, S,
         )  # fmt: skip
     report(status_ptr, host_ptr, number)

@@ -38,8 +38,8 @@ from .persistent_tiles import (
     keep,
     load_inputs,
     load_rows,
-    load_start,
     number_of_tiles,
+    of_side,
     own_place,
     own_side,
     own_tile,
@@ -52,9 +52,16 @@ from .persistent_tiles import (
     where_alive,
 )
 from .several import Turn, turn_after
-from .tiles import either, read, write
+from .tiles import read, write
 
 _ONE_USE = tl.constexpr(one_use_of_a_fragment())
+
+
+@triton.jit
+def _own_places(gates_in_ptr, h0_ptr, output_ptr, side, B, S: tl.constexpr):
+    """Where the own direction's begin."""
+    h0_ptr += side.number * B * S.H
+    return gates_in_ptr + side.rows * (3 * S.H), h0_ptr, output_ptr + side.number * S.H
 
 
 @triton.jit
@@ -103,12 +110,10 @@ def _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, 
 
 @triton.jit
 def _start(beside, h0_ptr, own, B, row, flags, S: tl.constexpr):
-    """The running state before the first step, which is at `row`."""
+    """The running state before the first step, which is at `row`, and what of it the products of all steps see."""
     place, exists = own_place(own, B, S), there(own, B, S)
-    h = read(tile_at(h0_ptr, 0, own, 1, S), exists)
-    return _begin(
-        beside, h, row, load_beginning(beside, row, place), load_dropped(beside, place), own, exists, flags, S
-    )
+    h, dropped = read(tile_at(h0_ptr, 0, own, 1, S), exists), load_dropped(beside, place)
+    return _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, exists, flags, S), dropped
 
 
 @triton.jit
@@ -116,8 +121,21 @@ def _start_all(beside, h0_ptr, state_ptr, first, count, row, T, B, S: tl.constex
     """`_start` for so many batch tiles, into the memory of the running states."""
     for k in range(count):
         own = tile_of(first, k, B, S)
-        h = _start(beside, h0_ptr, own, B, row, flags_of(own, 0, T, B, S), S)
+        h, _ = _start(beside, h0_ptr, own, B, row, flags_of(own, 0, T, B, S), S)
         write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
+
+
+@triton.jit
+def _next_step(gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, direction,
+               S: tl.constexpr):  # fmt: skip
+    """Step number i: the gates' inputs, what it does beside the equations with what begins behind it, and, behind a
+    barrier, what it waits for."""
+    here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
+    gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
+    amount, beginning, row = load_forward(beside, here, i, T, B, direction, own_place(own, B, S))
+    tl.debug_barrier()
+    x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
+    return here, gr, gz, gn, amount, beginning, row, x
 
 
 @triton.jit
@@ -304,46 +322,30 @@ def forward_torch(
     """Variant "torch": one exchange a step, one product for the three gates."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
-    if SIDES == 2:
-        side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
-        starts = side * B
-        gates_in_ptr += behind * (3 * H)
-        h0_ptr += side * B * H
-        output_ptr += side * H
-        if h_n_ptr is not None:
-            h_n_ptr += side * B * H
-        if state_ptr is not None:
-            state_ptr += side * B * H
-        if reserve_ptr is not None:
-            reserve_ptr += behind * (4 * H)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
-        if b_hn_ptr is not None:
-            b_hn_ptr = either(side, b_hn_ptr, b_hn_back_ptr)
-    if dropped_below is not None:
-        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
+    own = own_tile(first_tile, B, status_ptr, S, tiles=tiles)
+    side = own_side(own, offsets_ptr, T, B, direction, S)
+    gates_in_ptr, h0_ptr, output_ptr = _own_places(gates_in_ptr, h0_ptr, output_ptr, side, B, S)
+    if reserve_ptr is not None:
+        reserve_ptr += side.rows * (4 * H)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
-        dropped_below=dropped_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr,
+        dropped_ptr if dropped_below is None else tl.load(dropped_ptr),  # the seed of the masks
+        begins_ptr, None, clip, side.rows, side.sequences, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        load_seed(seed_ptr), zoneout_below, dropped_below=dropped_below,
     )  # fmt: skip
-    w = load_rows(w_hh_ptr, 0, 4, own, S)
+    w = load_rows(of_side(side, w_hh_ptr, w_hh_back_ptr), 0, 4, own, S)
     b_hn = None
     if b_hn_ptr is not None:
-        b_hn = read(b_hn_ptr + own.j, own.j < H)[None, :]
+        b_hn = read(of_side(side, b_hn_ptr, b_hn_back_ptr) + own.j, own.j < H)[None, :]
 
     if tiles is None:
         flags = flags_of(own, 0, T, B, S)
-        h, before = load_start(h0_ptr, own, T, B, direction, S)
-        place = own_place(own, B, S)
-        dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
-        h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
+        before = before_first(T, B, side.direction)
+        h, dropped = _start(beside, h0_ptr, own, B, row_after(before, -1, T, B, side.direction), flags, S)
         for i in range(T):
-            here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
-            gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-            amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
-            tl.debug_barrier()
-            x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
+            here, gr, gz, gn, amount, beginning, row, x = _next_step(
+                gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, S
+            )
             ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
             if b_hn_ptr is not None:
                 an += b_hn
@@ -356,11 +358,12 @@ def forward_torch(
                 keep(reserve_ptr, own, here, (r, z, n, an), S)
             before = here
         if h_n_ptr is not None:
-            write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
+            write(tile_at(h_n_ptr + side.number * B * H, 0, own, 1, S), h, there(own, B, S))
     else:
+        state_ptr += side.number * B * H
         _several_torch(
             (gates_in_ptr, h0_ptr, output_ptr, state_ptr), reserve_ptr, w, b_hn, beside, own, tiles, offsets_ptr, T, B,
-            direction, PRECISION, S,
+            side.direction, PRECISION, S,
         )  # fmt: skip
     report(status_ptr, host_ptr, number)
 
@@ -416,28 +419,19 @@ def forward_reset_first(
     gate's product runs while the second is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own, behind, starts = own_tile(first_tile, B, status_ptr, S, tiles=tiles), None, None
-    if SIDES == 2:
-        side, behind, direction = own_side(own, offsets_ptr, T, B, PACKED)
-        starts = side * B
-        gates_in_ptr += behind * (3 * H)
-        h0_ptr += side * B * H
-        output_ptr += side * H
-        if h_n_ptr is not None:
-            h_n_ptr += side * B * H
-        reset_state_ptr += behind * H
-        if state_ptr is not None:
-            state_ptr += side * B * H
-        if reserve_ptr is not None:
-            reserve_ptr += behind * (3 * H)
-        w_hh_ptr = either(side, w_hh_ptr, w_hh_back_ptr)
-    if dropped_below is not None:
-        dropped_ptr = tl.load(dropped_ptr)  # the seed of the masks
+    own = own_tile(first_tile, B, status_ptr, S, tiles=tiles)
+    side = own_side(own, offsets_ptr, T, B, direction, S)
+    gates_in_ptr, h0_ptr, output_ptr = _own_places(gates_in_ptr, h0_ptr, output_ptr, side, B, S)
+    reset_state_ptr += side.rows * H
+    if reserve_ptr is not None:
+        reserve_ptr += side.rows * (3 * H)
     beside = Beside(
-        reset_ptr, fresh_ptr, decay_ptr, amount_ptr, dropped_ptr, begins_ptr, None, clip,
-        behind, starts, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT, load_seed(seed_ptr), zoneout_below,
-        dropped_below=dropped_below,
+        reset_ptr, fresh_ptr, decay_ptr, amount_ptr,
+        dropped_ptr if dropped_below is None else tl.load(dropped_ptr),  # the seed of the masks
+        begins_ptr, None, clip, side.rows, side.sequences, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
+        load_seed(seed_ptr), zoneout_below, dropped_below=dropped_below,
     )  # fmt: skip
+    w_hh_ptr = of_side(side, w_hh_ptr, w_hh_back_ptr)
     if _ONE_USE:
         w_rz = load_rows(w_hh_ptr, 0, 2, own, S)
         w_r, w_z = w_rz, w_rz
@@ -448,16 +442,12 @@ def forward_reset_first(
 
     if tiles is None:
         flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
-        h, before = load_start(h0_ptr, own, T, B, direction, S)
-        place = own_place(own, B, S)
-        dropped, row = load_dropped(beside, place), row_after(before, -1, T, B, direction)
-        h = _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, there(own, B, S), flags, S)
+        before = before_first(T, B, side.direction)
+        h, dropped = _start(beside, h0_ptr, own, B, row_after(before, -1, T, B, side.direction), flags, S)
         for i in range(T):
-            here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
-            gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
-            amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
-            tl.debug_barrier()
-            x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
+            here, gr, gz, gn, amount, beginning, row, x = _next_step(
+                gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, S
+            )
             if _ONE_USE:
                 ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
             else:
@@ -485,10 +475,11 @@ def forward_reset_first(
                 keep(reserve_ptr, own, here, (r, z, n), S)
             before = here
         if h_n_ptr is not None:
-            write(tile_at(h_n_ptr, 0, own, 1, S), h, there(own, B, S))
+            write(tile_at(h_n_ptr + side.number * B * H, 0, own, 1, S), h, there(own, B, S))
     else:
+        state_ptr += side.number * B * H
         _several_reset_first(
             (gates_in_ptr, h0_ptr, output_ptr, state_ptr), state_ptr + SIDES * B.to(tl.int64) * H, reset_state_ptr,
-            reserve_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr, T, B, direction, VARIANT, PRECISION, S,
+            reserve_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr, T, B, side.direction, VARIANT, PRECISION, S,
         )  # fmt: skip
     report(status_ptr, host_ptr, number)

@@ -16,7 +16,7 @@ from .exchange import await_tile, await_tiles, by_thread, first_flag, glance_at_
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
 from .per_step import Place, absent, begin_back, done, row_of
-from .tiles import read, write
+from .tiles import either, read, write
 
 # They change from launch to launch: specialising on them would compile the kernel again and again.
 PER_LAUNCH = ["T", "B", "first_tile", "direction", "number", "tiles", "zoneout_below", "dropped_below"]
@@ -47,6 +47,16 @@ class Own(NamedTuple):
     b: tl.tensor  # its sequences, (BLOCK_B,)
     row: tl.tensor  # where their rows lie within a step, (BLOCK_B,)
     status_ptr: tl.tensor  # see exchange.py
+
+
+class Side(NamedTuple):
+    """A program's direction of time, of those that its launch has. Where tensors hold one behind the other, so much
+    lies before its own; nothing where one runs."""
+
+    number: tl.tensor  # 0 or 1
+    rows: tl.tensor  # of all steps
+    sequences: tl.tensor
+    direction: tl.tensor  # see loop.py
 
 
 @triton.jit
@@ -80,11 +90,21 @@ def tile_of(own, k, B, S: tl.constexpr):
 
 
 @triton.jit
-def own_side(own, offsets_ptr, T, B, PACKED: tl.constexpr):
-    """Where both directions run: which of them is this program's, 0 or 1, how many rows lie before its own in tensors
-    that hold one behind the other, and its direction (see loop.py)."""
-    side = own.group % 2
-    return side.to(tl.int64), side * rows_of_all(offsets_ptr, T, B, PACKED), 1 - 2 * side
+def own_side(own, offsets_ptr, T, B, direction, S: tl.constexpr):
+    """A Side. direction: of a single one."""
+    if S.SIDES == 1:
+        none = tl.full((), 0, tl.int64)
+        return Side(none, none, none, direction)
+    else:
+        side = own.group % 2
+        rows, number = side * rows_of_all(offsets_ptr, T, B, S.PACKED), side.to(tl.int64)
+        return Side(number, rows, number * B, 1 - 2 * side)
+
+
+@triton.jit
+def of_side(side, first, second):
+    """What is the first direction's, or the second's, or None: one runs."""
+    return first if second is None else either(side.number, first, second)
 
 
 @triton.jit

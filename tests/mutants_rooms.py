@@ -24,6 +24,7 @@ _NORMED = named("test_norm_kernels", "against_the_reference[resident-torch-packe
 _NORMED_STEP = named("test_norm_kernels", "against_the_reference[stepwise-cho-both directions-torch.bfloat16-sm_90]")
 _EVERY_BATCH = named("test_deterministic", "a_sequence_has_the_same_bits_in_every_batch[sm_90-stepwise-torch]")
 _ONE_CHOICE = named("test_deterministic", "one_choice_for_all_batches[512-torch.bfloat16-forward]")
+_BY_CUDNN = named("test_cudnn", "as_the_reference[dropout-padded]")
 
 # By file: its text, what stands in its place, and the test that notices.
 BY_FILE: dict[str, list[tuple[str, str, str]]] = {
@@ -87,7 +88,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "if self.states is not None:",
             named(_FAKE, "with_other_values[chung-options2-stepwise]"),
         ),
-        ("masked = layer.dropout and kept > 1", "masked = layer.dropout", _ONE_KEPT),
+        ("if not layer.dropout or kept == 1:", "if not layer.dropout:", _ONE_KEPT),
         ("x.narrow(0, layers[0] - self.first_kept,", "x.narrow(0, 0,", _STACK_OPCHECK),
         (
             "mask.to(dtype).div_(1 - p)",
@@ -248,6 +249,17 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "if is_on():\n        because",
             "if not is_on():\n        because",
             named("test_deterministic", "what_cannot_promise_it_raises[eager]"),
+        ),
+    ],
+    "trigru/schedules/cudnn.py": [
+        ("grad = _masked(layer, call, grad, masks, one.number)", "pass", _BY_CUDNN),
+        ("else mask.transpose(0, 1), layer.dropout", "else mask, layer.dropout", _BY_CUDNN),
+        ("if need_hx else None\n    d_weights", "if False else None\n    d_weights", _BY_CUDNN),
+        ("below = need_input or any(", "below = any(", _BY_CUDNN),
+        (
+            "count = module.num_layers if module.dropout else 1",
+            "count = 1",
+            named("test_cudnn", "weights_of_a_stack_with_dropout_lie_layer_by_layer"),
         ),
     ],
 }

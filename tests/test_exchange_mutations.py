@@ -185,8 +185,8 @@ def test_reading_another_step(mutated, file, old, new):
     ("file", "old", "new", "protocol"),
     [
         ("persistent_tiles", "own.group, S.SIDES", "own.group // 2, S.SIDES", "flags"),
-        ("persistent_forward", "output_ptr += side * H", "output_ptr += (side * 0) * H", "data"),
-        ("persistent_backward", "d_gates_ptr += behind", "d_gates_ptr += (side * 0)", "data"),
+        ("persistent_forward", "output_ptr + side.number * S.H", "output_ptr", "data"),
+        ("persistent_backward", "d_gates_ptr + side.rows", "d_gates_ptr + 0", "data"),
         ("persistent_tiles", "tl.where(first, S.H, S.SIDES * S.H)", "S.H", "data"),
     ],
     ids=["one counter", "one output", "one gradient", "rows of one direction"],

@@ -62,7 +62,7 @@ class GRU(Leaf, nn.RNNBase):
             "resident": one Triton kernel for the sequence, all weights on one multiprocessor. For a small hidden_size.
             "persistent": one cooperative Triton kernel, weights in registers across the GPU. For NVIDIA, up to
             hidden_size 1024 in 16 bits.
-            "cudnn": cuDNN, as torch's own GRU on an NVIDIA GPU: variant "torch", without dropout between layers.
+            "cudnn": cuDNN, as torch's own GRU on an NVIDIA GPU: variant "torch".
         memory: what forward leaves for backward.
             "keep": the gates too. The faster one.
             "recompute": the states alone, a fifth to a quarter of it; backward computes the gates again.

@@ -24,7 +24,7 @@ from . import cudnn
 from .pages import in_large_pages
 from .part import Part, Run, Together, Upstream
 from .per_step import Sums, before_their_ends, of_stage
-from .reserve import Reserve, scaled, shares_output
+from .reserve import Reserve, dropout_mask, scaled, shares_output
 
 
 class Result(NamedTuple):
@@ -230,15 +230,6 @@ def shaped(states: Tensor, steps: Steps) -> Tensor:
     return states if steps.packed else states.view(steps.seq_len, steps.batch, states.shape[1])
 
 
-def dropout_mask(x: Tensor, p: float, out: Tensor | None = None) -> Tensor:
-    """Which elements stay, drawn as torch's dropout on a CPU draws for a contiguous tensor of this shape and dtype; in
-    `out` where that is given."""
-    if p == 1:
-        return x.new_zeros(x.shape, dtype=torch.bool) if out is None else out.zero_()
-    drawn = x.new_empty(x.shape).bernoulli_(1 - p)
-    return drawn.bool() if out is None else out.copy_(drawn)
-
-
 def kept_rows(layer: Layer, call: Call, result: Result) -> Iterator[tuple[Tensor, Tensor]]:
     """Of a forward that kept all layers: what goes into each, (N, features), and its states (N, D * H)."""
     kept = _read(layer, call, result.reserve, result.output, 0)
@@ -271,13 +262,14 @@ def backward(
 
     call.input is read only where a weight of the first layer needs a gradient, its gates were not kept, or products are
     normalised."""
-    heads = heads_of(layer, call, plan)
+    own = cudnn.is_own(reserve)  # which nothing else can read
+    heads = 1 if own else heads_of(layer, call, plan)
     if heads < layer.num_heads:
         found = backward(
             replace(layer, num_heads=1), whole_weights(layer, weights), call, plan, first_kept, reserve, wanted
         )
         return _narrow(layer, found)
-    if plan.schedule == "cudnn" or cudnn.is_own(reserve):  # which nothing else can read
+    if own or plan.schedule == "cudnn":
         return cudnn.backward(layer, weights, call, reserve, wanted)
     steps, directions = steps_of(layer, call), layer.directions
     kept = _read(layer, call, reserve, reserve[-1], first_kept)
