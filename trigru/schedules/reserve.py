@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..kernels.config import kept_values
 from ..layer import Call, Layer
+from .pages import in_large_pages
 
 
 def shares_output(device: torch.device) -> bool:
@@ -50,8 +51,9 @@ class Reserve(NamedTuple):
         inner = kept - 1 if shares_output(x.device) else kept
         masks = _empty_masks(layer, x, kept)
         values = kept * layer.directions * rows * kept_values(layer.variant) * layer.hidden_size
-        gates = x.new_empty(values if layer.memory == "keep" else 0)
-        return cls(first_kept, None, masks, gates, x.new_empty(inner, rows, features) if inner else None)
+        gates = in_large_pages(x.new_empty(values if layer.memory == "keep" else 0))
+        states = in_large_pages(x.new_empty(inner, rows, features)) if inner else None
+        return cls(first_kept, None, masks, gates, states)
 
     @classmethod
     def of(cls, layer: Layer, tensors: Sequence[Tensor], first_kept: int) -> Reserve:

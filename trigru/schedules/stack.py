@@ -21,6 +21,7 @@ from ..kernels.steps import Steps
 from ..layer import Call, Layer, Weights
 from ..planning.stages import TAKES_HEADS, Plan, Stage
 from . import cudnn
+from .pages import in_large_pages
 from .part import Part, Run, Together, Upstream
 from .per_step import Sums, before_their_ends, of_stage
 from .reserve import Reserve, dropout_mask, scaled, shares_output
@@ -93,14 +94,11 @@ def new_output(layer: Layer, call: Call, features: int) -> Tensor:
     """Memory for an output of so many features: steps outermost, whatever its shape, and no view."""
     *sizes, _ = call.input.shape
     if not layer.batch_first or call.batch_sizes is not None:
-        return call.input.new_empty(*sizes, features)
+        return in_large_pages(call.input.new_empty(*sizes, features))
     batch, seq_len = sizes
-    return torch.empty_strided(
-        (batch, seq_len, features),
-        (features, batch * features, 1),
-        dtype=call.input.dtype,
-        device=call.input.device,
-    )
+    strides = features, batch * features, 1
+    by_steps = (batch, seq_len, features), strides
+    return in_large_pages(torch.empty_strided(*by_steps, dtype=call.input.dtype, device=call.input.device))
 
 
 def heads_of(layer: Layer, call: Call, plan: Plan) -> int:
@@ -152,7 +150,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
         is_last = layers[-1] + 1 == layer.num_layers
         states = last_states if is_last else None
         if states is None:
-            states = x.new_empty(steps.num_rows, width) if own is None else own.states_of(layers[-1])
+            states = in_large_pages(x.new_empty(steps.num_rows, width)) if own is None else own.states_of(layers[-1])
         gates = None if own is None else own.gates_of(layer, layers)
         together = _together(layer, layers, own, x, states, steps)
         for stage in stages:
