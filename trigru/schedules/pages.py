@@ -34,7 +34,9 @@ def in_large_pages(x: Tensor) -> Tensor:
     """x, a new tensor whose memory nobody has touched; Linux may give it pages of 2 MiB in place of 4 KiB.
 
     What is computed does not change, and what the kernel answers does not matter."""
-    if not x.is_cpu or x.numel() * x.element_size() < LEAST_BYTES or (madvise := _madvise()) is None:
+    if type(x) is not Tensor or not x.is_cpu:  # a compiler's tensors have no memory, and sizes that are not to be asked
+        return x
+    if x.numel() * x.element_size() < LEAST_BYTES or (madvise := _madvise()) is None:
         return x
     start = x.data_ptr()
     first = -(-start // _PAGE) * _PAGE
