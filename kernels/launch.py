@@ -273,19 +273,26 @@ _COMPILATION = [
 ]
 
 
+_HOOKS = [
+    name
+    for name in ("launch_enter_hook", "launch_exit_hook", "add_stages_inspection_hook")
+    if hasattr(triton.knobs.runtime, name)
+]
+_hooks_of = operator.attrgetter(*_HOOKS)
+
+
 def _listening() -> bool:
     """Whether hooks of Triton are told of launches."""
-    knobs = triton.knobs.runtime
-    for hook in (knobs.launch_enter_hook, knobs.launch_exit_hook, getattr(knobs, "add_stages_inspection_hook", None)):
-        if hook is not None and getattr(hook, "calls", True):  # no any(...), which takes as long again
-            return True
-    return False
+    return any(hook is not None and getattr(hook, "calls", True) for hook in _hooks_of(triton.knobs.runtime))
 
 
 def circumstances() -> tuple[Any, ...] | None:
     """What must be as it was for a launch to be made as it was noted; None where each has to be made anew."""
-    if replaced() or _listening():
+    if _starter.get() is not None:
         return None
+    for hook in _hooks_of(triton.knobs.runtime):  # `_listening`, which takes twice as long
+        if hook is not None and getattr(hook, "calls", True):
+            return None
     return driver.active, torch._C._cuda_getDevice(), _age
 
 

@@ -74,11 +74,17 @@ def row_after(here, i, T, B, direction):
 
 
 @triton.jit
-def last_steps(offsets_ptr, T, B, direction, PACKED: tl.constexpr):
-    """For a loop against forward: the time step that forward took last, that step, and the one before it, or as
+def steps_back(offsets_ptr, i, T, B, direction, PACKED: tl.constexpr):
+    """For a loop against forward: the time step that forward takes as number i, that step, and the one before it, or as
     `step_or_none` where there is none."""
-    t = time_of(T - 1, T, direction)
+    t = time_of(i, T, direction)
     return t, step_or_none(offsets_ptr, t, T, B, PACKED), step_or_none(offsets_ptr, t - direction, T, B, PACKED)
+
+
+@triton.jit
+def last_steps(offsets_ptr, T, B, direction, PACKED: tl.constexpr):
+    """The same of forward's last step."""
+    return steps_back(offsets_ptr, T - 1, T, B, direction, PACKED)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Masks from counters: whether a unit carries its state over a step (zoneout), or is left out of the recurrent products
 of a call (recurrent_dropout), is a function of the call's seed and of its place, so that backward asks again for what
-forward had, and nothing is stored. Kernels compute it for their tile (counters.py), the schedules of torch operations
-for all rows (`renewed`): the same bits.
+forward had, and nothing is kept. Kernels compute it for their tile, or a launch for all of a call's (counters.py), the
+schedules of torch operations for all rows (`renewed`): the same bits.
 
 A row, of zoneout a sequence at a step of a layer's direction, of recurrent_dropout a sequence, has a number of 64 bits:
 the seed and its place added; each of the two has a seed of its own. The number's halves go through Wellons's

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .counters import written
 from .masks import threshold
 from .prologue import State, prologue
 from .recurrence import Derivatives, Operands, PerStep
@@ -32,15 +33,13 @@ def of_masks(operands: Operands) -> dict[str, Any]:
 
 
 def with_masks(operands: Operands) -> Operands:
-    """The same with those masks made, for a launch: kernels that have nothing from one tile and step to the next would
-    make them at each, at 18 % more instructions of a step (H 256, B 32) than to read them."""
+    """The same with those masks written, by a launch of its own, for kernels that have nothing from one tile and step
+    to the next: they would make them at each, at 18 % more instructions of a step (H 256, B 32) than to read them."""
     per, (*_, batch, hidden_size) = operands.per_step, operands.h0.shape
-    if per is None or not per.drops_by_seed:
+    if per is None or per.dropped is None or not per.drops_by_seed:
         return operands
-    sides = [per] if operands.sides == 1 else [per.side(side) for side in range(operands.sides)]
-    each = [side.dropping(batch, hidden_size, torch.float32).dropped for side in sides]
-    made = [x for x in each if x is not None]
-    return operands._replace(per_step=per._replace(dropped=made[0] if len(made) == 1 else torch.stack(made)))
+    made = written(per.dropped, batch, hidden_size, per.recurrent_dropout)
+    return operands._replace(per_step=per._replace(dropped=made))
 
 
 def in_words(operands: Operands, after: tuple[int, ...] | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .gates import reset_after_grad, reset_before_grad
-from .loop import Step, last_steps, next_steps
+from .loop import Step, last_steps, next_steps, steps_back
 from .norm import Norm, slopes, unnormalised
 from .per_step import (
     Amount,
@@ -206,6 +206,7 @@ def bptt_kernel(
         ahead = load_words(words, BLOCK_B)
         t, here, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
     if lengths_ptr is not None:
+        t, here, before = steps_back(None, first - 1, T, B, direction, False)  # kept from the loop, they cost more
         dh, t, here, before = _carry_back(
             grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, T - first, T, t, here, before, j, b, T, B, H, width,
             direction, VARIANT,

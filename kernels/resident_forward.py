@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
-from .loop import Step, before_first, row_after, rows_of_all, step_after
+from .loop import Step, before_first, row_after, rows_of_all, step_after, step_at, time_of
 from .norm import Norm, moments, normalised
 from .per_step import (
     Beside,
@@ -217,6 +217,7 @@ def forward_kernel(
                 write_gates(at(reserve_ptr, row, b, j, 3 * H), (r, z, n), live, H)
         begin = begun(h, beginning)
     if lengths_ptr is not None:
+        here = step_at(None, time_of(end - 1, T, direction), B, False)  # kept from the loop, it would count along
         _carry_over(output_ptr, reserve_ptr, h, here, end, T, j, b, T, B, H, width, direction, VARIANT)
     if h_n_ptr is not None:
         write(at(h_n_ptr, 0, b, j, H), h, there(j, b, H, B))

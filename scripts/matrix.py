@@ -2,6 +2,7 @@
 
     python scripts/matrix.py                  # the short part, with every set whose Python is here
     python scripts/matrix.py --turn           # with one of them: another one each day
+    python scripts/matrix.py --turn --brief   # a few tests, with the next set of which pip finds a CPU build of torch
     python scripts/matrix.py --only 3.10      # with those whose versions begin so
     python scripts/matrix.py --full           # the whole test command; some 15 minutes a set on two cores
     python scripts/matrix.py --keep FOLDER    # environments stay there, and the next time nothing is downloaded
@@ -61,6 +62,14 @@ SHORT = (
     "compiler",
     "persistent",
 )
+# It is imported; modules and functions; a kernel by Triton's own launch; a cell by torch's compiler.
+BRIEF = (
+    *("-n", "0"),
+    "tests/test_modules.py",
+    "tests/test_functional.py",
+    "tests/test_jit_run.py::test_every_kernel[resident-torch-padded]",
+    "tests/test_compiler.py::test_cells_compile_whole[torch]",
+)
 NEEDED = ("numpy>=2.0,<2.4", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "expecttest>=0.2", "setuptools>=77")
 
 
@@ -77,8 +86,17 @@ def interpreter(version: str) -> str | None:
     return None
 
 
-def tried(versions: Versions, python: str, folder: Path, full: bool) -> tuple[bool, str]:
-    """Whether the tests passed, and pytest's closing line."""
+def without_cpu_build(versions: Versions) -> str | None:
+    """What pip says where it finds no CPU build of torch for this Python, else None. Nothing is downloaded."""
+    where = ["--python-version", versions.python, "--only-binary=:all:", "--target", tempfile.gettempdir()]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", *where]
+    env = os.environ | {"PIP_CONSTRAINT": os.devnull}
+    done = subprocess.run([*pip, f"torch=={versions.torch}+cpu"], env=env, capture_output=True, text=True)
+    return (done.stderr.strip().splitlines() or ["nothing"])[-1] if done.returncode else None
+
+
+def tried(versions: Versions, python: str, folder: Path, full: bool, tests: list[str]) -> tuple[bool, str]:
+    """Whether the tests passed, and pytest's closing line. full: with all that the extra test installs."""
     subprocess.run([python, "-m", "venv", folder], check=True)
     inside = str(folder / "bin" / "python")
     pip = [inside, "-m", "pip", "install", "--quiet"]
@@ -86,7 +104,6 @@ def tried(versions: Versions, python: str, folder: Path, full: bool) -> tuple[bo
     exactly = [f"torch=={versions.torch}", f"triton=={versions.triton}"]
     for what in (["--upgrade", "pip"], [exactly[0], *([] if full else NEEDED)], own, ["--no-deps", exactly[1]]):
         subprocess.run([*pip, *what], env=os.environ | {"PIP_CONSTRAINT": os.devnull}, check=True)
-    tests = [] if full else [f"tests/test_{name}.py" for name in SHORT]
     env = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache")}
     done = subprocess.run([inside, "-m", "pytest", *tests], cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
@@ -98,7 +115,9 @@ def tried(versions: Versions, python: str, folder: Path, full: bool) -> tuple[bo
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description="the tests with each set of versions that trigru promises")
-    parser.add_argument("--full", action="store_true", help="the whole test command, not its short part")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--full", action="store_true", help="the whole test command, not its short part")
+    part.add_argument("--brief", action="store_true", help="a few tests of the short part")
     parser.add_argument("--turn", action="store_true", help="one set, another one each day")
     parser.add_argument("--only", default="", help='those whose "Python torch triton" begins so')
     parser.add_argument(
@@ -112,16 +131,27 @@ def main() -> int:
             print(f"{versions}: {python or 'no such Python here'}")
         return 0
     able = [versions for versions, python in here.items() if python]
+    for versions in (versions for versions in here if versions not in able):
+        print(f"SKIPPED: {versions}: there is no such Python here")
     if not able:
         print(f"no set to try: there is no Python of {', '.join(sorted({v.python for v in here}))} here")
-        return 2
-    chosen = [able[datetime.date.today().toordinal() % len(able)]] if args.turn else able
+        return 0 if args.brief else 2
+    tests = [] if args.full else [*BRIEF] if args.brief else [f"tests/test_{name}.py" for name in SHORT]
+    turn = datetime.date.today().toordinal() % len(able) if args.turn else 0
+    chosen = able[turn:] + able[:turn]
+    if args.brief:  # CUDA's builds are several GB
+        said = {versions: without_cpu_build(versions) for versions in chosen}
+        for versions in (versions for versions in chosen if said[versions]):
+            print(f"SKIPPED: {versions}: {said[versions]}")
+        chosen = [versions for versions in chosen if not said[versions]]
+    if args.turn:
+        chosen = chosen[:1]
     rows, failed = [], False
     for versions in chosen:
         print(f"== {versions}", flush=True)
         start = time.monotonic()
         with contextlib.nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
-            passed, closing = tried(versions, here[versions] or "", Path(folder) / "-".join(versions), args.full)
+            passed, closing = tried(versions, here[versions] or "", Path(folder) / "-".join(versions), args.full, tests)
         failed |= not passed
         print(closing, flush=True)
         rows.append(f"| {' | '.join(versions)} | {closing} | {time.monotonic() - start:.0f} |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import tempfile
 
@@ -48,6 +49,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
     # The longest by far: begun last, it would leave the other worker without work.
     items.sort(key=lambda item: item.path.name != "test_in_interpreter.py")
+
+
+def pytest_collection_finish():
+    """What has been imported and collected, millions of objects, stays: no search for garbage has to go through it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    """As the process ends, its modules can be freed as ever."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from mutants_tests import named
 
 _NOTED = "what_depends_on_values_or_comes_from_elsewhere_is_not_repeated"
 _FAKE = "fakecuda/test_repeat"
+_APART_FROM = "what_tells_tensors_apart"
 _OTHERS = named(_FAKE, "calls_of_other_kinds_are_told_apart")
 _STACK_OPCHECK = named("test_operators", "opcheck[grad-stack-padded]")
 _FITS = named("test_together", "planned_launches_fit_the_device_and_take_every_layer_once[forward-H100]")
@@ -24,6 +25,7 @@ _NORMED = named("test_norm_kernels", "against_the_reference[resident-torch-packe
 _NORMED_STEP = named("test_norm_kernels", "against_the_reference[stepwise-cho-both directions-torch.bfloat16-sm_90]")
 _EVERY_BATCH = named("test_deterministic", "a_sequence_has_the_same_bits_in_every_batch[sm_90-stepwise-torch]")
 _ONE_CHOICE = named("test_deterministic", "one_choice_for_all_batches[512-torch.bfloat16-forward]")
+_BY_CUDNN = named("test_cudnn", "as_the_reference[dropout-padded]")
 
 # By file: its text, what stands in its place, and the test that notices.
 BY_FILE: dict[str, list[tuple[str, str, str]]] = {
@@ -51,8 +53,8 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named("test_repeat", "one_tensor_in_two_places_is_two"),
         ),
         (
-            'return f"{self._text(owner)}.data_ptr() + {offset}" if offset else self._text(owner)',
-            "return self._text(owner)",
+            'return f"{name} + {offset}" if offset else name',
+            "return name",
             named(_FAKE, "with_other_values[torch-options0-stepwise]"),
         ),
         (
@@ -61,15 +63,46 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named(_FAKE, "a_launch_that_no_longer_fits"),
         ),
         (
-            'first = ["check()", f"here',
-            'first = [f"here',
+            'first += ["check()", f"here',
+            'first += [f"here',
             named(_FAKE, "a_launch_before_that_expired_is_told"),
         ),
         ('f"here = stream({device})"', '"here = 0"', named(_FAKE, "a_stream_of_its_own")),
+        ("% {_LIKE}: return None", "% 1: return None", _OTHERS),
         (
             "        if run is None:\n            self.repeatable = False\n",
             "        if run is None:\n",
             named("test_repeat", f"{_NOTED}[<lambda>5]"),
+        ),
+    ],
+    "trigru/operators/alike.py": [
+        ("x.requires_grad, x.is_neg()", "x.is_neg()", named("test_alike", f"{_APART_FROM}[facts-requires_grad]")),
+        (
+            "x.requires_grad, x.is_neg())",
+            "x.requires_grad)",
+            named("test_alike", f"{_APART_FROM}[facts-a view that negates]"),
+        ),
+        (
+            "if any(type(x) not in PLAIN_TYPES for x in tensors):",
+            "if not tensors:",
+            named("test_alike", "nothing_is_like_a_subclass"),
+        ),
+        (
+            "        if fits(*tensors):\n            return fits",
+            "        return fits",
+            named("test_alike", "one_tensor_in_two_places[guards]"),
+        ),
+    ],
+    "trigru/operators/known.py": [
+        (
+            "return needs, grad_output is None, grad_h_n is None, around",
+            "return grad_output is None, grad_h_n is None, around",
+            named(_FAKE, "what_is_asked_for_is_told_apart"),
+        ),
+        (
+            "zeros is None, _recording(), around",
+            "zeros is None, around",
+            named(_FAKE, "a_call_noted_without_gradients_has_them_where_they_are_recorded"),
         ),
     ],
     "trigru/operators/compute.py": [
@@ -79,7 +112,6 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named(_FAKE, "calls_within_batch_invariant_are_of_another_kind"),
         ),
         ("around, call.zeros, *strides, *needs)", "around, call.zeros, *needs)", _OTHERS),
-        ("if address % 16 or (around", "if (around", _OTHERS),
     ],
     "trigru/schedules/reserve.py": [
         (
@@ -87,7 +119,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "if self.states is not None:",
             named(_FAKE, "with_other_values[chung-options2-stepwise]"),
         ),
-        ("masked = layer.dropout and kept > 1", "masked = layer.dropout", _ONE_KEPT),
+        ("if not layer.dropout or kept == 1:", "if not layer.dropout:", _ONE_KEPT),
         ("x.narrow(0, layers[0] - self.first_kept,", "x.narrow(0, 0,", _STACK_OPCHECK),
         (
             "mask.to(dtype).div_(1 - p)",
@@ -248,6 +280,17 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "if is_on():\n        because",
             "if not is_on():\n        because",
             named("test_deterministic", "what_cannot_promise_it_raises[eager]"),
+        ),
+    ],
+    "trigru/schedules/cudnn.py": [
+        ("grad = _masked(layer, call, grad, masks, one.number)", "pass", _BY_CUDNN),
+        ("else mask.transpose(0, 1), layer.dropout", "else mask, layer.dropout", _BY_CUDNN),
+        ("if need_hx else None\n    d_weights", "if False else None\n    d_weights", _BY_CUDNN),
+        ("below = need_input or any(", "below = any(", _BY_CUDNN),
+        (
+            "count = module.num_layers if module.dropout else 1",
+            "count = 1",
+            named("test_cudnn", "weights_of_a_stack_with_dropout_lie_layer_by_layer"),
         ),
     ],
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 
 import pytest
 import torch
@@ -74,6 +76,39 @@ def test_a_row_against_additions():
     case = Case("overhead", "cuda", "fp16", "torch", 128, 16, 1, schedule="stepwise")
     row = overhead._additions_row(case, "forward", [(mine, unit) for mine, _, unit in rounds])
     assert row["times_additions"] == 0.5
+
+
+def test_all_threads_go_to_one_core_and_back():
+    before, inside, wait = os.sched_getaffinity(0), [], threading.Event()
+    thread = threading.Thread(target=lambda: (wait.wait(), inside.append(os.sched_getaffinity(0))))
+    thread.start()
+    with overhead.on_one_core():
+        wait.set()
+        thread.join()
+        inside.append(os.sched_getaffinity(0))
+    assert [len(cores) for cores in inside] == [1, 1]
+    assert os.sched_getaffinity(0) == before
+
+
+def test_an_empty_function_beside_calls():
+    x, state = torch.zeros(1, 1, 16), torch.zeros(1, 1, 16)
+    weights = [torch.zeros(48, size, requires_grad=True) for size in (16, 16)]
+    weights += [torch.zeros(48, requires_grad=True) for _ in range(2)]
+    grads = []
+    for weight in weights:
+        weight.register_post_accumulate_grad_hook(lambda weight: grads.append(weight.grad.shape))
+    overhead._forward_and_backward(lambda x: overhead.Empty.apply(x, state, *weights), x, weights)
+    assert sorted(grads) == sorted(weight.shape for weight in weights)
+    assert all(weight.grad is None for weight in weights)
+
+    class Timer:
+        def durations(self, calls, rounds):
+            return [(6.0, 2.0, 4.0)] * rounds
+
+    cases = [Case("overhead", "cuda", "fp16", "torch", 16, 1, 1, schedule=name) for name in ("resident", "empty")]
+    own, empty = overhead._together(Timer(), dict.fromkeys(cases, lambda: None), "forward+backward", 0.01)
+    assert (own["times_additions"], own["times_empty"]) == (1.5, 3.0)
+    assert (empty["schedule"], empty["times_additions"], empty["times_empty"]) == ("empty", 0.5, 1.0)
 
 
 def test_overhead_goes_to_the_launch(tmp_path):

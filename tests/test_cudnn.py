@@ -34,6 +34,8 @@ OPTIONS = {
     "stack without biases": {"num_layers": 3, "bias": False},
     "both": {"num_layers": 2, "bidirectional": True, "batch_first": True},
     "recompute": {"num_layers": 2, "memory": "recompute"},
+    "dropout": {"num_layers": 3, "dropout": 0.4, "bidirectional": True, "batch_first": True},
+    "dropout, recompute": {"num_layers": 2, "dropout": 0.4, "memory": "recompute", "bias": False},
 }
 LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 EVERY = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -55,10 +57,15 @@ def leaves_of(records):
     return [records.call.input, records.call.hx, *records.weights]
 
 
+def by_reference(layer, weights, call):
+    return compute.by_reference(layer, weights, call, trigru.operators._drawn(layer, call))
+
+
 def caller(records, function=trigru.operators.gru):
-    """The call as a function of its leaves."""
+    """The call as a function of its leaves; dropout's masks are always the same."""
 
     def call(input, hx, *weights):
+        torch.manual_seed(3)
         return function(records.layer, weights, records.call._replace(input=input, hx=hx))
 
     return call
@@ -69,14 +76,17 @@ def caller(records, function=trigru.operators.gru):
 def test_as_the_reference(there, options, packed):
     _, records = given(options, packed)
     leaves = leaves_of(records)
-    cudnn.flat(records.layer, records.weights)  # asks for the layout, once
+    with torch.no_grad():
+        caller(records)(*leaves)  # asks for the layout, once
     there.calls.clear()
-    got, want = caller(records)(*leaves), caller(records, compute.by_reference)(*leaves)
+    got, want = caller(records)(*leaves), caller(records, by_reference)(*leaves)
     torch.testing.assert_close(got, want, check_stride=False)
     upstream = [torch.randn_like(out).requires_grad_() for out in got]
     torch.testing.assert_close(*[torch.autograd.grad(outs, leaves, upstream, True) for outs in (got, want)])
-    again = records.layer.memory == "recompute"
-    assert there.calls == (["inference", "forward", "backward"] if again else ["forward", "backward"])
+    layer = records.layer
+    kinds = ["inference", "forward", "backward"] if layer.memory == "recompute" else ["forward", "backward"]
+    each = layer.num_layers if layer.dropout else 1
+    assert there.calls == [kind for kind in kinds for _ in range(each)]
     torch.testing.assert_close(*[second(outs, leaves, upstream) for outs in (got, want)])
     with torch.no_grad():
         torch.testing.assert_close(caller(records)(*leaves), want, check_stride=False)
@@ -89,9 +99,10 @@ def second(outputs, leaves, upstream):
     return torch.autograd.grad(sum(d.square().sum() for d in first), [*leaves, *upstream])
 
 
-def test_a_kept_graph_serves_several_backwards(there):
+@pytest.mark.parametrize("name", ["both", "dropout"])
+def test_a_kept_graph_serves_several_backwards(there, name):
     """cuDNN's backward spoils its reserve, as the stand-in's does."""
-    _, records = given(OPTIONS["both"], False)
+    _, records = given(OPTIONS[name], False)
     leaves = leaves_of(records)
     loss = caller(records)(*leaves)[0].square().sum()
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
@@ -103,9 +114,10 @@ def test_a_kept_graph_serves_several_backwards(there):
     torch.testing.assert_close(batched, tuple(torch.stack(pair) for pair in zip(*each, strict=True)))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("frozen", ["all weights", "first layer", "input"])
-def test_only_what_needs_a_gradient(there, frozen):
-    _, records = given({"num_layers": 2, "bias": False}, False)
+def test_only_what_needs_a_gradient(there, frozen, dropout):
+    _, records = given({"num_layers": 2, "bias": False, "dropout": dropout}, False)
     leaves = leaves_of(records)
     still = {"all weights": range(2, 6), "first layer": range(4), "input": range(2)}[frozen]
     for i in still:
@@ -113,9 +125,11 @@ def test_only_what_needs_a_gradient(there, frozen):
     wanted = [x for x in leaves if x.requires_grad]
     upstream = torch.randn(4, 3, 5, dtype=torch.float64)
     got = torch.autograd.grad(caller(records)(*leaves)[0], wanted, upstream)
-    want = torch.autograd.grad(caller(records, compute.by_reference)(*leaves)[0], wanted, upstream)
+    want = torch.autograd.grad(caller(records, by_reference)(*leaves)[0], wanted, upstream)
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other)
+    reached = 1 if frozen == "first layer" else 2  # of the layers, each a call with dropout
+    assert there.calls.count("backward") == (reached if dropout else 1)
 
 
 @pytest.mark.parametrize(("name", "packed"), [("batch first", False), ("both", True)])
@@ -142,16 +156,20 @@ def test_the_operator_goes_back_through_all_layers_or_none(there):
         torch.ops.trigru.gru(*flat(Recorded(*records, 1)))
 
 
-def test_under_a_compiler_forward_runs_again(there):
-    module, _ = given(OPTIONS["both"], False)
+@pytest.mark.parametrize(("name", "calls"), [("both", 1), ("dropout", 3)])
+def test_under_a_compiler_forward_runs_again(there, name, calls):
+    module, _ = given(OPTIONS[name], False)
     x = torch.randn(3, 4, 3, dtype=torch.float64)
+    torch.manual_seed(3)
     want = module(x)[0]
     grads = torch.autograd.grad(want.square().sum(), list(module.parameters()))
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     there.calls.clear()
-    got = torch.compile(module, backend="aot_eager", fullgraph=True)(x)[0]
+    torch.manual_seed(3)
+    got = compiled(x)[0]
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got.square().sum(), list(module.parameters())), grads)
-    assert there.calls == ["inference", "forward", "backward"]
+    assert there.calls == [kind for kind in ("inference", "forward", "backward") for _ in range(calls)]
 
 
 def test_vmap_over_a_batch_of_batches(there):
@@ -185,6 +203,37 @@ def test_weights_lie_where_cudnn_reads_them(there):
     module.float()
     assert there.calls[-1] == "flatten"
     torch.testing.assert_close(module(x.float())[0], want[0].float(), check_stride=False)
+
+
+def test_weights_of_a_stack_with_dropout_lie_layer_by_layer(there):
+    """So that no call of a layer copies them, nor one of all layers in evaluation."""
+    module, records = given(OPTIONS["dropout"], False)
+    x, width = records.call.input.detach(), len(records.weights) // 3
+    of_layers = [
+        {w.untyped_storage().data_ptr() for w in records.weights[i : i + width]} for i in (0, width, 2 * width)
+    ]
+    assert [len(one) for one in of_layers] == [1, 1, 1]
+    assert len(set.union(*of_layers)) == 3
+    for module_now in (module, module.eval()):
+        there.calls.clear()
+        torch.manual_seed(3)
+        output = module_now(x)[0]
+        kept = [t for t in output.grad_fn.saved_tensors if t is not None and t.dim() == 1]
+        assert {t.untyped_storage().data_ptr() for t in kept if t.is_floating_point()} >= set.union(*of_layers)
+        output.sum().backward()
+        assert there.calls.count("forward") == there.calls.count("backward") == 3
+    want = compute.by_reference(*module._records(x, None))
+    torch.testing.assert_close(module(x), want, check_stride=False)
+
+
+def test_dropout_of_all_and_in_lower_precision(there):
+    module = trigru.GRU(3, 5, 2, dropout=1.0, schedule="cudnn")
+    x = torch.randn(4, 2, 3)
+    want = compute.by_reference(*module.eval()._records(x, None))[1][0]
+    output, h_n = module.train()(x)
+    torch.testing.assert_close(h_n[0], want)
+    zeros = trigru.functional.gru(torch.zeros(4, 2, 5), None, *module._flat_weights[4:])[0]
+    torch.testing.assert_close(output, zeros)
 
 
 @pytest.mark.parametrize("kind", ["swapped schedule", "tied", "parametrised", "part of a larger buffer"])
@@ -236,7 +285,6 @@ def site(**changes):
 REFUSED = {
     "equations": ({"variant": "cho"}, {}, "has the equations of 'torch' alone, not those of 'cho'"),
     "reverse": ({"reverse": True}, {}, "runs a single direction from the first step to the last"),
-    "dropout": ({"num_layers": 2, "dropout": 0.5}, {}, "draws the dropout between layers in a state of its own"),
     "dtype": ({}, {"dtype": torch.complex64}, "computes in float32, float16, bfloat16 and float64"),
     "empty": ({}, {"batch": 0}, "takes no empty batch"),
 }

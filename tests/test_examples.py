@@ -75,6 +75,7 @@ def one_process(tmp_path_factory) -> dict[int, tuple[float, float]]:
     return found
 
 
+@pytest.mark.slow  # eight processes, each of which imports torch; two that train together: test_sharding.py, too
 @distributed
 def test_two_processes_learn_as_one(one_process, tmp_path):
     assert_same(in_two_parts(*TORCHRUN, 2, EXAMPLES / "ddp.py", "--checkpoint", tmp_path / "new" / "ck"), one_process)
@@ -113,6 +114,7 @@ def test_compiled_training_learns_as_without_the_compiler(tmp_path):
     assert_same(in_two_parts(script, "--checkpoint", tmp_path / "ck"), want)
 
 
+@pytest.mark.slow  # it trains, in a process of its own; what it calls is tested in test_onnx.py
 def test_onnx_export(tmp_path):
     printed = run(EXAMPLES / "onnx_export.py", "--epochs", 2, "--out", tmp_path / "new" / "digits.onnx")
     by_onnx, by_torch = re.findall(r"(\d+\.\d+)% by", printed)

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import generated_code
+from ptx.compilation import compile_ptx
 
 from trigru.kernels import persistent
 from trigru.kernels.config import kept_values, one_use_of_a_fragment, persistent_config, persistent_width
 from trigru.kernels.launch import using
-from trigru.kernels.offline import Recorder, compile_launch, target_of
+from trigru.kernels.offline import Recorder
 from trigru.kernels.recurrence import Gradients, Kept, Operands, Recurrence
 from trigru.kernels.steps import Steps
 
@@ -104,18 +105,18 @@ def launches(variant: str, dtype: torch.dtype, batch: int, hidden_size: int, pro
 @pytest.mark.parametrize("protocol", ["data", "flags"])
 @pytest.mark.parametrize("variant", ["torch", "cho"])
 @pytest.mark.parametrize(
-    ("target", "dtype", "hidden_size", "rows"),
+    ("arch", "dtype", "hidden_size", "rows"),
     [
-        ("sm_90", torch.bfloat16, 512, "padded"),
-        ("sm_80", torch.float16, 136, "packed"),
-        ("sm_100", torch.float32, 256, "padded"),
+        (90, torch.bfloat16, 512, "padded"),
+        (80, torch.float16, 136, "packed"),
+        (100, torch.float32, 256, "padded"),
     ],
 )
-def test_looks_products_and_publishes_in_order(target, dtype, hidden_size, rows, variant, protocol):
+def test_looks_products_and_publishes_in_order(arch, dtype, hidden_size, rows, variant, protocol):
     batch = 16 if rows == "padded" else 5
     for launch in launches(variant, dtype, batch, hidden_size, protocol, rows == "packed"):
         name = launch.kernel.__name__
-        ptx = compile_launch(launch, target_of(target)).ptx
+        ptx = compile_ptx(launch.kernel, {**launch.args, **launch.constexprs}, arch, **launch.options).ptx
         inside, outside = events(ptx)
         wanted = ORDER[protocol]
         assert inside in (wanted[name], wanted.get(f"{name}, tile by tile")), name

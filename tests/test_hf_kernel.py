@@ -65,6 +65,7 @@ def assert_as_torch(cls, forward=lambda module, x: module(x)):
 """
 
 
+@pytest.mark.slow  # some processes, each of which imports torch
 def test_two_variants_in_one_process_compute_what_torch_does(kernel):
     execute(
         kernel,

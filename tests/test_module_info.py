@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from unittest import mock
 
 import pytest
@@ -12,13 +13,23 @@ from torch.nn.utils.rnn import PackedSequence
 
 import trigru
 
-# The import would freeze the flags in torch.backends, which conftest.py sets, for the whole process.
-with mock.patch.object(torch.backends, "disable_global_flags"):
-    from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
-
 OURS = {nn.GRU: trigru.GRU, nn.GRUCell: trigru.GRUCell}
 SAME = {torch.float32: 1e-5, torch.float64: 1e-12}
-INFOS = [info for info in module_db if info.module_cls in OURS]
+
+
+@functools.cache
+def common_modules():
+    """Imported where it is needed, for it takes seconds. The import would freeze the flags in torch.backends, which
+    conftest.py sets, for the whole process."""
+    with mock.patch.object(torch.backends, "disable_global_flags"):
+        from torch.testing._internal import common_modules
+    return common_modules
+
+
+@pytest.fixture(params=OURS, ids=["nn.GRU", "nn.GRUCell"])
+def info(request):
+    (found,) = (info for info in common_modules().module_db if info.module_cls is request.param)
+    return found
 
 
 def inputs(info, dtype, training):
@@ -43,13 +54,8 @@ def tensors(results):
     return [x.data if isinstance(x, PackedSequence) else x for x in results]
 
 
-def test_both_modules_have_entries():
-    assert {info.module_cls for info in INFOS} == set(OURS)
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", SAME, ids=str)
-@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 def test_outputs_and_gradients_are_those_of_nn_for_every_entry(info, dtype, training):
     count = 0
     for given in inputs(info, dtype, training):
@@ -75,12 +81,11 @@ def test_outputs_and_gradients_are_those_of_nn_for_every_entry(info, dtype, trai
 
 
 @pytest.mark.parametrize("dtype", SAME, ids=str)
-@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 def test_errors_are_those_of_nn(info, dtype):
     count = 0
     for wrong in info.module_error_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=True):
         made, call = wrong.module_error_input.constructor_input, wrong.module_error_input.forward_input
-        if wrong.error_on is ModuleErrorEnum.CONSTRUCTION_ERROR:
+        if wrong.error_on is common_modules().ModuleErrorEnum.CONSTRUCTION_ERROR:
             with pytest.raises(wrong.error_type, match=wrong.error_regex):
                 OURS[info.module_cls](*made.args, **made.kwargs)
         else:

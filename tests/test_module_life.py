@@ -1,4 +1,4 @@
-"""What happens to a module outside its forward: saved, copied, moved, initialised late, replicated, distributed."""
+"""What happens to a module outside its forward: saved, copied, moved, initialised late, replicated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from cases import error
 from torch import nn
 
@@ -135,46 +134,3 @@ def test_replicas_of_data_parallel_use_their_own_weights():
     want = torch.autograd.grad(outputs(module)[0].sum(), list(module.parameters()))
     assert same(grads, want)
     assert same(outputs(nn.DataParallel(module)), outputs(module))
-
-
-class Tagger(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gru = trigru.GRU(4, 8, num_layers=2, bidirectional=True, batch_first=True)
-        self.cell = trigru.GRUCell(16, 8)
-        self.out = nn.Linear(8, 2)
-
-    def forward(self, x):
-        return self.out(self.cell(self.gru(x)[0][:, -1]))
-
-
-def step(model, x):
-    model(x).square().mean().backward()
-
-
-def distribute(rank: int, meeting: str) -> None:
-    """One of two processes: gradients under DDP and FSDP2 of half the batch each, against those of the whole batch."""
-    from torch.distributed.fsdp import fully_shard
-    from torch.nn.parallel import DistributedDataParallel
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(meeting, 2), rank=rank, world_size=2)
-    try:
-        torch.manual_seed(0)
-        model, x = Tagger(), torch.randn(6, 5, 4)
-        ddp, fsdp = DistributedDataParallel(copy.deepcopy(model)), copy.deepcopy(model)
-        for part in (fsdp.gru, fsdp.cell, fsdp):
-            fully_shard(part, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-        step(model, x)
-        for kind in (ddp, fsdp):
-            step(kind, x[rank::2])
-            for got, want in zip(kind.parameters(), model.parameters(), strict=True):
-                grad = got.grad.full_tensor() if kind is fsdp else got.grad
-                torch.testing.assert_close(grad, want.grad)
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo")
-def test_two_processes_find_the_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(distribute, (str(tmp_path / "meeting"),), nprocs=2)

@@ -10,13 +10,14 @@ import torch
 from conftest import INTERPRETED, generated_code
 from per_step import OPTIONS, per_step_recurrence
 from ptx import ptx_launcher
+from ptx.compilation import compile_ptx
 from test_exchange_order import EVENTS, ORDER, events, time_loop
 
 import trigru
 from trigru.kernels import per_launch, persistent
 from trigru.kernels.config import PersistentConfig, persistent_config
 from trigru.kernels.launch import using
-from trigru.kernels.offline import Recorder, compile_launch, target_of
+from trigru.kernels.offline import Recorder
 
 pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait"),
@@ -162,7 +163,7 @@ def test_the_order_of_a_step(variant, protocol):
     with using(recorder):
         case.run(persistent, replace(persistent_config(torch.bfloat16, 16, 512), protocol=protocol))
     for launch in recorder.launches:
-        ptx = compile_launch(launch, target_of("sm_90")).ptx
+        ptx = compile_ptx(launch.kernel, {**launch.args, **launch.constexprs}, 90, **launch.options).ptx
         name = launch.kernel.__name__
         inside, outside = events(ptx)
         assert (inside, outside) == (ORDER[protocol][name], int(name.startswith("forward"))), name

@@ -150,7 +150,8 @@ def test_walking(variant, way, kind, arch, programs):
     launcher = ptx_launcher(arch=arch, seed=len(variant), quantum=20)
     with using(launcher):
         got = case.run(walking, config, precision="ieee" if kind == "ieee" else "tf32")
-    assert [launch["race_check"] for launch in launcher.launches] == [True, True]
+    assert all(launch["race_check"] for launch in launcher.launches)
+    assert [launch["kernel"] == "masks_kernel" for launch in launcher.launches] == [True, False, True, False]
     check(case, got, {"ieee": 2e-6, "tf32": 3e-3, "bf16": 3e-2}[kind])
 
 

@@ -52,7 +52,8 @@ def test_commands_are_found():
 
 def test_the_table_of_speed_is_that_of_its_rows():
     text = README.read_text(encoding="utf-8")
-    (folder,) = set(re.findall(r"bench/results/amd-epyc/[\w-]+", text))
+    folders = set(re.findall(r"bench/results/amd-epyc/[\w-]+", text))
+    (folder,) = [each for each in folders if (ROOT / each / "cpu.jsonl").exists()]
     rows = [json.loads(line) for line in (ROOT / folder / "cpu.jsonl").read_text().splitlines()]
     for _, _, variant, _, _, count, mean, lowest, at in lines(rows):
         hidden_size, batch, steps = re.findall(r"\d+", at)

@@ -9,6 +9,7 @@ import torch
 from conftest import INTERPRETED
 
 import trigru
+from trigru.kernels.counters import masks_kernel, written
 from trigru.kernels.launch import using
 from trigru.kernels.masks import factors, renewed, scale, threshold
 from trigru.kernels.offline import Recorder
@@ -84,11 +85,24 @@ def test_the_same_units_in_every_schedule(schedule, variant, memory):
     assert torch.equal(d_hx != halved[-1], left_in)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="replaces the launcher")
-@pytest.mark.parametrize("schedule", ["resident", "persistent"])
-@pytest.mark.parametrize("variant", ["torch", "cho"])
-def test_kernels_of_whole_sequences_are_given_no_masks(schedule, variant):
-    """But the seed of each direction's."""
+@pytest.mark.interpretable
+@pytest.mark.parametrize("shape", [(), (2,)], ids=["one direction", "both"])
+def test_a_launch_writes_the_same_masks(shape):
+    """More than a block of each direction's; seeds whose halves both count."""
+    seeds = torch.randint(1 << 62, shape)
+    launched = contextlib.nullcontext()
+    if not INTERPRETED:
+        from ptx import ptx_launcher
+
+        launched = using(ptx_launcher(arch=90))
+    with launched:
+        found = written(seeds, 33, 19, RATE)
+    each = [factors(seed, 33, 19, RATE, torch.float32) for seed in seeds.view(-1)]
+    assert torch.equal(found, torch.stack(each).view(*shape, 33, 19))
+
+
+def launches_of(schedule: str, variant: str) -> tuple[list, torch.Tensor]:
+    """A training step's of two layers of 7 units and both directions, batch 5; and the seed drawn for it."""
     x = torch.randn(3, 5, 4, dtype=torch.bfloat16)
     module = trigru.GRU(4, 7, 2, bidirectional=True, variant=variant, schedule=schedule, recurrent_dropout=RATE)
     recorded = Recorded(*module.bfloat16()._records(x, torch.zeros(4, 5, 7, dtype=torch.bfloat16)), 0)
@@ -97,8 +111,31 @@ def test_kernels_of_whole_sequences_are_given_no_masks(schedule, variant):
         result = compute.forward(recorded)
         needs = (True,) * (2 + len(recorded.weights))
         compute.backward(Backward(recorded, result.output, result.h_n, result.reserve, True, needs))
-    seeds = [launch.args["dropped_ptr"] for launch in recorder.launches if "dropped_ptr" in launch.args]
+    assert not [x for x in result.reserve if x.shape[-2:] == (5, 7)]  # as masks are
+    return recorder.launches, recorded.call.given.dropped
+
+
+@pytest.mark.skipif(INTERPRETED, reason="replaces the launcher")
+@pytest.mark.parametrize("schedule", ["resident", "persistent"])
+@pytest.mark.parametrize("variant", ["torch", "cho"])
+def test_kernels_of_whole_sequences_are_given_no_masks(schedule, variant):
+    """But the seed of each direction's."""
+    launches, drawn = launches_of(schedule, variant)
+    seeds = [launch.args["dropped_ptr"] for launch in launches if "dropped_ptr" in launch.args]
     assert len(seeds) >= 4
-    drawn = recorded.call.given.dropped
     for seed in seeds:
         assert seed.tolist() in ([int(drawn), int(drawn) + 5], [int(drawn) + 10, int(drawn) + 15])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="replaces the launcher")
+@pytest.mark.parametrize(("schedule", "variant"), [("stepwise", "cho"), ("walking", "torch")])
+def test_other_kernels_are_given_masks_that_a_launch_has_written(schedule, variant):
+    """Once for all steps of a layer's forward, and again before its backward."""
+    launches, drawn = launches_of(schedule, variant)
+    writing = [launch for launch in launches if launch.kernel is masks_kernel]
+    first, second = [int(drawn), int(drawn) + 5], [int(drawn) + 10, int(drawn) + 15]
+    assert [launch.args["seeds_ptr"].tolist() for launch in writing] == [first, second, second, first]
+    made = [launch.args["out_ptr"] for launch in writing]
+    given = [launch.args["dropped_ptr"] for launch in launches if launch.args.get("dropped_ptr") is not None]
+    assert len(given) >= 4
+    assert all(any(mask is one for one in made) for mask in given)

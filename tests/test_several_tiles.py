@@ -159,7 +159,8 @@ def test_stores_that_are_seen_late(variant, protocol):
 @pytest.mark.parametrize(
     ("protocol", "old", "new"),
     [
-        ("data", '"@!p bra DONE;"', '"bra DONE;"'),
+        # Quick with one tile a program: test_late_stores.py.
+        pytest.param("data", '"@!p bra DONE;"', '"bra DONE;"', marks=SLOW),
         pytest.param("flags", "setp.ge.s32 p, t, $2;", "setp.ge.s32 p, t, 0;", marks=SLOW),
         pytest.param("flags", 'sem="release"', 'sem="relaxed"', marks=SLOW),
     ],

@@ -1,10 +1,14 @@
-"""DTensors split over the batch, in two processes: outputs, states and gradients of the whole batch in one."""
+"""In two processes: DTensors split over the batch, their outputs, states and gradients as of the whole batch in one;
+and gradients under DDP and FSDP2."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import trigru
 
@@ -68,6 +72,35 @@ def refuse(mesh):
         trigru.gru(rows, h0, *everywhere, batch_sizes=torch.tensor([4, 2]))
 
 
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = trigru.GRU(4, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.cell = trigru.GRUCell(16, 8)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.out(self.cell(self.gru(x)[0][:, -1]))
+
+
+def train(rank, mesh):
+    """Gradients under DDP and FSDP2 of half the batch each, against those of the whole batch."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.manual_seed(0)
+    model, x = Tagger(), torch.randn(6, 5, 4)
+    ddp, fsdp = DistributedDataParallel(copy.deepcopy(model)), copy.deepcopy(model)
+    for part in (fsdp.gru, fsdp.cell, fsdp):
+        fully_shard(part, mesh=mesh)
+    model(x).square().mean().backward()
+    for kind in (ddp, fsdp):
+        kind(x[rank::2]).square().mean().backward()
+        for got, want in zip(kind.parameters(), model.parameters(), strict=True):
+            grad = got.grad.full_tensor() if kind is fsdp else got.grad
+            torch.testing.assert_close(grad, want.grad)
+
+
 def run(rank, meeting):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(meeting, 2), rank=rank, world_size=2)
@@ -77,6 +110,7 @@ def run(rank, meeting):
             for batch, with_state in ((4, True), (5, True), (4, False)):
                 compare(mesh, options, batch, with_state)
         refuse(mesh)
+        train(rank, mesh)
     finally:
         dist.destroy_process_group()
 

@@ -23,8 +23,7 @@ from trigru.planning.candidates import DIRECTIONS
 from trigru.planning.devices import PRESETS
 from trigru.planning.stages import Choice, grouped, staged
 from trigru.planning.together import Stack, together, why_apart
-from trigru.schedules.reserve import scaled
-from trigru.schedules.stack import dropout_mask
+from trigru.schedules.reserve import dropout_mask, scaled
 
 pytestmark = generated_code
 H100 = PRESETS["H100"]

@@ -18,8 +18,8 @@ from trigru.planning.precision import multiplied_in_tf32
 BROKEN = {
     "ImportError": ("raise ImportError('libtriton.so: cannot open shared object file')", "libtriton.so: cannot open"),
     "RuntimeError": ("raise RuntimeError('0 active drivers ([]). There should only be one.')", "0 active drivers"),
-    "old": ("__version__ = '2.1.0'", "triton 2.1.0 is installed, 3.5 or newer is needed"),
     "no version": ("", "has no attribute '__version__'"),
+    "old": ("__version__ = '2.1.0'", "triton 2.1.0 is installed, 3.5 or newer is needed"),
 }
 LAYERS_AND_INFO = """
 import torch, trigru

@@ -281,7 +281,6 @@ def test_the_first_call_of_a_shape_is_measured_once(there, clock, benchmark):
     torch.testing.assert_close(module(x)[0], want)  # the same masks: torch's random numbers are as before
     assert len(clock.asked) > asked == 0
     assert trigru.explain(module, x).schedule == "torch"
-    assert "'cudnn'" not in trigru.explain(module, x).reason  # not with dropout between layers
     asked = len(clock.asked)
     module(x + 1)
     module(torch.randn(30, 3, 5))

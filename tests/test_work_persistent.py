@@ -91,10 +91,15 @@ def instructions_of_a_step(variant: str, options: tuple[str, ...], schedule=pers
     runs = []
     for seq_len in LENGTHS:
         torch.manual_seed(0)
-        case = per_step_recurrence(seq_len, BATCH, hidden_size, options, variant=variant, dtype=torch.bfloat16)
+        lengths = "lengths" in options
+        drawn = [name for name in options if name != "lengths"] + ["amount"] * lengths
+        case = per_step_recurrence(seq_len, BATCH, hidden_size, drawn, variant=variant, dtype=torch.bfloat16)
         given = case.per_step._replace(wants_d_begin=False)
         if given.amount is not None:
             given = given._replace(amount=given.amount > 0.5)
+        if lengths:  # to the end, so that a step more is a step more
+            ends = torch.full((BATCH,), seq_len)
+            given = given._replace(amount=torch.ones(seq_len * BATCH, dtype=torch.bool), lengths=ends)
         twice = Twice(ptx_launcher, 90)
         with using(twice):
             replace(case, per_step=given).run(schedule, config)
@@ -108,7 +113,10 @@ def instructions_of_a_step(variant: str, options: tuple[str, ...], schedule=pers
 )
 @pytest.mark.parametrize("variant", ["torch", "cho"])
 def test_resets_and_lengths_take_few_instructions(variant, schedule, hidden_size):
-    """A mask of lengths is an amount in flags."""
+    """A mask of lengths is an amount in flags; resident is given where sequences end, too."""
     off = instructions_of_a_step(variant, (), schedule, hidden_size)
-    for options in (("reset",), ("amount",), ("reset", "amount")):
+    sets = [("reset",), ("amount",), ("reset", "amount")]
+    if schedule is resident:
+        sets += [("lengths",), ("reset", "lengths")]
+    for options in sets:
         assert instructions_of_a_step(variant, options, schedule, hidden_size) <= 1.05 * off, options

@@ -107,19 +107,19 @@ the tensors are torch.float64
     of_steps = NO_OPTIONS
     if zoneout or recurrent_dropout or weight_dropout or clip is not None:
         of_steps = Options(zoneout, recurrent_dropout, weight_dropout, clip)
-    key, tensors = None, (input, h0, w_ih, w_hh, b_ih, b_hh)
+    asked, tensors = None, (input, h0, w_ih, w_hh, b_ih, b_hh)
     bare = arguments is NO_ARGUMENTS and of_steps is NO_OPTIONS and gain is batch_sizes is None
     if bare and num_heads == groups == 1 and not torch.compiler.is_compiling():
-        key = _key((variant, schedule, reverse, memory), *tensors)
-        if key is not None and (found := operators.gru_again(*key)) is not None:
+        asked = _asked((variant, schedule, reverse, memory), *tensors)
+        if asked is not None and (found := operators.gru_again(asked)) is not None:
             return found[0], found[1].squeeze(0)
-    options["zeros_later"] = key is not None
+    options["zeros_later"] = asked is not None
     records, finish = _prepared(*tensors, batch_sizes, arguments, of_steps, training=training, **options)
-    output, h_n = operators.gru(*records, None if key is None else key[0])
+    output, h_n = operators.gru(*records, asked)
     return output if finish is None else finish(output), h_n.squeeze(0)
 
 
-def _key(
+def _asked(
     said: tuple[Any, ...],
     input: Tensor,
     h0: Tensor | None,
@@ -127,15 +127,14 @@ def _key(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
-) -> tuple[Any, ...] | None:
-    """What `operators.gru_again` takes of a call of the equations alone; None where it is not known by a key."""
+) -> operators.Asked | None:
+    """What `operators.gru_again` takes of a call of the equations alone; None where none is known by that."""
     if not input.is_cuda or input.dim() != 3 or w_hh.dim() != 2 or (b_ih is None) != (b_hh is None):
         return None
-    biases = () if b_ih is None else (b_ih, b_hh)
-    tensors = [input, None if h0 is None else h0.unsqueeze(0), w_ih, w_hh, *biases]
-    if (key := operators.key_of(said, tensors)) is None:
-        return None
-    return key, tensors, (1, input.shape[1], w_hh.shape[0] // 3)
+    zeros, state = ((1, input.shape[1], w_hh.shape[0] // 3), ()) if h0 is None else (None, (h0.unsqueeze(0),))
+    tensors = (input, *state, w_ih, w_hh) if b_ih is None or b_hh is None else (input, *state, w_ih, w_hh, b_ih, b_hh)
+    key = operators.key_of((*said, len(tensors)), input, zeros)
+    return None if key is None else (key, tensors, zeros)
 
 
 def records_of(input: Tensor, *tensors: Any, **options: Any) -> Records:

@@ -62,7 +62,7 @@ class GRU(Leaf, nn.RNNBase):
             "resident": one Triton kernel for the sequence, all weights on one multiprocessor. For a small hidden_size.
             "persistent": one cooperative Triton kernel, weights in registers across the GPU. For NVIDIA, up to
             hidden_size 1024 in 16 bits.
-            "cudnn": cuDNN, as torch's own GRU on an NVIDIA GPU: variant "torch", without dropout between layers.
+            "cudnn": cuDNN, as torch's own GRU on an NVIDIA GPU: variant "torch".
         memory: what forward leaves for backward.
             "keep": the gates too. The faster one.
             "recompute": the states alone, a fifth to a quarter of it; backward computes the gates again.
@@ -294,17 +294,17 @@ class GRU(Leaf, nn.RNNBase):
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
             )
-        key = None
+        asked = None
         if given is NO_ARGUMENTS and not torch.compiler.is_compiling() and (weights := self._bare()) is not None:
             if input.is_cpu:
                 found = self._directly(input, hx, weights)
             else:
-                key = self._key(input, hx, weights)
-                found = None if key is None else operators.gru_again(*key)
+                asked = self._asked(input, hx, weights)
+                found = None if asked is None else operators.gru_again(asked)
             if found is not None:
                 return found
-        records, finish = self._prepared(input, hx, given=given, zeros_later=key is not None)
-        output, h_n = operators.gru(*records, None if key is None else key[0])
+        records, finish = self._prepared(input, hx, given=given, zeros_later=asked is not None)
+        output, h_n = operators.gru(*records, asked)
         if finish is not None:
             output = finish(output)
         return (output.squeeze(1), h_n.squeeze(1)) if input.dim() == 2 else (output, h_n)
@@ -325,14 +325,17 @@ class GRU(Leaf, nn.RNNBase):
         """Of a call on a CPU that torch's own GRU serves; see `operators.direct`."""
         return direct(self._layer(), weights, input, hx) if self.variant == "torch" else None
 
-    def _key(self, input: Tensor, hx: Tensor | None, weights: list[Tensor]) -> tuple[Any, ...] | None:
-        """What `operators.gru_again` takes of a call on a GPU; None where it is not known by a key."""
+    def _asked(self, input: Tensor, hx: Tensor | None, weights: list[Tensor]) -> operators.Asked | None:
+        """What `operators.gru_again` takes of a call on a GPU; None where none is known by that."""
         if not input.is_cuda or input.dim() != 3:
             return None
-        tensors = [input, hx, *weights]
-        if (key := operators.key_of(_STATIC(self), tensors)) is None:
-            return None
-        return key, tensors, (len(self._all_weights), input.shape[0 if self.batch_first else 1], self.hidden_size)
+        zeros, tensors = None, [input, *weights]
+        if hx is None:
+            zeros = len(self._all_weights), input.shape[0 if self.batch_first else 1], self.hidden_size
+        else:
+            tensors.insert(1, hx)
+        key = operators.key_of(_STATIC(self), input, zeros)
+        return None if key is None else (key, tensors, zeros)
 
     def _prepared(
         self,

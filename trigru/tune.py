@@ -28,7 +28,7 @@ class Tuned(dict[Key, Entry]):
 
     def __str__(self) -> str:
         said = [f"{key.direction} pass of a {unit(key)}: {entry.said(key)}" for key, entry in self.items()]
-        return "\n".join(said) or "there is one candidate only"
+        return "\n".join(said) or "nothing to choose: there is one candidate only"
 
 
 def tune(
@@ -42,9 +42,10 @@ def tune(
     """Time what can run a layer's calls, and take the fastest from now on, wherever `schedule="auto"` is asked for.
 
     Candidates are the schedules that can run here, a few tile sizes of theirs, and cuDNN; on a CPU the eager schedule
-    with several sizes of its chunks, and torch's own. A call without gradients is timed, and a training step, if a
-    parameter or the input requires a gradient. Each candidate's results are compared with the first one's before it is
-    timed, and a wrong one is refused, with a RuntimeWarning that names it.
+    with several sizes of its chunks, and torch's own. Where heads have programs of their own, cuDNN is the only other
+    one. A call without gradients is timed, and a training step, if a parameter or the input requires a gradient. Each
+    candidate's results are compared with the first one's before it is timed, and a wrong one is refused, with a
+    RuntimeWarning that names it.
 
     What is found holds in this process, or, with `out`, in every later one for which TRIGRU_TUNED in the environment
     names that file: for this device, these versions, dtype, sizes, and for sequence lengths and input sizes up to the
@@ -60,7 +61,7 @@ def tune(
         seconds: about how long to time the candidates for each of the two, beside what compiling them takes.
 
     Returns:
-        What was measured, fastest first.
+        What was measured, fastest first; nothing where there is one candidate only.
 
     Raises:
         TypeError: `module` is no trigru.GRU.
@@ -83,8 +84,6 @@ def tune(
     site = site_of(*records)
     if site.given:
         raise RuntimeError(f"module: nothing is measured for steps with {', '.join(site.given)}")
-    if records.layer.num_heads > 1 and site.device.type != "cpu":
-        raise RuntimeError(f"module: nothing is measured for heads on {site.device.type}")
     if site.device.type not in KINDS:
         raise RuntimeError(f"input: expected a tensor on one of {', '.join(KINDS)}, got one on {site.device.type}")
     from .measuring import measure
@@ -108,7 +107,6 @@ def at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Sit
         layer.schedule != "auto"
         or deterministic
         or site.given
-        or layer.num_heads > 1
         or site.device.type not in KINDS
         or not call.input.numel()
     ):

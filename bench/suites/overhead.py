@@ -4,17 +4,22 @@ T = B = 1 and H = 16, so that nn.GRU on the CPU computes next to nothing and its
 dispatch. trigru takes its way to a kernel on CPU tensors, and a stub stands where the kernel would start.
 
 With a GPU, rows of its own for calls on CUDA tensors, Triton's part included: all but its launcher, which does nothing
-meanwhile. They are compared with 1000 additions in Python, for hosts differ: `times_additions`.
+meanwhile. They are compared with 1000 additions in Python, for hosts differ: `times_additions`. In the same rounds as
+forward+backward goes an empty autograd function with as many tensors, `EMPTY`: what torch alone takes for that, above
+all for the thread of its own in which it goes back on a GPU. Nothing is taken off; the rows stand beside each other.
+What it costs to wake that thread is the machine's (on a virtual one more than all else), so there are rows "on one
+core" too, where waking a thread is no more than going over to it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +36,7 @@ from ..measuring.timers import HostTimer, Timer, in_turns
 # sizes nn.GRU has something to compute.
 SIZE = 16
 SCHEDULES = ("resident", "stepwise", "persistent", "torch")
+EMPTY, BOTH = "an empty function", "forward+backward"
 FEW, MANY = 1, 33  # steps of a call by "stepwise"; a step is the difference
 CALLS = 20  # in a timed call, for one alone is too short for the clock
 IMPORTS = {"tiny": 1, "quick": 3}
@@ -111,22 +117,78 @@ def nothing_started() -> Iterator[None]:
         launch.forget()
 
 
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Within the block all threads of the process share a core. On Linux alone."""
+    cores = os.sched_getaffinity(0)
+    _place({max(cores)})
+    try:
+        yield
+    finally:
+        _place(cores)
+
+
+def _place(cores: set[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
+
+
+class Empty(torch.autograd.Function):
+    """A function of as many tensors as a layer's, as many results, kept tensors and derivatives, all of them made and
+    nothing computed."""
+
+    @staticmethod
+    def forward(ctx, input, hx, *weights):  # type: ignore[no-untyped-def]
+        """(output, h_n)."""
+        ctx.set_materialize_grads(False)
+        output, h_n = torch.empty_like(input), torch.empty_like(hx)
+        ctx.save_for_backward(input, hx, *weights, torch.empty_like(input), output)
+        return output, h_n
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
+        """Derivatives by the weights."""
+        _, _, *weights = ctx.saved_tensors[:6]
+        return None, None, *map(torch.empty_like, weights)
+
+
 def _on_cuda(timer: Timer, budget_s: float) -> Iterator[dict[str, Any]]:
+    both: dict[Case, Callable[[], None]] = {}
     for schedule in SCHEDULES[:3]:
         case = Case("overhead", "cuda", "fp16", "torch", SIZE, 1, FEW, schedule=schedule)
         options = {"schedule": schedule, "dtype": case.number, "device": "cuda"}
         module = trigru.GRU(case.hidden_size, case.hidden_size, **options)  # type: ignore[arg-type]
+        weights = list(module.parameters())
         few, many = (
             torch.zeros(steps, case.batch, case.hidden_size, dtype=case.number, device="cuda") for steps in (FEW, MANY)
         )
-        for direction, call in (("forward", _forward), ("forward+backward", _forward_and_backward)):
-            short, long = functools.partial(call, module, few), functools.partial(call, module, many)
-            taken = _against_additions(timer, [short], budget_s)
-            yield _additions_row(case, direction, [(mine, unit) for mine, unit in taken])
-            if schedule == "stepwise":
-                taken = _against_additions(timer, [short, long], budget_s)
-                steps = [((more - less) / (MANY - FEW), unit) for less, more, unit in taken]
+        both[case] = functools.partial(_forward_and_backward, module, few, weights)
+        taken = _against_additions(timer, [functools.partial(_forward, module, few)], budget_s)
+        yield _additions_row(case, "forward", [(mine, unit) for mine, unit in taken])
+        if schedule == "stepwise":
+            for direction, call, *more in (("forward", _forward), (BOTH, _forward_and_backward, weights)):
+                calls = [functools.partial(call, module, x, *more) for x in (few, many)]
+                taken = _against_additions(timer, calls, budget_s)
+                steps = [((long - short) / (MANY - FEW), unit) for short, long, unit in taken]
                 yield _additions_row(case, f"{direction}, a step", steps)
+    state = torch.zeros_like(few)
+    empty = functools.partial(_forward_and_backward, lambda x: Empty.apply(x, state, *weights), few, weights)
+    both[Case("overhead", "cuda", "fp16", "torch", SIZE, 1, FEW, schedule=EMPTY)] = empty
+    yield from _together(timer, both, BOTH, budget_s)
+    if hasattr(os, "sched_setaffinity"):
+        with on_one_core():
+            yield from _together(timer, both, f"{BOTH}, on one core", budget_s)
+
+
+def _together(
+    timer: Timer, calls: dict[Case, Callable[[], None]], direction: str, budget_s: float
+) -> Iterator[dict[str, Any]]:
+    """Rows of calls in the same rounds, the last of them the empty function."""
+    taken = _against_additions(timer, list(calls.values()), budget_s * len(calls))
+    rows = [_additions_row(case, direction, [(turn[i], turn[-1]) for turn in taken]) for i, case in enumerate(calls)]
+    for row in rows:
+        yield {**row, "times_empty": row["ours_ms"] / rows[-1]["ours_ms"]}
 
 
 def _forward(module: nn.Module, x: torch.Tensor) -> None:
@@ -134,12 +196,17 @@ def _forward(module: nn.Module, x: torch.Tensor) -> None:
         module(x)
 
 
-def _forward_and_backward(module: nn.Module, x: torch.Tensor) -> None:
-    output = module(x)[0]
+def _forward_and_backward(
+    call: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], x: torch.Tensor, weights: Sequence[torch.Tensor]
+) -> None:
+    """As a training step goes, with no gradients before: adding to those that are there is torch's."""
+    output = call(x)[0]
     output.backward(output.detach())
+    for weight in weights:
+        weight.grad = None
 
 
-def _against_additions(timer: Timer, calls: list[Callable[[], None]], budget_s: float) -> list[tuple[float, ...]]:
+def _against_additions(timer: Timer, calls: Sequence[Callable[[], None]], budget_s: float) -> list[tuple[float, ...]]:
     """Seconds of each call, and at the end of 1000 additions, in rounds."""
 
     def additions() -> None:

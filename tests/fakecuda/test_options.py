@@ -48,8 +48,9 @@ def test_as_on_the_cpu(schedule, variant):
         assert (got - want).abs().max() <= 0.05 * max(1.0, want.abs().max())
 
 
-def test_training_draws_its_masks_on_the_device():
-    module = trigru.GRU(4, 16, zoneout=0.5, recurrent_dropout=0.5, schedule="resident").bfloat16().cuda()
+@pytest.mark.parametrize("schedule", ["resident", "stepwise"])
+def test_training_draws_its_masks_on_the_device(schedule):
+    module = trigru.GRU(4, 16, zoneout=0.5, recurrent_dropout=0.5, schedule=schedule).bfloat16().cuda()
     x = torch.randn(4, 3, 4, device="cuda", dtype=torch.bfloat16)
     torch.manual_seed(1)
     first, _ = module(x)
@@ -57,7 +58,7 @@ def test_training_draws_its_masks_on_the_device():
     again, _ = module(x)
     assert torch.equal(first, again)
     assert not torch.equal(module(x)[0], first)
-    assert trigru.explain(module, x).schedule == "resident"
+    assert trigru.explain(module, x).schedule == schedule
 
 
 @pytest.mark.parametrize("schedule", ["resident", "persistent"])

@@ -107,12 +107,67 @@ def test_calls_of_other_kinds_are_told_apart():
     assert repeated() == 2
 
 
+def test_what_backward_finds_need_not_be_what_forward_kept():
+    """Of the same values: elsewhere in memory, not aligned, in other strides; and last as forward left it."""
+    module, x, hx = made("resident"), drawn(3, 3, 4), drawn(1, 3, 16)
+    for _ in range(4):
+        wanted = results(module, x, hx)
+    weight = module.weight_hh_l0
+    leaves, values = [x, hx, *module.parameters()], weight.detach().clone()
+    others = [values.clone(), values.new_empty(values.numel() + 1)[1:].view_as(values).copy_(values)]
+    for other in (*others, values.t().contiguous().t(), values):
+        output, h_n = module(x, hx)
+        weight.data = other
+        weighed = output * torch.linspace(-1, 1, output.numel(), device="cuda").view_as(output)
+        found = torch.autograd.grad(weighed.sum() + h_n.sum(), leaves)
+        for got, want in zip(found, wanted[2:], strict=True):
+            assert (got - want).abs().max() <= 0.02 * max(1.0, want.abs().max())
+    assert repeated() == 2
+
+
+def test_a_call_noted_without_gradients_has_them_where_they_are_recorded():
+    fakecuda.options["execute"] = False
+    module, x = made("resident"), drawn(3, 3, 4)
+    with torch.no_grad():
+        for _ in range(4):
+            assert not module(x)[0].requires_grad
+    assert repeated() == 1
+    assert module(x)[0].requires_grad
+
+
+def test_what_is_asked_for_is_told_apart():
+    """First one derivative, often enough for it to be noted, then all."""
+    module, x, hx = made("resident"), drawn(3, 3, 4), drawn(1, 3, 16)
+    for number in range(6):
+        fakecuda.options["execute"] = number == 5
+        output, h_n = module(x, hx)
+        (found,) = torch.autograd.grad(output.sum() + h_n.sum(), [x])
+    assert_exact(module, x, hx)
+    output, h_n = module(x, hx)
+    assert torch.equal(torch.autograd.grad(output.sum() + h_n.sum(), [x])[0], found)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_with_torch_s_guards_and_without(monkeypatch, there):
+    if not there:
+        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    module, x = made("resident"), drawn(3, 3, 4)
+    wanted = results(module, x)
+    fakecuda.options["execute"] = False
+    for _ in range(3):
+        results(module, x)
+    fakecuda.options["execute"] = True
+    monkeypatch.setattr(compute, "forward", None)  # neither goes the long way
+    monkeypatch.setattr(compute, "backward", None)
+    assert all(map(torch.equal, results(module, x), wanted))
+
+
 def test_tied_weights_and_untied():
     module = made("resident", input_size=16)
     module.weight_ih_l0 = module.weight_hh_l0
     x = drawn(2, 3, 16)
-    for _ in range(4):
-        module(x)
+    first, *others = [results(module, x) for _ in range(4)]
+    assert all(torch.equal(one, again) for other in others for one, again in zip(first, other, strict=True))
     module.weight_ih_l0 = nn.Parameter(torch.randn_like(module.weight_hh_l0) / 4)
     assert_exact(module, x)
 

@@ -259,9 +259,11 @@ def _extend(C: Any, path: Path) -> None:
     C._graph_pool_handle = lambda: (0, 1)
     C._cuda_isCurrentStreamCapturing = lambda: bool(library.fakecuda_capturing())
     C._cuda_init, C._cuda_getDeviceCount, C._cuda_isInBadFork = init, lambda: count(), lambda: False
-    C._cuda_getDevice, C._cuda_setDevice = lambda: cuda.fakecuda_device(), set_device
+    # Asked several times in a call: without letting others run meanwhile, as a CUDA build asks.
+    C._cuda_getDevice, C._cuda_setDevice = ctypes.PyDLL(cuda._name).fakecuda_device, set_device
     C._cuda_exchangeDevice, C._cuda_maybeExchangeDevice = exchange, lambda device: exchange(device)
-    C._cuda_getCurrentRawStream = lambda device: library.fakecuda_stream(device)
+    C._cuda_getCurrentRawStream = ctypes.PyDLL(library._name).fakecuda_stream
+    C._cuda_getCurrentRawStream.argtypes, C._cuda_getCurrentRawStream.restype = [ctypes.c_int], ctypes.c_int64
     C._cuda_getCurrentStream = stream_data
     C._cuda_getDefaultStream = lambda device: (0, device, 1)
     C._cuda_setStream = set_stream

@@ -92,8 +92,15 @@ _VARIABLE = re.compile(
 )
 
 
+_FIRST_OF_NUMBERS = frozenset("-0123456789")
+_BRACKET = re.compile(r"[\[{(]")
+
+
 def _split(text: str) -> list[str]:
     """Operands at the top level of `a, {b, c}, [d+4]`."""
+    if _BRACKET.search(text) is None:
+        flat = [part.strip() for part in text.split(",")]
+        return flat if flat[-1] else flat[:-1]
     out, depth, start = [], 0, 0
     for i, c in enumerate(text):
         if c in "{[(":
@@ -114,6 +121,8 @@ def _expect(match: re.Match[str] | None, text: str) -> re.Match[str]:
 
 
 def _number(text: str) -> Imm | None:
+    if text[:1] not in _FIRST_OF_NUMBERS:  # most operands are registers
+        return None
     if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
         return Imm(int(text[2:], 16), 32)
     if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from ..schedules.per_step import of_parts
 from ..schedules.reserve import empty_reserve
 from ..schedules.stack import new_output, time_major
 from . import batching, compute, derivative, flops, known, sharding
+from .known import Asked
 from .late import when_imported
 from .plain import has_tangent, is_batched, is_plain, is_transformed
 from .schema import Recorded, flat, new_library, recorded, recorded_backward
@@ -147,15 +147,20 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, found, zeros, *tensors):  # type: ignore[no-untyped-def]
-        ctx.known, result = found, found(zeros, *tensors)
-        derivative.save_known(ctx, tensors, result)
-        return result.output, result.h_n
+        ctx.known = found
+        output, h_n, reserve = found(zeros, *tensors)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *reserve, output)
+        return output, h_n
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
         needs = ctx.needs_input_grad[2:]
         return None, None, *derivative.differentiate_known(ctx, grad_output, grad_h_n, needs, ctx.known)
 
+
+# Without what looks for torch.func's tensors, none of which takes the short way.
+_apply_again = super(torch.autograd.Function, _Again).apply
 
 # What a profiler shows.
 for _function in (_GRU, _Again):
@@ -193,10 +198,10 @@ def _at_first_call(layer: Layer, weights: Sequence[Tensor], call: Call, site: Si
     at_first_call(layer, weights, call, site)
 
 
-def gru(layer: Layer, weights: Sequence[Tensor], call: Call, key: known.Key | None = None) -> tuple[Tensor, Tensor]:
+def gru(layer: Layer, weights: Sequence[Tensor], call: Call, asked: Asked | None = None) -> tuple[Tensor, Tensor]:
     """(output, h_n) of all layers and directions; gate values are kept only where a gradient can be asked for.
 
-    The caller has checked that everything fits: `trigru.checks`. key: of `known`, for calls to be known by."""
+    The caller has checked that everything fits: `trigru.checks`. asked: what calls like it will be known by."""
     if is_transformed() or (not torch.compiler.is_compiling() and has_tangent(tensors_of(weights, call))):
         return compute.by_reference(layer, weights, call, _drawn(layer, call))
     if layer.dropout and is_batched():
@@ -221,30 +226,30 @@ def gru(layer: Layer, weights: Sequence[Tensor], call: Call, key: known.Key | No
         shape = None if has_input else derivative.Shape.apply(call.input)
         given = () if call.given is NOTHING and call.gain is None else differentiable(call)
         run = partial(compute.forward, by=by, again=again)
-        if key is not None and again is not None and has_input:
-            known.remember(key, known.Known(again, layer, first_kept, True))
+        if asked is not None and again is not None and has_input:
+            known.remember(asked, known.Known(again, layer, first_kept, True))
         return _GRU.apply(forward, run, has_input, call.batch_sizes, call.input, shape, call.hx, *weights, *given)
     if torch.autograd._profiler_enabled():
         with torch.autograd.profiler.record_function("trigru::gru"):
             return compute.forward(forward, by)[:2]
-    if key is not None and again is not None:
-        known.remember(key, known.Known(again, layer, first_kept, False))
+    if asked is not None and again is not None:
+        known.remember(asked, known.Known(again, layer, first_kept, False))
     return compute.forward(forward, by, again)[:2]
 
 
-def gru_again(key: known.Key, tensors: Sequence[Any], zeros: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-    """`gru` where a call with this key has been noted; else None. tensors: input, hx and the weights, as `known.key_of`
-    was given them. zeros: the shape of hx where it is None."""
-    found = known.find(key)
+def gru_again(asked: Asked) -> tuple[Tensor, Tensor] | None:
+    """`gru` where a call like this has been noted; else None."""
+    key, tensors, zeros = asked
+    found = known.find(key, tensors)
     if found is None:
         return None
-    input, hx, *weights = tensors
-    without = hx is None
-    if without:
-        hx = input.new_empty(*zeros)
+    if zeros is not None:
+        input, *weights = tensors
+        tensors = (input, input.new_empty(*zeros), *weights)
     if found.recording:
-        return _Again.apply(found, without, input, hx, *weights)
-    return found(without, input, hx, *weights)[:2]
+        return _apply_again(found, zeros is not None, *tensors)
+    output, h_n, _ = found(zeros is not None, *tensors)
+    return output, h_n
 
 
 def _drawn(layer: Layer, call: Call) -> list[Tensor | None]:

@@ -123,7 +123,7 @@ def forget() -> None:
 def circumstances() -> tuple[Any, ...] | None:
     """What a call on a GPU depends on beside its own arguments; None where it is not repeated."""
     around = _lazily()[0].circumstances()
-    return None if around is None else (*around, invariant.is_on(), shared_devices())
+    return None if around is None else (around, invariant.is_on(), shared_devices())
 
 
 @functools.cache

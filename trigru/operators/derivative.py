@@ -14,7 +14,7 @@ from ..schedules.per_step import does_more, of_parts
 from ..schedules.reserve import lowest_kept, masks_of, shares_output
 from ..schedules.stack import Result, time_major
 from . import batching, compute, plain
-from .known import Known, back_key_of
+from .known import Known
 from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward
 
 _GIVEN = len(Given._fields)
@@ -73,27 +73,20 @@ def differentiate(  # type: ignore[no-untyped-def]
     return _derivatives(Backward(forward, grad_output, grad_h_n, others[count:], has_input, needs))
 
 
-def save_known(ctx, tensors: Sequence[Tensor], result: Result) -> None:  # type: ignore[no-untyped-def]
-    """`save` of a call that went the short way, which is on a GPU, of the equations alone, and whose layers are all
-    kept. tensors: input, hx and the weights."""
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *result.reserve, result.output)
-
-
 def differentiate_known(  # type: ignore[no-untyped-def]
     ctx, grad_output: Tensor | None, grad_h_n: Tensor | None, needs: tuple[bool, ...], known: Known
 ) -> Sequence[Tensor | None]:
-    """`differentiate` of what `save_known` kept."""
+    """`differentiate` of a call that went the short way: on a GPU, of the equations alone, with all layers kept.
+
+    Saved are input, hx, weights, reserve and output."""
     if grad_output is None and grad_h_n is None:
         return [None] * len(needs)
     saved = ctx.saved_tensors
-    tensors = (grad_output, grad_h_n, *saved)
-    key = back_key_of(needs, tensors)
-    if (again := known.back(key, tensors)) is not None:
-        return again
+    if (found := known.back(needs, grad_output, grad_h_n, saved)) is not None:
+        return found
     forward = known.recorded(*saved[: len(needs)])
     backward = Backward(forward, grad_output, grad_h_n, saved[len(needs) :], True, needs)
-    return _derivatives(backward, partial(known.remember, key))
+    return _derivatives(backward, partial(known.remember, needs, grad_output, grad_h_n, saved))
 
 
 def _derivatives(backward: Backward, note: Callable[[compute.Again], None] | None = None) -> Sequence[Tensor | None]:

@@ -10,6 +10,12 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 PLAIN_TYPES = frozenset((Tensor, Parameter))
+# Each is looked up once: a call of one takes less time than the way to it.
+_is_compiling = torch.compiler.is_compiling
+_modes = torch._C._len_torch_dispatch_stack
+_is_transformed = torch._C._are_functorch_transforms_active
+_tracer = torch._C._get_tracing_state
+_is_autocast = torch._C._is_any_autocast_enabled
 # Under vmap: torch.func's, or the older one by which autograd batches gradients.
 _is_batched = torch._C._functorch.is_batchedtensor
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
@@ -17,13 +23,7 @@ is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 def is_unseen() -> bool:
     """Whether no compiler, tracer, transform, mode or autocast sees what is called now."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state()
-        or torch._C._is_any_autocast_enabled()
-    )
+    return not (_is_compiling() or _modes() or _is_transformed() or _tracer() or _is_autocast())
 
 
 def is_plain(tensors: Iterable[Tensor | None]) -> bool:

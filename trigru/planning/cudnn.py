@@ -28,8 +28,6 @@ def why_not(layer: Layer, site: Site) -> str | None:
         return ONE_WAY
     if site.given:
         return f"cuDNN has the equations alone, not {', '.join(site.given)}"
-    if layer.dropout:
-        return "cuDNN draws the dropout between layers in a state of its own, and second derivatives need the masks"
     return None
 
 

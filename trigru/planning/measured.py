@@ -64,6 +64,7 @@ class Key(NamedTuple):
     batch_first: bool
     recording: bool  # forward keeps what backward needs
     direction: str  # the pass, "forward" or "backward"
+    heads: int = 1  # files of before there were heads do not say
 
 
 class Row(NamedTuple):
@@ -150,6 +151,7 @@ def key_of(layer: Layer, site: Site, direction: str, precision: str, name: str |
         batch_first=layer.batch_first and not site.packed,
         recording=site.recording or direction == "backward",
         direction=direction,
+        heads=layer.num_heads,
     )
 
 

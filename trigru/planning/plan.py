@@ -77,7 +77,6 @@ def plan(layer: Layer, site: Site, direction: str = "forward") -> Plan:
         measured.TABLE
         and layer.schedule == "auto"
         and not site.given
-        and (layer.num_heads == 1 or site.device.type == "cpu")
         and (winner := _measured(layer, site, direction)) is not None
     ):
         return staged(layer.num_layers, layer.directions, winner, direction)
@@ -114,7 +113,8 @@ def _measured(layer: Layer, site: Site, direction: str) -> Choice | None:
         if known is None or known[0] is not entry or known[1] != obstacles:
             passed_over = zip(entry.rows, obstacles, strict=False)
             said = [entry.said(key), *(f"{one.name} is passed over: {why}" for one, why in passed_over)]
-            known = _winners[key] = entry, obstacles, Choice(row.schedule, "; ".join(said), row.config)
+            reason = "; ".join(said) + _heads_said(layer, site, row.schedule)
+            known = _winners[key] = entry, obstacles, Choice(row.schedule, reason, row.config)
         return known[2]
     return None
 
@@ -162,18 +162,22 @@ def modelled(layer: Layer, site: Site, direction: str = "forward") -> Plan:
             heads=1 if "norm" in site.given else layer.num_heads,
             normalised="norm" in site.given,
         )
-    normalised = "norm" in site.given
-    if layer.num_heads > 1 and (choice.schedule != "resident" or normalised):
-        apart = (
-            not normalised
-            and choice.schedule == "eager"
-            and heads_apart(site.batch, layer.hidden_size, layer.num_heads)
-        )
-        how = "multiply by themselves" if apart else "run as one matrix with zeros"
-        choice = replace(choice, reason=f"{choice.reason}; {layer.num_heads} heads {how}")
+    if said := _heads_said(layer, site, choice.schedule):
+        choice = replace(choice, reason=choice.reason + said)
     if layer.num_layers > 1 and layer.num_heads == 1 and choice.schedule in KERNELS:
         return _stacked(layer, site, choice, direction)
     return staged(layer.num_layers, layer.directions, choice, direction)
+
+
+def _heads_said(layer: Layer, site: Site, schedule: str) -> str:
+    """How a schedule runs heads, where its own reason does not say."""
+    normalised = "norm" in site.given
+    if layer.num_heads == 1 or (schedule == "resident" and not normalised):
+        return ""
+    sizes = site.batch, layer.hidden_size, layer.num_heads
+    apart = schedule == "eager" and not normalised and heads_apart(*sizes)
+    how = "multiply by themselves" if apart else "run as one matrix with zeros"
+    return f"; {layer.num_heads} heads {how}"
 
 
 def sizes_of(layer: Layer, site: Site) -> cost.Layer:

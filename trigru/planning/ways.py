@@ -54,10 +54,15 @@ def ways(layer: Layer, site: Site) -> Iterator[Way]:
 
 def parts(layer: Layer, site: Site, direction: str) -> Iterator[Choice]:
     """The schedules that run layer by layer, or several layers together, with a few tile sizes. What one of them keeps
-    any other can go back from."""
+    any other can go back from; what heads by themselves keep, no other, so that they are all that can be chosen."""
     if site.device.type != "cuda" or why_no_kernels(site.device, site.dtype) is not None:
         yield from (named("eager", config) for config in _chunks(layer, site))
         return
+    if layer.num_heads > 1:
+        first = modelled(layer, site, direction).stages[0].choice
+        if first.schedule == "resident":
+            yield _kept_to(first)
+            return
     device = present(site.device.index or 0)
     sizes = sizes_of(layer, site)
     for found in candidates(device, sizes, direction):
@@ -71,7 +76,7 @@ def parts(layer: Layer, site: Site, direction: str) -> Iterator[Choice]:
                 others = persistent_configs(device, sizes, direction)
                 yield from (named("persistent", config) for config in others if config != found.config)
     why = why_apart(layer, direction, packed=site.packed, given=bool(site.given))
-    if layer.num_layers > 1 and not has_a_part_of(site.device):
+    if layer.num_layers > 1 and layer.num_heads == 1 and not has_a_part_of(site.device):
         stack = Stack(layer.num_layers, site.seq_len, why)
         together, _ = fastest("", device, sizes, stack, direction)
         if together is not None:

@@ -11,12 +11,34 @@ hidden_size columns a gate:
                     input's projection the last three, so each is one product and nothing is concatenated
     "cho", "chung"  forward [r z n], backward [dr dz dn]
 
+Small layers of many sequences have units outermost instead: `eager_turned.py`.
+
 Heads that are many and large enough (`heads_apart`) have their recurrent products batched, see `eager_products.Heads`.
 
 In 16 bits the arithmetic is in float32, and the reserve keeps of r, z and n what eager_kept.py says.
 """
 
-from .eager_backward import backward
-from .eager_forward import forward
+from __future__ import annotations
 
-__all__ = ["backward", "forward"]
+from collections.abc import Sequence
+
+from ..layer import Weights
+from . import eager_backward, eager_forward, eager_turned
+from .part import Gradients, Part, Run, Upstream
+
+
+def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
+    """One layer in one direction; the results go where `run` says."""
+    if eager_turned.fits(part, weights[0], run):
+        eager_turned.forward(part, weights[0], run)
+    else:
+        eager_forward.forward(part, weights, run)
+
+
+def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstream) -> Gradients:
+    """Back-propagation through time of `forward`.
+
+    Where no gates were kept, those of a chunk are computed again before its steps."""
+    if run.gates is not None and eager_turned.fits(part, weights[0], run):
+        return eager_turned.backward(part, weights[0], run, upstream)
+    return eager_backward.backward(part, weights, run, upstream)

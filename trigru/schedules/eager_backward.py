@@ -15,6 +15,7 @@ from .eager_layout import Layout
 from .eager_per_step import Back
 from .eager_products import Linear, add_outer, fast_linear, product
 from .norm import Rows
+from .pages import in_large_pages
 from .part import Gradients, Part, Run, Upstream
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -47,7 +48,10 @@ class _Backward:
         layout, size, rows = self.layout, self.layout.hidden_size, before.shape[0]
         if not self.buffers or self.buffers[0].shape[0] < rows:
             widths = (layout.planes, 1, 1, 1, 1)
-            self.buffers, self.sizes = tuple(before.new_empty(rows, width * size) for width in widths), ()
+            self.buffers, self.sizes = (
+                tuple(in_large_pages(before.new_empty(rows, width * size)) for width in widths),
+                (),
+            )
         if sizes != self.sizes:
             self.factors, self.d_states, self.keep, self.reset, self.scratch = (b[:rows] for b in self.buffers)
             self.views, self.sizes = self._views(sizes), sizes
@@ -129,6 +133,8 @@ class _Backward:
                 alive = count
             gates.mul_(d_wide)
             d_last, keep_last, own_last = d, keep, own if norm is None else next(norm).back(own)
+        if back is None and linear is None:
+            return torch.mul(d_last, keep_last).addmm_(own_last, w)
         return self._carry(d_last * keep_last, times(own_last, w))
 
     def steps_reset_before(self, carry: Tensor, grad_h_n: Tensor, d_h0: Tensor) -> Tensor:
@@ -178,7 +184,7 @@ class _Backward:
             assert x is not None
             outer, own = self._before_norms(outer, own, Rows.of(product(x, self.w_ih.t()), self.gain_ih))
         if d_input is not None:
-            d_input.copy_(product(outer, self.w_ih).view_as(d_input))
+            product(outer, self.w_ih, out=d_input.view(-1, d_input.shape[-1]))
         if self.d_bias is not None:
             self.d_bias.add_(self.factors.sum(0))
         if self.d_w_ih is not None:
@@ -233,7 +239,11 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
     backward = _Backward(layout, own, upstream.needs, back)
     rows, gates = run.output.contiguous(), run.gates
     again = Forward(layout, own) if gates is None else None
-    d_input = torch.empty_like(run.input, memory_format=torch.contiguous_format) if upstream.needs[0] else None
+    d_input = (
+        in_large_pages(torch.empty_like(run.input, memory_format=torch.contiguous_format))
+        if upstream.needs[0]
+        else None
+    )
     d_h0 = run.h0.new_zeros(run.h0.shape, dtype=layout.dtype)
     grad_h_n = d_h0.clone() if upstream.h_n is None else upstream.h_n.to(layout.dtype).contiguous()
     carry = grad_h_n[: layout.sizes[0 if part.reverse else -1]]

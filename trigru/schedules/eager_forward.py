@@ -41,7 +41,7 @@ def _from_infinite(start: Tensor, end: Tensor, weight: Tensor, *, out: Tensor) -
     return torch.mul(start, 1 - weight, out=out).addcmul_(end, weight)
 
 
-def _blend(h0: Tensor, variant: str, per_step: PerStep | None = None) -> Callable[..., Tensor]:
+def blend_of(h0: Tensor, variant: str, per_step: PerStep | None = None) -> Callable[..., Tensor]:
     """torch.lerp, or where states may be infinite what gives no NaN that the formula has not: lerp takes away from an
     infinite number what it adds. Only a CPU can be asked whether h0 is finite without waiting for it."""
     others = per_step is not None and (per_step.fresh is not None or per_step.decay is not None)
@@ -72,6 +72,7 @@ class Forward:
         self.buffers: tuple[Tensor, ...] = ()
         alone = not keeps and not layout.narrow and weights.gain is None
         self.scratch = self.w_hh.new_empty(max(layout.sizes, default=0), layout.hidden_size) if alone else None
+        self.candidates: Tensor | None = None  # of a chunk, where they do not come to be in their place
         self.sizes: tuple[int, ...] = ()
         self.views: list[tuple] = []
 
@@ -92,7 +93,11 @@ class Forward:
         layout, rows = self.layout, x.shape[0]
         width = layout.planes * layout.hidden_size
         if not layout.reuse:
-            gates = x.new_empty(rows, width) if reserve is None else reserve
+            if reserve is None and (not self.buffers or self.buffers[0].shape[0] < rows):
+                self.buffers = (x.new_empty(rows, width),)
+            gates = self.buffers[0][:rows] if reserve is None else reserve
+            if reserve is not None:
+                self.candidates = x.new_empty(rows, layout.hidden_size)
             self.views = self._views(gates, gates, states, sizes)
         else:
             if not self.buffers or self.buffers[0].shape[0] < rows:
@@ -175,7 +180,10 @@ class Forward:
         target = source
         if to is not gates:
             rz, n, start, target = steps(to, 0, 2), steps(to, 2), 0, to[:, -size:]
-        if self.scratch is None:
+        if self.candidates is not None:
+            summed = n = self.candidates.split_with_sizes(sizes)
+            self.tanh, operands = tanh_in_place(n)
+        elif self.scratch is None:
             self.tanh, operands = tanh_in_steps(source, target, sizes)
         else:
             summed = n = tuple(self.scratch[:count] for count in sizes)
@@ -266,7 +274,7 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
     if rows.numel():
         forward = Forward(layout, weights[0], Between.of(layout, run), keeps=gates_kept is not None)
         steps = forward.steps_reset_after if layout.reset_after else forward.steps_reset_before
-        chunks, blend = layout.chunks(), _blend(h0, part.variant, run.per_step)
+        chunks, blend = layout.chunks(), blend_of(h0, part.variant, run.per_step)
         h = h0[: layout.sizes[-1 if part.reverse else 0]]
         for chunk in reversed(chunks) if part.reverse else chunks:
             kept = None if gates_kept is None else gates_kept[chunk.start : chunk.stop]
@@ -280,6 +288,8 @@ def forward(part: Part, weights: Sequence[Weights], run: Run) -> None:
                     if layout.narrow:
                         keep_(gates[:, layout.rz], gates[:, -layout.hidden_size :])
                     kept.copy_(gates)
+            elif forward.candidates is not None:
+                gates[:, -layout.hidden_size :].copy_(forward.candidates)
         ends[: h.shape[0]] = h
     if ends is not h_n:
         h_n.copy_(ends)

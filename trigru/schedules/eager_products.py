@@ -1,13 +1,15 @@
 """Matrix products of the eager schedule, and who computes them: torch.mm (MKL, cuBLAS, ...) or oneDNN.
 
 On CPUs that are not Intel's MKL keeps to its AVX2 kernels. oneDNN uses AVX-512 there: 1.5 to 2.6 times as fast in
-float32 on an AMD EPYC (Zen 5, 2 threads), but a call costs some 15 microseconds more. torch exposes it as the operator
+float32 on an AMD EPYC (Zen 5, 2 threads), but a call costs some 15 microseconds more. On Zen 4, whose AVX-512 goes
+through units of 256 bits, MKL's are the faster ones but for large weights. torch exposes it as the operator
 that torch.compile calls on a CPU; where that is missing or different, torch.mm serves.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,12 @@ ONEDNN_ROWS = 8
 
 ONEDNN_OUTER = (256, 512)
 """Sizes of result and of the summed dimension from which a.T @ b is faster through oneDNN, its copies included."""
+
+ZEN4_WEIGHTS = 1 << 21
+ZEN4_ROWS, ZEN4_SIZE = 256, 512
+"""On Zen 4: elements of the right operand from which oneDNN is faster, for it then comes from beyond L2 (hidden_size
+1024: 1.2 to 2.5 times, of 2 to 16 rows), a quarter of them for 2 to 4 rows; or rows from which, with at least so many
+columns in either operand (1.2 times). Below, torch.mm is: by 1.1 to 2 times."""
 
 Linear = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,6 +47,16 @@ def is_intel() -> bool:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+
+
+@functools.cache
+def is_zen4() -> bool:
+    """Whether this CPU is one of AMD's whose AVX-512 goes through units of 256 bits."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "AuthenticAMD" in told and re.search(r"cpu family\s*: 25\b", told) is not None
 
 
 @functools.cache
@@ -64,6 +82,10 @@ def fast_linear(x: Tensor, rows: int, inner: int, columns: int) -> Linear | None
     Chosen by device, dtype and shape alone, so that equal calls give equal bits."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return None
+    if is_zen4():
+        weights = ZEN4_WEIGHTS if rows > 4 else ZEN4_WEIGHTS // 4
+        large = inner * columns >= weights or (rows >= ZEN4_ROWS and min(inner, columns) >= ZEN4_SIZE)
+        return _onednn() if large and rows > 1 else None
     if rows < ONEDNN_ROWS or rows * inner * columns < ONEDNN_MULTIPLICATIONS:
         return None
     return _onednn()
@@ -77,10 +99,13 @@ def turned(w: Tensor, rows: int, steps: int) -> Tensor:
     return view.contiguous() if is_intel() else view
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in new memory."""
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b, in new memory or in `out`, which may have another dtype."""
     linear = fast_linear(a, a.shape[0], *b.shape)
-    return torch.mm(a, b) if linear is None else linear(a, b.t())
+    if linear is None and (out is None or out.dtype == a.dtype):
+        return torch.mm(a, b, out=out)
+    found = torch.mm(a, b) if linear is None else linear(a, b.t())
+    return found if out is None else out.copy_(found)
 
 
 def affine(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -98,7 +123,7 @@ def affine(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
 def add_outer(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out += a.T @ b, for many more rows than columns."""
     smallest, summed = ONEDNN_OUTER
-    fits = min(out.shape) >= smallest and a.shape[0] >= summed
+    fits = min(out.shape) >= smallest and a.shape[0] >= summed and not is_zen4()
     linear = fast_linear(a, out.shape[1], a.shape[0], out.shape[0]) if fits else None
     if linear is None:
         out.addmm_(a.t(), b)

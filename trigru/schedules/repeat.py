@@ -39,9 +39,10 @@ _SHARED = 1 << 20
 """Bytes up to which memory that only launches see shares one allocation, until the call is over: each of its own takes
 the host as long as a launch. What is larger is free for others as soon as nothing reads it any more."""
 _ALIGNED = 256  # bytes; more than any kernel counts on
+_LIKE = 16  # bytes: where a given tensor is aligned so, Triton's kernels are others
 
 # What is asked of a tensor and is the same whenever its shape, strides and kind are; of its address only whether it is
-# aligned is asked, and a call is known by that.
+# aligned is asked, which what was noted asks first.
 _ASKED = frozenset(
     ("__get__", "__len__", "size", "stride", "dim", "numel", "is_contiguous", "element_size", "storage_offset")
 ) | frozenset(("data_ptr", "untyped_storage"))
@@ -58,7 +59,8 @@ class Repeated:
         """What `function` gives for the tensors, in tuples and lists."""
         if self.again is not None:
             try:
-                return self.again(*tensors)
+                if (result := self.again(*tensors)) is not None:
+                    return result
             except RuntimeError as error:
                 self.refused(error)
         if self.left:
@@ -78,7 +80,8 @@ class Repeated:
 
 def noted(function: Function, tensors: Sequence[Tensor | None]) -> tuple[Any, Function | None]:
     """What `function` gives for these tensors, and it again as a function of others of the same kind; None where it
-    cannot be repeated. Raises what it raises."""
+    cannot be repeated. Raises what it raises. Again it gives None, and does nothing, where a launch would read or write
+    a given tensor that is not aligned."""
     aliases = [None if x is None else x.detach() for x in tensors]  # one each, where one tensor has two places
     notes = _Notes(aliases)
     with launch.noting(notes.launched), notes:
@@ -125,6 +128,7 @@ class _Notes(TorchFunctionMode):
         self.constants: dict[str, Any] = {}
         self.lines: list[_Line] = []
         self.launches = False
+        self.pointers: list[str] = []  # of given tensors that launches take
         self.repeatable = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -198,8 +202,13 @@ class _Notes(TorchFunctionMode):
         if not x.is_cuda:  # where a kernel writes that it gave up: the host's memory, always the same
             return self._constant(x)
         owner = self.owners.get(id(x), x)
-        offset = x.data_ptr() - owner.data_ptr()
-        return f"{self._text(owner)}.data_ptr() + {offset}" if offset else self._text(owner)
+        offset, name = x.data_ptr() - owner.data_ptr(), self._text(owner)
+        if name in self.given:
+            name = f"of_{name}"
+            if name not in self.pointers:
+                self.pointers.append(name)
+            return f"{name} + {offset}" if offset else name
+        return f"{name}.data_ptr() + {offset}" if offset else name
 
     def _text(self, x: Any) -> str:
         if x is None or type(x) in (int, bool):
@@ -228,7 +237,9 @@ class _Notes(TorchFunctionMode):
         if self.launches:
             stream, device = launch.current()
             self.constants |= {"check": watch.check, "stream": stream}
-            first = ["check()", f"here = stream({device})"]
+            first = [f"{name} = {name.removeprefix('of_')}.data_ptr()" for name in self.pointers]
+            first += [f"if ({' | '.join(self.pointers)}) % {_LIKE}: return None"] if first else []
+            first += ["check()", f"here = stream({device})"]
         code = [f"def again({', '.join(self.given)}):", *first, *_freeing(lines)]
         exec(compile("\n    ".join(code), "<a call of trigru, again>", "exec"), self.constants)
         return self.constants.pop("again")

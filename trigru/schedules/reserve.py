@@ -7,7 +7,7 @@ In this order, for the K layers from `first_kept` on (nothing below them takes a
     their gates, (K, D, N, values * H), flat; empty where they are computed again
     their states (K, N, D * H), which are the next layers' inputs
 
-cuDNN, which runs all layers or none, keeps something else: see `trigru.schedules.cudnn`.
+cuDNN, which runs all layers or none, keeps something else behind the masks: see `trigru.schedules.cudnn`.
 
 The states of the last layer are the call's output where `shares_output` says so; then K - 1 are in the list, or where
 that is none no tensor, and `backward` wants the output at its end.
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..kernels.config import kept_values
 from ..layer import Call, Layer
+from .pages import in_large_pages
 
 
 def shares_output(device: torch.device) -> bool:
@@ -48,11 +49,11 @@ class Reserve(NamedTuple):
         rows, features = sizes[0] * (sizes[1] if len(sizes) == 2 else 1), layer.hidden_size * layer.directions
         kept = layer.num_layers - first_kept
         inner = kept - 1 if shares_output(x.device) else kept
-        masked = layer.dropout and kept > 1
-        masks = x.new_empty(kept - 1, *sizes, features, dtype=torch.bool) if masked else None
+        masks = _empty_masks(layer, x, kept)
         values = kept * layer.directions * rows * kept_values(layer.variant) * layer.hidden_size
-        gates = x.new_empty(values if layer.memory == "keep" else 0)
-        return cls(first_kept, None, masks, gates, x.new_empty(inner, rows, features) if inner else None)
+        gates = in_large_pages(x.new_empty(values if layer.memory == "keep" else 0))
+        states = in_large_pages(x.new_empty(inner, rows, features)) if inner else None
+        return cls(first_kept, None, masks, gates, states)
 
     @classmethod
     def of(cls, layer: Layer, tensors: Sequence[Tensor], first_kept: int) -> Reserve:
@@ -103,11 +104,46 @@ class Reserve(NamedTuple):
         return x.narrow(0, layers[0] - self.first_kept, len(layers) - but)
 
 
+def _empty_masks(layer: Layer, x: Tensor, kept: int) -> Tensor | None:
+    """Memory for those between the uppermost layers, if any. x: the call's input, steps first."""
+    if not layer.dropout or kept == 1:
+        return None
+    return x.new_empty(kept - 1, *x.shape[:-1], layer.hidden_size * layer.directions, dtype=torch.bool)
+
+
+def _steps_first(layer: Layer, call: Call) -> Tensor:
+    """The call's input."""
+    return call.input if call.batch_sizes is not None or not layer.batch_first else call.input.transpose(0, 1)
+
+
+def dropout_masks(layer: Layer, call: Call) -> Tensor | None:
+    """Of the dropout between all layers, drawn in their order."""
+    x = _steps_first(layer, call)
+    masks = _empty_masks(layer, x, layer.num_layers)
+    if masks is not None:
+        drawn = x.new_empty(masks.shape[1:])
+        for mask in masks:
+            dropout_mask(drawn, layer.dropout, mask)
+    return masks
+
+
+def dropout_mask(x: Tensor, p: float, out: Tensor | None = None) -> Tensor:
+    """Which elements stay, drawn as torch's dropout on a CPU draws for a contiguous tensor of this shape and dtype; in
+    `out` where that is given."""
+    if p == 1:
+        return x.new_zeros(x.shape, dtype=torch.bool) if out is None else out.zero_()
+    drawn = x.new_empty(x.shape).bernoulli_(1 - p)
+    return drawn.bool() if out is None else out.copy_(drawn)
+
+
 def empty_reserve(layer: Layer, call: Call, first_kept: int) -> list[Tensor]:
     """Memory of the shapes of the reserve that forward returns."""
-    if layer.schedule == "cudnn" or first_kept == layer.num_layers:
+    if first_kept == layer.num_layers:
         return []
-    x = call.input if call.batch_sizes is not None or not layer.batch_first else call.input.transpose(0, 1)
+    x = _steps_first(layer, call)
+    if layer.schedule == "cudnn":
+        masks = _empty_masks(layer, x, layer.num_layers)
+        return [] if masks is None else [masks]
     reserve = Reserve.empty(layer, x, first_kept)
     if first_kept:
         reserve = reserve._replace(entry=x.new_empty(*x.shape[:-1], layer.hidden_size * layer.directions))
@@ -132,6 +168,6 @@ def masks_of(layer: Layer, reserve: Sequence[Tensor], first_kept: int, dtype: to
     """What the output of each layer but the last was multiplied with, as far as the reserve holds it."""
     if not layer.dropout:
         return [None] * (layer.num_layers - 1)
-    kept = Reserve.of(layer, reserve, first_kept)
-    masks = [kept.mask_behind(index) for index in range(layer.num_layers - 1)]
-    return [None if mask is None else scaled(mask, layer.dropout, dtype) for mask in masks]
+    # Not through `Reserve.of`: behind the masks cuDNN keeps what it likes.
+    masks = reserve[1 if first_kept else 0] if first_kept + 1 < layer.num_layers else ()
+    return [*[None] * first_kept, *(scaled(mask, layer.dropout, dtype) for mask in masks)]

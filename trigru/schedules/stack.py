@@ -21,9 +21,10 @@ from ..kernels.steps import Steps
 from ..layer import Call, Layer, Weights
 from ..planning.stages import TAKES_HEADS, Plan, Stage
 from . import cudnn
+from .pages import in_large_pages
 from .part import Part, Run, Together, Upstream
 from .per_step import Sums, before_their_ends, of_stage
-from .reserve import Reserve, scaled, shares_output
+from .reserve import Reserve, dropout_mask, scaled, shares_output
 
 
 class Result(NamedTuple):
@@ -93,14 +94,11 @@ def new_output(layer: Layer, call: Call, features: int) -> Tensor:
     """Memory for an output of so many features: steps outermost, whatever its shape, and no view."""
     *sizes, _ = call.input.shape
     if not layer.batch_first or call.batch_sizes is not None:
-        return call.input.new_empty(*sizes, features)
+        return in_large_pages(call.input.new_empty(*sizes, features))
     batch, seq_len = sizes
-    return torch.empty_strided(
-        (batch, seq_len, features),
-        (features, batch * features, 1),
-        dtype=call.input.dtype,
-        device=call.input.device,
-    )
+    strides = features, batch * features, 1
+    by_steps = (batch, seq_len, features), strides
+    return in_large_pages(torch.empty_strided(*by_steps, dtype=call.input.dtype, device=call.input.device))
 
 
 def heads_of(layer: Layer, call: Call, plan: Plan) -> int:
@@ -152,7 +150,7 @@ def forward(layer: Layer, weights: Sequence[Tensor], call: Call, plan: Plan, fir
         is_last = layers[-1] + 1 == layer.num_layers
         states = last_states if is_last else None
         if states is None:
-            states = x.new_empty(steps.num_rows, width) if own is None else own.states_of(layers[-1])
+            states = in_large_pages(x.new_empty(steps.num_rows, width)) if own is None else own.states_of(layers[-1])
         gates = None if own is None else own.gates_of(layer, layers)
         together = _together(layer, layers, own, x, states, steps)
         for stage in stages:
@@ -232,15 +230,6 @@ def shaped(states: Tensor, steps: Steps) -> Tensor:
     return states if steps.packed else states.view(steps.seq_len, steps.batch, states.shape[1])
 
 
-def dropout_mask(x: Tensor, p: float, out: Tensor | None = None) -> Tensor:
-    """Which elements stay, drawn as torch's dropout on a CPU draws for a contiguous tensor of this shape and dtype; in
-    `out` where that is given."""
-    if p == 1:
-        return x.new_zeros(x.shape, dtype=torch.bool) if out is None else out.zero_()
-    drawn = x.new_empty(x.shape).bernoulli_(1 - p)
-    return drawn.bool() if out is None else out.copy_(drawn)
-
-
 def kept_rows(layer: Layer, call: Call, result: Result) -> Iterator[tuple[Tensor, Tensor]]:
     """Of a forward that kept all layers: what goes into each, (N, features), and its states (N, D * H)."""
     kept = _read(layer, call, result.reserve, result.output, 0)
@@ -273,13 +262,14 @@ def backward(
 
     call.input is read only where a weight of the first layer needs a gradient, its gates were not kept, or products are
     normalised."""
-    heads = heads_of(layer, call, plan)
+    own = cudnn.is_own(reserve)  # which nothing else can read
+    heads = 1 if own else heads_of(layer, call, plan)
     if heads < layer.num_heads:
         found = backward(
             replace(layer, num_heads=1), whole_weights(layer, weights), call, plan, first_kept, reserve, wanted
         )
         return _narrow(layer, found)
-    if plan.schedule == "cudnn" or cudnn.is_own(reserve):  # which nothing else can read
+    if own or plan.schedule == "cudnn":
         return cudnn.backward(layer, weights, call, reserve, wanted)
     steps, directions = steps_of(layer, call), layer.directions
     kept = _read(layer, call, reserve, reserve[-1], first_kept)

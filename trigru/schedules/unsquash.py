@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..layer import Weights
+from . import eager_turned
 from .eager_kept import candidate
 from .part import Part, Run
 from .projections import states_before
@@ -19,7 +20,9 @@ def share_of_input(part: Part, weights: Weights, run: Run) -> Tensor:
     before = states_before(run.output, run.h0, run.steps, part.reverse)
     hidden_size = before.shape[1]
     assert run.gates is not None
-    r, z, n = _pre_activations(part, run.gates, hidden_size)
+    turned = part.choice.schedule == "eager" and eager_turned.fits(part, weights, run)
+    kept = eager_turned.gates_as_rows(run) if turned else run.gates
+    r, z, n = _pre_activations(part, kept, hidden_size)
     recurrent = linear(before, weights.hh, weights.bias_hh)
     if part.variant == "torch":
         *of_rz, an = recurrent.chunk(3, 1)
