@@ -19,6 +19,11 @@ FRAGMENT_TRITON = ((3, 5), (3, 10))
 with. At another layout their assembly traps; with another version programs wait as a whole."""
 
 
+FETCHING_TRITON = ((3, 7), (3, 8))
+"""Those with which columns of W_hh were fetched (see fetched.py): older ones do not compile it, later ones have another
+layout."""
+
+
 @functools.cache
 def triton_version() -> tuple[int, int]:
     """Major and minor number of the installed Triton; (0, 0) without one."""
@@ -34,6 +39,11 @@ def waits_by_thread() -> bool:
     first, end = FRAGMENT_TRITON
     version = triton_version()
     return first <= version < end or (version == (0, 0) and importlib.util.find_spec("triton") is None)
+
+
+def fetches() -> bool:
+    """Whether the installed Triton is one of FETCHING_TRITON. Without any, yes."""
+    return triton_version() == (0, 0) or FETCHING_TRITON[0] <= triton_version() < FETCHING_TRITON[1]
 
 
 def words_of_a_lane() -> int:
@@ -177,7 +187,8 @@ class PersistentConfig:
     programs learn that a value is there, "data" or "flags" (see exchange.py). `timeout`: seconds after
     which a wait gives up; None: those of `exchange.default_timeout`. `registers`: the most that a thread takes.
     `layers`: at most so many run in one launch (see stacked.py), where a tile counts as often. `tiles`: so many batch
-    tiles a program takes within a step, one after the other; `tiles_at_once` counts them as one."""
+    tiles a program takes within a step, one after the other; `tiles_at_once` counts them as one. `fetched`: of the
+    pieces that the columns of W_hh are cut into, so many do not stay in registers (see fetched.py)."""
 
     block_h: int = 16
     block_b: int = 16
@@ -188,6 +199,7 @@ class PersistentConfig:
     timeout: float | None = None
     layers: int = 1
     tiles: int = 1
+    fetched: int = 0
 
     @staticmethod
     def largest(dtype: torch.dtype, precision: str, matrix: bool = True) -> int:
@@ -196,7 +208,14 @@ class PersistentConfig:
         units."""
         if not matrix or (dtype == torch.float32 and precision != "tf32"):
             return 0
-        return 2048 // dtype.itemsize if waits_by_thread() else 255
+        if not waits_by_thread():
+            return 255
+        return PersistentConfig.in_registers(dtype) * (2 if fetches() else 1)
+
+    @staticmethod
+    def in_registers(dtype: torch.dtype) -> int:
+        """The largest hidden_size at which no columns are fetched."""
+        return 2048 // dtype.itemsize
 
     def grid(self, hidden_size: int, batch: int) -> tuple[int, int]:
         """Number of programs along hidden units and sequences; those along hidden units must be on the device
@@ -212,7 +231,7 @@ class PersistentConfig:
     def depth(self, hidden_size: int, dtype: torch.dtype) -> int:
         """Columns of W_hh that a warp multiplies: a power of two, and whole groups of four chunks of 16 bytes."""
         depth = 64 // dtype.itemsize
-        while depth * self.num_warps < hidden_size:
+        while depth * self.num_warps < hidden_size and not self.fetched:
             depth *= 2
         return depth
 
@@ -221,13 +240,28 @@ class PersistentConfig:
         depth = self.depth(hidden_size, dtype)
         return {"SPLIT": self.num_warps, "DEPTH": depth, "BLOCK_H": self.block_h, "BLOCK_B": self.block_b}
 
+    def piece(self, dtype: torch.dtype) -> int:
+        """Columns of a piece, where some are fetched."""
+        return self.num_warps * (64 // dtype.itemsize)
+
+    def l1_bytes(self, dtype: torch.dtype) -> int:
+        """What a program wants to find in the L1 cache in every step, with what it has of the same memory as shared
+        memory: at most 4 KiB a warp."""
+        columns = self.fetched * self.piece(dtype)
+        return 3 * self.block_h * columns * dtype.itemsize + 4096 * self.num_warps
+
 
 def persistent_width(dtype: torch.dtype, hidden_size: int) -> int:
     """The hidden_size that the persistent kernels run, with units of zeros added (see widen.py): rows of whole chunks
     of 16 bytes, which a thread can wait for; of whole warps' parts where those have 128 columns, for masks
-    within it spilled."""
+    within it spilled; of whole pieces where some are fetched."""
     multiple = 128 if dtype.itemsize == 2 and hidden_size > 512 else 16 // dtype.itemsize
+    if hidden_size > PersistentConfig.in_registers(dtype):
+        multiple = PersistentConfig().piece(dtype)
     return cdiv(hidden_size, multiple) * multiple
+
+
+KEPT_PIECES = 2
 
 
 def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
@@ -241,8 +275,11 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     thread has an element of its own; always 8 with a Triton with which only 8 warps can wait thread by thread.
 
     Up to eight groups 8 warps were compiled without a spill into half of the registers, and two programs fit on a
-    multiprocessor."""
+    multiprocessor. Where registers cannot hold all columns, they hold KEPT_PIECES pieces: with three, some spilled."""
     block_b = 8 if batch <= 8 else 16
+    if hidden_size > PersistentConfig.in_registers(dtype):
+        config = PersistentConfig(block_b=block_b)
+        return replace(config, fetched=persistent_width(dtype, hidden_size) // config.piece(dtype) - KEPT_PIECES)
     if words_of_a_lane() == 1:
         return PersistentConfig(block_b=block_b)
     groups = cdiv(hidden_size, 64 // dtype.itemsize)

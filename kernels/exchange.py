@@ -256,14 +256,14 @@ def await_tile(pointers, present, status_ptr, flag, arrivals, PROTOCOL: tl.const
 @triton.jit
 def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constexpr, limit: tl.constexpr,
                 SPLIT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_B: tl.constexpr, MASKED: tl.constexpr,
-                TIMEOUT: tl.constexpr, glance=None):  # fmt: skip
+                TIMEOUT: tl.constexpr, glance=None, EARLY: tl.constexpr = EARLY_CYCLES):  # fmt: skip
     """`await_tile` for several tiles, published one after the other, with one look at all of them. `tiles`: what is
-    `pointers` there, for each."""
+    `pointers` there, for each. EARLY: cycles by which the look is put off."""
     BITS: tl.constexpr = tiles[0].dtype.element_ty.primitive_bitwidth
     TILES: tl.constexpr = len(tiles)
     tl.static_assert(by_thread(BITS, limit, SPLIT), "a look at several tiles is a thread's, not a program's")
     arrived = 0
-    if PROTOCOL == "flags":
+    if PROTOCOL == "flags" and flag is not None:
         arrived = await_flag(flag, arrivals, status_ptr, TIMEOUT)
     CHUNKS: tl.constexpr = _chunks(DEPTH, BLOCK_B, BITS)
     operands = ()
@@ -273,9 +273,8 @@ def await_tiles(tiles, present, status_ptr, flag, arrivals, PROTOCOL: tl.constex
     GLANCED: tl.constexpr = glance is not None and len(glance) > 0
     if GLANCED:
         operands = glance + operands
-    DELAY: tl.constexpr = EARLY_CYCLES
     words = tl.inline_asm_elementwise(
-        look_assembly(TILES, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", DELAY, GLANCED),
+        look_assembly(TILES, CHUNKS, BITS, TIMEOUT, cuda_capability_geq(9, 0), PROTOCOL == "data", EARLY, GLANCED),
         look_constraints(TILES, CHUNKS, BITS, GLANCED),
         operands + (numbers(BITS), status_ptr.to(tiles[0].dtype.scalar)),  # noqa: RUF005
         types_of_words(TILES, BITS),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import exchange, per_launch, widen
+from . import exchange, fetched, per_launch, widen
 from .config import PersistentConfig, Protocol, persistent_width
 from .launch import outdate, prepare
 from .persistent_backward import backward_reset_first, backward_torch
@@ -65,7 +65,8 @@ def forward(run: Recurrence[PersistentConfig], operands: Operands, save: bool) -
         args["h0_ptr"] = first_state(operands.h0, config.protocol, *exchanged, status=args["status_ptr"])
     else:  # of h0, too, programs pass on what the first step's products see
         exchange.reserve(begins, config.protocol)
-    args["h_n_ptr"] = kept.h_n
+    args |= {"h_n_ptr": kept.h_n, "packed_ptr": _packed(operands, config, False)}
+    args["nothing_ptr"] = operands.h0.new_zeros(hidden_size) if config.fetched and operands.steps.packed else None
     args["state_ptr"] = None if config.tiles == 1 else _states(operands.h0, run.variant)
     if run.variant == "torch":
         args |= {"b_hn_ptr": operands.b_hn, "b_hn_back_ptr": operands.b_hn_back}
@@ -89,13 +90,26 @@ def backward(run: Recurrence[PersistentConfig], operands: Operands, kept: Kept, 
     args |= per_launch.backward_arguments(operands, derivatives) | {"grad_output_ptr": gradients.output}
     if config_of(run).tiles == 1:
         args |= per_launch.in_words(operands)
-    args["nothing_ptr"] = operands.h0.new_zeros(hidden_size) if config_of(run).tiles > 1 else None
+    config = config_of(run)
+    nothing = config.tiles > 1 or (config.fetched and operands.steps.packed)
+    args["nothing_ptr"] = operands.h0.new_zeros(hidden_size) if nothing else None
+    args["packed_ptr"] = _packed(operands, config, True)
     if run.variant == "torch":
         args["d_an_ptr"] = derivatives.d_an
         _start(backward_torch, args, {}, run, operands)
     else:
         _start(backward_reset_first, args, {"VARIANT": run.variant}, run, operands)
     return derivatives
+
+
+def _packed(operands: Operands, config: PersistentConfig, transposed: bool) -> Tensor | None:
+    """The columns of both directions' W_hh that programs fetch; None where there are none."""
+    if not config.fetched:
+        return None
+    one = fetched.packed(operands.w_hh, config, transposed)
+    if operands.w_hh_back is None:
+        return one
+    return torch.stack([one, fetched.packed(operands.w_hh_back, config, transposed)])
 
 
 def _states(h0: Tensor, variant: str) -> Tensor:
@@ -175,11 +189,12 @@ def _start(
         raise ValueError(
             f'the persistent schedule multiplies float32 with precision "tf32" only, got {run.precision!r}'
         )
+    if (tiles := config_of(run).tiles) > 1 and config_of(run).fetched:
+        raise ValueError(f"the persistent schedule fetches columns for one batch tile a program, got tiles={tiles}")
     if h0.shape[-2]:
         args["offsets_ptr"] = steps.row_offsets(h0.device)
         args |= per_launch.of_masks(operands)
-        constexprs |= per_launch.constexprs(operands)
-        tiles = config_of(run).tiles
+        constexprs |= per_launch.constexprs(operands) | {"FETCHED": config_of(run).fetched}
         args["tiles"] = tiles if tiles > 1 else None
         start_groups(kernel, args, constexprs, run, h0, steps, operands.sides, added=operands.added)
 

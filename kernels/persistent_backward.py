@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .exchange import publish, publish_two, report
+from .fetched import fetch_ahead, multiply
 from .gates import reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
@@ -73,6 +74,7 @@ def backward_torch(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
+    packed_ptr,  # columns of both that are fetched, see fetched.py; or None
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
@@ -87,7 +89,7 @@ def backward_torch(
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
-    nothing_ptr,  # (H,) zeros, there with `tiles`
+    nothing_ptr,  # (H,) zeros, there with `tiles`, and where columns are fetched and PACKED
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -110,14 +112,17 @@ def backward_torch(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FETCHED: tl.constexpr,
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
     AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
-    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S, tiles=tiles)
+    S: tl.constexpr = Shape(
+        SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, FETCHED
+    )  # fmt: skip
+    own = own_tile(first_tile, B, status_ptr, S, None, tiles, packed_ptr, nothing_ptr)
     side = own_side(own, offsets_ptr, T, B, direction, S)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     kept, d_state_ptr, d_gates_ptr = _own_places(kept, d_state_ptr, d_gates_ptr, side, B, 4, S)
@@ -163,17 +168,20 @@ def backward_torch(
             loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
             of_step = load_of_step(beside, following.row, place, ahead)
             ahead = load_words(beside, before.row, place)
+            first = fetch_ahead(w_r, S)
             tl.debug_barrier()
 
             source = rows_at(d_gates_ptr, here.row, own, 3, S)
             source_an = rows_at(d_an_ptr, here.row, own, 1, S)
             if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
                 x = await_rows(source, own, here, flags + i, S)
-                a = tl.dot(w_r, x, input_precision=PRECISION)
+                a = multiply(w_r, x, first, PRECISION, S)
+                second = fetch_ahead(w_z, S)
                 x = await_rows(source + H, own, here, None, S)
-                a = tl.dot(w_z, x, a, input_precision=PRECISION)
+                a = multiply(w_z, x, second, PRECISION, S, a)
+                third = fetch_ahead(w_n, S)
                 x = await_rows(source_an, own, here, None, S)
-                a = tl.dot(w_n, x, a, input_precision=PRECISION)
+                a = multiply(w_n, x, third, PRECISION, S, a)
             else:
                 x_r, x_z, x_n = await_rows_of((source, source + H, source_an), own, here, flags + i, S)
                 a = tl.dot(w_r, x_r, input_precision=PRECISION)
@@ -197,6 +205,7 @@ def backward_reset_first(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
+    packed_ptr,  # columns of both that are fetched, see fetched.py; or None
     output_ptr,  # (N, H)
     reserve_ptr,  # (N, 3H): r, z, n
     d_state_ptr,  # (B, H) float32: derivative by the last state in, by h0 out
@@ -210,7 +219,7 @@ def backward_reset_first(
     seed_ptr,  # () int64
     zoneout_below,
     d_begin_ptr,  # (N, H), out, or None: derivative by what each step begins from
-    nothing_ptr,  # (H,) zeros, there with `tiles`
+    nothing_ptr,  # (H,) zeros, there with `tiles`, and where columns are fetched and PACKED
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -234,6 +243,7 @@ def backward_reset_first(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FETCHED: tl.constexpr,
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
     AMOUNT_BY_UNIT: tl.constexpr,
@@ -242,8 +252,10 @@ def backward_reset_first(
     product runs while dr is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
     Z: tl.constexpr = 0.0 if VARIANT == "chung" else 1.0
-    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S, tiles=tiles)
+    S: tl.constexpr = Shape(
+        SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, FETCHED
+    )  # fmt: skip
+    own = own_tile(first_tile, B, status_ptr, S, None, tiles, packed_ptr, nothing_ptr)
     side = own_side(own, offsets_ptr, T, B, direction, S)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     kept, d_state_ptr, d_gates_ptr = _own_places(kept, d_state_ptr, d_gates_ptr, side, B, 3, S)
@@ -287,6 +299,7 @@ def backward_reset_first(
             loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S, words=ahead, Z=Z)
             of_step = load_of_step(beside, following.row, place, ahead)
             ahead = load_words(beside, before.row, place)
+            first = fetch_ahead(w_n, S)
             tl.debug_barrier()
 
             source = rows_at(d_gates_ptr, here.row, own, 3, S)
@@ -296,15 +309,17 @@ def backward_reset_first(
                 x_n, x_z = await_rows_of((source + 2 * H, source + H), own, here, flags + i, S)
             else:
                 x_n = await_rows(source + 2 * H, own, here, flags + i, S)
-            d_rh = one_gate(tl.dot(w_n, x_n, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            d_rh = one_gate(multiply(w_n, x_n, first, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             d_rh = units_only(d_rh, own, S)
             dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
             publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
+            second = fetch_ahead(w_z, S)
             if not ONE_LOOK:
                 x_z = await_rows(source + H, own, here, None, S)
-            a = tl.dot(w_z, x_z, input_precision=PRECISION)
+            a = multiply(w_z, x_z, second, PRECISION, S)
+            third = fetch_ahead(w_r, S)
             x = await_rows(source, own, here, flags_reset + i, S)
-            a = tl.dot(w_r, x, a, input_precision=PRECISION)
+            a = multiply(w_r, x, third, PRECISION, S, a)
             direct += seen(through_reset, dropped)
             products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
             dh = before_step(beside, direct + products, beginning, own, here, mask, S)

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
+from .fetched import fetch_ahead, multiply
 from .gates import blend, candidate, sigmoid
 from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
@@ -127,15 +128,16 @@ def _start_all(beside, h0_ptr, state_ptr, first, count, row, T, B, S: tl.constex
 
 @triton.jit
 def _next_step(gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, direction,
-               S: tl.constexpr):  # fmt: skip
-    """Step number i: the gates' inputs, what it does beside the equations with what begins behind it, and, behind a
-    barrier, what it waits for."""
+               w, S: tl.constexpr):  # fmt: skip
+    """Step number i: the gates' inputs, what it does beside the equations with what begins behind it, what is fetched
+    of w, and, behind a barrier, what it waits for."""
     here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
     gr, gz, gn = load_inputs(gates_in_ptr, own, here, S)
     amount, beginning, row = load_forward(beside, here, i, T, B, direction, own_place(own, B, S))
+    ahead = fetch_ahead(w, S)
     tl.debug_barrier()
     x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
-    return here, gr, gz, gn, amount, beginning, row, x
+    return here, gr, gz, gn, amount, beginning, row, ahead, x
 
 
 @triton.jit
@@ -278,6 +280,7 @@ def forward_torch(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
+    packed_ptr,  # columns of both that are fetched, see fetched.py; or None
     b_hn_ptr,  # (H,) or None
     b_hn_back_ptr,  # of the second direction, or None
     output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
@@ -293,6 +296,7 @@ def forward_torch(
     begins_ptr,  # (N, H), filled with it
     reserve_ptr,  # (N, 4H): r, z, n, W_hn h + b_hn; or None
     state_ptr,  # (B, H) float32, there with `tiles`
+    nothing_ptr,  # (H,) zeros, where columns are fetched and PACKED
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -315,14 +319,17 @@ def forward_torch(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FETCHED: tl.constexpr,
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
     AMOUNT_BY_UNIT: tl.constexpr,
 ):
     """Variant "torch": one exchange a step, one product for the three gates."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
-    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S, tiles=tiles)
+    S: tl.constexpr = Shape(
+        SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, FETCHED
+    )  # fmt: skip
+    own = own_tile(first_tile, B, status_ptr, S, None, tiles, packed_ptr, nothing_ptr)
     side = own_side(own, offsets_ptr, T, B, direction, S)
     gates_in_ptr, h0_ptr, output_ptr = _own_places(gates_in_ptr, h0_ptr, output_ptr, side, B, S)
     if reserve_ptr is not None:
@@ -343,10 +350,11 @@ def forward_torch(
         before = before_first(T, B, side.direction)
         h, dropped = _start(beside, h0_ptr, own, B, row_after(before, -1, T, B, side.direction), flags, S)
         for i in range(T):
-            here, gr, gz, gn, amount, beginning, row, x = _next_step(
-                gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, S
-            )
-            ar, az, an, _ = four_gates(tl.dot(w, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            here, gr, gz, gn, amount, beginning, row, ahead, x = _next_step(
+                gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, w,
+                S,
+            )  # fmt: skip
+            ar, az, an, _ = four_gates(multiply(w, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             if b_hn_ptr is not None:
                 an += b_hn
             r = sigmoid(ar + gr.to(tl.float32))
@@ -374,6 +382,7 @@ def forward_reset_first(
     h0_ptr,  # (B, H)
     w_hh_ptr,  # (3H, H)
     w_hh_back_ptr,  # of the second direction, or None: one runs
+    packed_ptr,  # columns of both that are fetched, see fetched.py; or None
     output_ptr,  # (N, H), filled with the reserved pattern where there is no begins_ptr
     h_n_ptr,  # (B, H), out: each sequence's last state, where there is no begins_ptr; or None
     reset_ptr,  # what a step does beside the equations, see PerStep in recurrence.py; None: absent. As bytes
@@ -388,6 +397,7 @@ def forward_reset_first(
     reset_state_ptr,  # (N, H), filled with the reserved pattern: r * h
     reserve_ptr,  # (N, 3H): r, z, n; or None
     state_ptr,  # (2, B, H) float32, there with `tiles`
+    nothing_ptr,  # (H,) zeros, where columns are fetched and PACKED
     offsets_ptr,  # (T + 1,) int64, first row of each step; or None: not PACKED
     status_ptr,  # see exchange.py
     host_ptr,  # see watch.py
@@ -411,6 +421,7 @@ def forward_reset_first(
     DEPTH: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    FETCHED: tl.constexpr,
     FRESH_BY_STEP: tl.constexpr,
     DECAY_BY_UNIT: tl.constexpr,
     AMOUNT_BY_UNIT: tl.constexpr,
@@ -418,8 +429,10 @@ def forward_reset_first(
     """Variants "cho" and "chung": the candidate's product needs all of r * h, so a step has two exchanges. The update
     gate's product runs while the second is on its way."""
     SIDES: tl.constexpr = 1 if w_hh_back_ptr is None else 2
-    S: tl.constexpr = Shape(SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
-    own = own_tile(first_tile, B, status_ptr, S, tiles=tiles)
+    S: tl.constexpr = Shape(
+        SIDES, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, FETCHED
+    )  # fmt: skip
+    own = own_tile(first_tile, B, status_ptr, S, None, tiles, packed_ptr, nothing_ptr)
     side = own_side(own, offsets_ptr, T, B, direction, S)
     gates_in_ptr, h0_ptr, output_ptr = _own_places(gates_in_ptr, h0_ptr, output_ptr, side, B, S)
     reset_state_ptr += side.rows * H
@@ -445,13 +458,14 @@ def forward_reset_first(
         before = before_first(T, B, side.direction)
         h, dropped = _start(beside, h0_ptr, own, B, row_after(before, -1, T, B, side.direction), flags, S)
         for i in range(T):
-            here, gr, gz, gn, amount, beginning, row, x = _next_step(
-                gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, S
-            )
+            here, gr, gz, gn, amount, beginning, row, ahead, x = _next_step(
+                gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, w_r,
+                S,
+            )  # fmt: skip
             if _ONE_USE:
-                ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+                ar, az = two_gates(multiply(w_rz, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             else:
-                ar = one_gate(tl.dot(w_r, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+                ar = one_gate(multiply(w_r, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             r = sigmoid(ar + gr.to(tl.float32))
             reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
             publish(
@@ -463,11 +477,12 @@ def forward_reset_first(
             )
 
             if not _ONE_USE:
-                az = one_gate(tl.dot(w_z, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+                az = one_gate(multiply(w_z, x, fetch_ahead(w_z, S), PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             z = sigmoid(az + gz.to(tl.float32))
             source = rows_at(reset_state_ptr, here.row, own, 1, S)
+            ahead = fetch_ahead(w_n, S)
             x = await_rows(source, own, here, flags_reset + i, S)
-            an = one_gate(tl.dot(w_n, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
+            an = one_gate(multiply(w_n, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
             n = candidate(gn.to(tl.float32), an, r, VARIANT)
             new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, clip)
             h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)

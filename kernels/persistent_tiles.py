@@ -12,7 +12,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
+from .exchange import EARLY_CYCLES, await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
+from .fetched import slice_of
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
 from .per_step import Place, absent, begin_back, done, row_of
@@ -37,6 +38,7 @@ class Shape(NamedTuple):
     DEPTH: tl.constexpr
     BLOCK_H: tl.constexpr
     BLOCK_B: tl.constexpr
+    FETCHED: tl.constexpr  # pieces of columns that registers do not hold (see fetched.py)
 
 
 class Own(NamedTuple):
@@ -47,6 +49,8 @@ class Own(NamedTuple):
     b: tl.tensor  # its sequences, (BLOCK_B,)
     row: tl.tensor  # where their rows lie within a step, (BLOCK_B,)
     status_ptr: tl.tensor  # see exchange.py
+    packed_ptr: tl.tensor  # see fetched.py, where columns are fetched
+    nothing_ptr: tl.tensor  # (H,) zeros, where columns are fetched and the batch is packed
 
 
 class Side(NamedTuple):
@@ -60,7 +64,8 @@ class Side(NamedTuple):
 
 
 @triton.jit
-def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None):
+def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None, packed_ptr=None,
+             nothing_ptr=None):  # fmt: skip
     """What this program owns. first_tile: number of the launch's first group, of batch tiles in one direction, or of
     batch tiles and both directions of each; where a launch has several layers, of batch tiles and the layers of
     each. tiles: how many a program takes, one after the other, or None: one; it owns the first of them."""
@@ -73,7 +78,10 @@ def own_tile(first_tile, B, status_ptr, S: tl.constexpr, layers=None, tiles=None
     j = tl.program_id(0) * S.BLOCK_H + tl.arange(0, S.BLOCK_H)
     b = tile * S.BLOCK_B + tl.arange(0, S.BLOCK_B)
     row = b if S.PACKED else tl.minimum(b, B - 1)
-    return Own(group, j, b, row, status_ptr)
+    # Before 3.6 Triton returns no tuple with None in it.
+    packed = status_ptr if packed_ptr is None else packed_ptr
+    nothing = status_ptr if nothing_ptr is None else nothing_ptr
+    return Own(group, j, b, row, status_ptr, packed, nothing)
 
 
 @triton.jit
@@ -86,7 +94,8 @@ def number_of_tiles(own, tiles, B, S: tl.constexpr):
 def tile_of(own, k, B, S: tl.constexpr):
     """What a program owns of its batch tile number k; own: of the first."""
     b = own.b + k * S.BLOCK_B
-    return Own(own.group + k * S.SIDES, own.j, b, b if S.PACKED else tl.minimum(b, B - 1), own.status_ptr)
+    at = b if S.PACKED else tl.minimum(b, B - 1)
+    return Own(own.group + k * S.SIDES, own.j, b, at, own.status_ptr, own.packed_ptr, own.nothing_ptr)
 
 
 @triton.jit
@@ -195,10 +204,30 @@ def glance_at_rows(tiles, own, step, S: tl.constexpr):
 
 @triton.jit
 def _await(rows, own, step, flag, arrivals, S: tl.constexpr, glance=None):
-    MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
-    return await_tile(
-        rows, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B,
-        MASKED, S.TIMEOUT, glance,
+    if S.FETCHED:
+        return _await_pieces(rows, own, step, flag, arrivals, S)
+    else:
+        MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
+        return await_tile(
+            rows, _awaited(own, step, S), own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B,
+            MASKED, S.TIMEOUT, glance,
+        )  # fmt: skip
+
+
+@triton.jit
+def _await_pieces(rows, own, step, flag, arrivals, S: tl.constexpr):
+    """The columns in pieces, as `fetched.multiply` takes them, with one look. Rows that do not exist are zeros of as
+    many columns: a mask for each chunk would take more registers than there are."""
+    if S.PACKED:
+        rows = tl.where(own.b < step.count, rows, own.nothing_ptr)
+    tiles = ()
+    for p in tl.static_range(S.H // (S.SPLIT * S.DEPTH)):
+        tiles = tiles + (rows + p * (S.SPLIT * S.DEPTH),)  # type: ignore[assignment]  # noqa: RUF005
+    present = tl.full((S.BLOCK_B,), True, tl.int1)
+    EARLY: tl.constexpr = EARLY_CYCLES if flag is not None else 0
+    return await_tiles(
+        tiles, present, own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, False, S.TIMEOUT,
+        None, EARLY,
     )  # fmt: skip
 
 
@@ -224,7 +253,7 @@ def one_look(bits, S):
     """Whether a program looks at several tiles at once: with masks that takes more registers than there are, and
     waiting as a whole has no such look."""
     masked = S.PACKED or not S.EVEN_K
-    return not (masked and S.DEPTH * bits > 1024) and by_thread(bits, S.H, S.SPLIT)
+    return S.FETCHED == 0 and not (masked and S.DEPTH * bits > 1024) and by_thread(bits, S.H, S.SPLIT)
 
 
 @triton.jit
@@ -243,24 +272,30 @@ def await_rows_of(tiles, own, step, flag, S: tl.constexpr, arrivals=None, glance
 def load_rows(w_hh_ptr, FIRST: tl.constexpr, GATES: tl.constexpr, own, S: tl.constexpr, ABSENT: tl.constexpr = None):
     """The own units' rows of W_hh, so many gates from number FIRST on stacked in one left operand. Beyond n it is n
     again: a fourth gate makes three a power of two. Zeros in place number ABSENT."""
-    line = tl.arange(0, GATES * S.BLOCK_H)
-    unit = tl.program_id(0) * S.BLOCK_H + line % S.BLOCK_H
-    rows = w_hh_ptr + (tl.minimum(FIRST + line // S.BLOCK_H, 2) * S.H + unit) * S.H
-    MASKED: tl.constexpr = ABSENT is not None or not (S.EVEN_H and S.EVEN_K)
-    exists = unit < S.H
-    if ABSENT is not None:
-        exists = exists & (line // S.BLOCK_H != ABSENT)
-    return load_weights(
-        rows, own.status_ptr, exists, S.H, 1, S.SPLIT, S.DEPTH, GATES * S.BLOCK_H, MASKED
-    )  # fmt: skip
+    if S.FETCHED:
+        return slice_of(w_hh_ptr, FIRST, 3 if GATES == 4 else GATES, False, own, S)
+    else:
+        line = tl.arange(0, GATES * S.BLOCK_H)
+        unit = tl.program_id(0) * S.BLOCK_H + line % S.BLOCK_H
+        rows = w_hh_ptr + (tl.minimum(FIRST + line // S.BLOCK_H, 2) * S.H + unit) * S.H
+        MASKED: tl.constexpr = ABSENT is not None or not (S.EVEN_H and S.EVEN_K)
+        exists = unit < S.H
+        if ABSENT is not None:
+            exists = exists & (line // S.BLOCK_H != ABSENT)
+        return load_weights(
+            rows, own.status_ptr, exists, S.H, 1, S.SPLIT, S.DEPTH, GATES * S.BLOCK_H, MASKED
+        )  # fmt: skip
 
 
 @triton.jit
 def load_columns(w_hh_ptr, gate, own, S: tl.constexpr):
     """The own units' columns of a gate's W_hh: a left operand."""
-    columns = w_hh_ptr + gate * S.H * S.H + own.j
-    MASKED: tl.constexpr = not (S.EVEN_H and S.EVEN_K)
-    return load_weights(columns, own.status_ptr, own.j < S.H, S.H, S.H, S.SPLIT, S.DEPTH, S.BLOCK_H, MASKED)
+    if S.FETCHED:
+        return slice_of(w_hh_ptr, gate, 1, True, own, S)
+    else:
+        columns = w_hh_ptr + gate * S.H * S.H + own.j
+        MASKED: tl.constexpr = not (S.EVEN_H and S.EVEN_K)
+        return load_weights(columns, own.status_ptr, own.j < S.H, S.H, S.H, S.SPLIT, S.DEPTH, S.BLOCK_H, MASKED)
 
 
 @triton.jit

@@ -81,7 +81,9 @@ def stacked_back_torch(
     BLOCK_B: tl.constexpr,
 ):
     """Variant "torch": one exchange a step."""
-    S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(
+        1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, 0
+    )  # fmt: skip
     own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     kept, d_state, d_gates_ptr, above_ptr = _places(
@@ -162,7 +164,9 @@ def stacked_back_reset_first(
     BLOCK_B: tl.constexpr,
 ):
     """Variants "cho" and "chung": the layer above is waited for with dr, the second of a step's exchanges."""
-    S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(
+        1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, 0
+    )  # fmt: skip
     own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     kept = (grad_output_ptr, h0_ptr, output_ptr, reserve_ptr)
     kept, d_state, d_gates_ptr, above_ptr = _places(

@@ -51,7 +51,7 @@ def _load_next(inputs, stays_ptr, own, level, before, i, T, B, direction, S: tl.
     biases of every row, and `load_stays` of it."""
     here = step_after(before, None, i, T, B, direction, S.PACKED)
     moves = level.is_lowest.to(tl.int32)
-    still = Own(own.group, own.j, own.b, own.row * moves, own.status_ptr)
+    still = Own(own.group, own.j, own.b, own.row * moves, own.status_ptr, own.packed_ptr, own.nothing_ptr)
     r, z, n = load_inputs(inputs, still, Step(here.row * moves, here.count), S)
     return here, r, z, n, load_stays(stays_ptr, own, here, S)
 
@@ -110,7 +110,9 @@ def stacked_torch(
 ):
     """Variant "torch". The candidate's two products stay apart: W_hh's rows are r, z, n, zeros, those of W_ih r, z,
     zeros, n."""
-    S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(
+        1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, 0
+    )  # fmt: skip
     own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     inputs, below_ptr, to_ptr, h0_ptr = _places(
         level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S
@@ -185,7 +187,9 @@ def stacked_reset_first(
 ):
     """Variants "cho" and "chung": what needs the layer below for the update gate and the candidate runs while r * h is
     on its way."""
-    S: tl.constexpr = Shape(1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B)
+    S: tl.constexpr = Shape(
+        1, H, ADDED, PACKED, EVEN_H, EVEN_K, PROTOCOL, TIMEOUT, SPLIT, DEPTH, BLOCK_H, BLOCK_B, 0
+    )  # fmt: skip
     own, level = own_level(first_tile, layers, T, B, status_ptr, S)
     inputs, below_ptr, to_ptr, h0_ptr = _places(
         level, gates_in_ptr, bias_ptr, states_ptr, output_ptr, h0_ptr, passed_ptr, B, S

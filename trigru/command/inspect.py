@@ -142,7 +142,11 @@ SCHEDULES = {
     "resident": Schedule("resident", lambda *sizes: resident_config(*sizes[:3]), ResidentConfig.largest),
     "persistent": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
     # Of its sizes why_not_stacked says more.
-    "several": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
+    "several": Schedule(
+        "persistent",
+        lambda *sizes: persistent_config(*sizes[:3]),
+        lambda *options: min(PersistentConfig.largest(*options), PersistentConfig.in_registers(options[0])),
+    ),
     "stacked": Schedule("stacked", lambda *sizes: stacked_config(*sizes[:3]), lambda *options: sys.maxsize),
 }
 

@@ -12,6 +12,7 @@ from ..kernels.config import (
     Config,
     PersistentConfig,
     cdiv,
+    fetches,
     on_matrix_units,
     persistent_config,
     persistent_width,
@@ -148,6 +149,13 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
         obstacle = f"its registers spill above hidden_size {largest}"
         if not waits_by_thread():
             obstacle += " with this version of Triton, whose layout makes programs wait as a whole"
+        elif not fetches():
+            obstacle += " with this version of Triton, with which no columns of W_hh are fetched"
+    elif config.fetched and (wanted := config.l1_bytes(layer.dtype)) > device.shared_per_block:
+        obstacle = (
+            f"columns of W_hh that it fetches take {wanted // KIB} KiB of L1, {device.shared_per_block // KIB} are"
+        )
+        obstacle += " there"
     elif programs > config.on_a_multiprocessor * device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
     steps = [_step_of(one, run, direction) for one in (config, *others)]
@@ -160,7 +168,7 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
 
 
 def _step_of(config: PersistentConfig, layer: cost.Layer, direction: str) -> cost.Step:
-    step = cost.persistent(layer, config.block_h, config.block_b, direction, config.tiles)
+    step = cost.persistent(layer, config.block_h, config.block_b, direction, config.tiles, config.fetched > 0)
     return replace(step, sharing=config.on_a_multiprocessor)
 
 
@@ -168,9 +176,11 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
     """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, then,
     where these would be several, with so many batch tiles in a program that one launch has room for all. There is no
     limit to that number: a further tile never takes longer than a turn would, and its memory is the state's. Within
-    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise."""
+    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise. Nor where columns
+    of W_hh are fetched: what a turn loads for the next one would take registers that there are not."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
     may = why_one_tile(layer.variant, direction, layer.hidden_size) is None and not invariant.is_on()
+    may = may and not usual.fetched
     hidden_size = persistent_width(layer.dtype, layer.hidden_size)
     shared = sharing_config(usual, layer.variant, direction, layer.dtype, hidden_size)
     in_turns, in_one = [], []
