@@ -204,9 +204,13 @@ WHOLE = {
     "resident": (16, ResidentConfig()),
     "persistent": (32, PersistentConfig(num_warps=2)),
 }
-UNUSED = ("offsets_ptr", "status_ptr", "host_ptr")  # not read where sequences are padded; nothing expires
+UNUSED = (
+    *("offsets_ptr", "status_ptr", "host_ptr"),  # not read where sequences are padded; nothing expires
+    *("gain_ptr", "products_ptr", "hats_ptr", "rstd_ptr", "lengths_ptr"),  # None: of norms, and of lengths in "resident"
+    "packed_ptr",  # None: columns of larger layers
+)
 OF_SEVERAL = ("state_ptr", "nothing_ptr")  # None where a program of the persistent schedule has one batch tile
-BESIDE = [f"{name}_ptr" for name in (*OPTIONS, "begins", "d_begin")]  # None where a step is the equations alone
+BESIDE = [f"{name}_ptr" for name in (*OPTIONS, "seed", "begins", "d_begin")]  # None where a step is the equations alone
 
 
 def off_by_one(planted, schedule, variant, kernel, pointer):
