@@ -42,7 +42,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at marks
 def pytest_collection_modifyitems(items):
-    thinning = Thinning()
+    thinning = Thinning(2 if INTERPRETED else 1)  # the interpreter's run is of kernels that the other one compiles
     for item in items:
         already = item.get_closest_marker("slow") is not None
         if not already and thinning.leaves(item.path.name, getattr(item, "originalname", item.name)):

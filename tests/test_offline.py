@@ -16,7 +16,7 @@ from conftest import INTERPRETED, generated_code
 import trigru
 from trigru.command import cli, inspect
 from trigru.kernels import binary, offline
-from trigru.kernels.config import persistent_config, resident_config, stepwise_config, words_of_a_lane
+from trigru.kernels.config import fetches, persistent_config, resident_config, stepwise_config, words_of_a_lane
 from trigru.kernels.launch import launch, using
 from trigru.schedules import fused
 
@@ -192,9 +192,10 @@ def test_committed_tables_of_whole_sequences_are_of_the_present_configurations_a
     }
     batches = [batch for batch in inspect.ALL_BATCHES if batch > 8 or schedule == "resident"]
     every = product(trigru.VARIANTS, inspect.DIRECTIONS, inspect.DTYPES, inspect.ALL_HIDDEN_SIZES, batches)
-    assert compiled == {
+    present = {
         case for case in every if inspect.can_compile(inspect.Case(target, schedule, case[1], case[0], *case[2:]))
     }
+    assert compiled == present if fetches() or schedule == "resident" else compiled > present
     for row in rows:
         assert row["target"] == target
         assert row["spill_bytes"] == 0, row

@@ -204,11 +204,9 @@ WHOLE = {
     "resident": (16, ResidentConfig()),
     "persistent": (32, PersistentConfig(num_warps=2)),
 }
-UNUSED = (
-    *("offsets_ptr", "status_ptr", "host_ptr"),  # not read where sequences are padded; nothing expires
-    *("gain_ptr", "products_ptr", "hats_ptr", "rstd_ptr", "lengths_ptr"),  # None: of norms, and of lengths in "resident"
-    "packed_ptr",  # None: columns of larger layers
-)
+OF_NORMS = ("gain_ptr", "products_ptr", "hats_ptr", "rstd_ptr")  # None without, as are:
+NOT_THERE = ("lengths_ptr", "packed_ptr")  # in "resident"; columns of larger layers
+UNUSED = ("offsets_ptr", "status_ptr", "host_ptr", *OF_NORMS, *NOT_THERE)  # padded, and nothing expires
 OF_SEVERAL = ("state_ptr", "nothing_ptr")  # None where a program of the persistent schedule has one batch tile
 BESIDE = [f"{name}_ptr" for name in (*OPTIONS, "seed", "begins", "d_begin")]  # None where a step is the equations alone
 
