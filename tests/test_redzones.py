@@ -205,7 +205,7 @@ WHOLE = {
     "persistent": (32, PersistentConfig(num_warps=2)),
 }
 OF_NORMS = ("gain_ptr", "products_ptr", "hats_ptr", "rstd_ptr")  # None without, as are:
-NOT_THERE = ("lengths_ptr", "packed_ptr")  # in "resident"; columns of larger layers
+NOT_THERE = ("lengths_ptr", "packed_ptr", "h_n_ptr")  # of "resident", of larger layers, where it is asked for
 UNUSED = ("offsets_ptr", "status_ptr", "host_ptr", *OF_NORMS, *NOT_THERE)  # padded, and nothing expires
 OF_SEVERAL = ("state_ptr", "nothing_ptr")  # None where a program of the persistent schedule has one batch tile
 BESIDE = [f"{name}_ptr" for name in (*OPTIONS, "seed", "begins", "d_begin")]  # None where a step is the equations alone

@@ -176,7 +176,8 @@ class Options(NamedTuple):
 
     def end(self, h: Tensor, new: Tensor, t: int) -> Tensor:
         """The state that step t ends with, from the one it began from and the one of the equations."""
-        end = new if self.amount is None else h + self.amount[t] * (new - h)
+        # h + amount * (new - h), to the last digit where amount is 1
+        end = new if self.amount is None else torch.lerp(h, new, self.amount[t])
         if self.clip is None:
             return end
         clipped = end.clamp(-self.clip, self.clip)
