@@ -238,7 +238,8 @@ def test_a_kernel_that_writes_one_off(planted, schedule, variant, kernel):
 @pytest.mark.parametrize(("schedule", "variant", "kernel"), PLANTED)
 def test_each_pointer_one_off(planted, schedule, variant, kernel):
     """Every tensor of every kernel."""
-    used = [pointer for pointer in pointers(kernel) if pointer not in UNUSED]
+    unused = (*UNUSED, "nothing_ptr") if kernel.startswith("forward") else UNUSED  # there with fetched columns alone
+    used = [pointer for pointer in pointers(kernel) if pointer not in unused]
     noticed = {pointer: off_by_one(planted, schedule, variant, kernel, pointer) for pointer in used}
     print(kernel, noticed)
     assert None not in noticed.values(), noticed
