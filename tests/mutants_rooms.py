@@ -284,12 +284,12 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "trigru/schedules/cudnn.py": [
         ("grad = _masked(layer, call, grad, masks, one.number)", "pass", _BY_CUDNN),
-        ("else mask.transpose(0, 1), layer.dropout", "else mask, layer.dropout", _BY_CUDNN),
+        ("time_major(layer, call, masks[number - 1])", "masks[number - 1]", _BY_CUDNN),
         ("if need_hx else None\n    d_weights", "if False else None\n    d_weights", _BY_CUDNN),
         ("below = need_input or any(", "below = any(", _BY_CUDNN),
         (
-            "count = module.num_layers if module.dropout else 1",
-            "count = 1",
+            "module.num_layers if module.dropout else 1",
+            "1",
             named("test_cudnn", "weights_of_a_stack_with_dropout_lie_layer_by_layer"),
         ),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,17 @@ def layer_of(input_size: int, hidden_size: int, **options: object) -> Layer:
     Raises:
         ValueError: unknown variant, schedule or memory.
     """
+    return _remembered(_layer_of, input_size, hidden_size, **options)
+
+
+def _remembered(function: Any, *args: object, **options: object) -> Any:
+    """What a function with a cache gives."""
     if torch.compiler.is_compiling():  # which has no use for what is remembered, and warns of it
-        return _layer_of.__wrapped__(input_size, hidden_size, **options)
+        return function.__wrapped__(*args, **options)
     try:
-        return _layer_of(input_size, hidden_size, **options)
-    except TypeError:  # an option that is not even hashable
-        return _layer_of.__wrapped__(input_size, hidden_size, **options)
+        return function(*args, **options)
+    except TypeError:  # an option that is not even hashable, or a tracer's sizes
+        return function.__wrapped__(*args, **options)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -142,9 +148,7 @@ def weight_shapes(layer: Layer) -> tuple[tuple[int, ...], ...]:
 
 def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:
     """Raise RuntimeError where the weights are not as many as the layer has, or one is of another shape."""
-    # A compiler has no use for what is remembered, and warns of it; the sizes of a tracer cannot be.
-    seen = torch.compiler.is_compiling() or type(layer.input_size) is not int or type(layer.hidden_size) is not int
-    shapes = (weight_shapes.__wrapped__ if seen else weight_shapes)(layer)
+    shapes = _remembered(weight_shapes, layer)
     width = 4 if layer.bias else 2
     if len(weights) != len(shapes):
         raise RuntimeError(f"weights: expected {len(shapes)} tensors, got {len(weights)}")

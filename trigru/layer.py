@@ -133,6 +133,11 @@ class Call(NamedTuple):
     zeros: bool = False  # hx is memory alone: whoever reads it first fills it with zeros
 
 
+def time_major(layer: Layer, call: Call, x: Tensor) -> Tensor:
+    """A tensor shaped as the call's input or output, steps first."""
+    return x.transpose(0, 1) if layer.batch_first and call.batch_sizes is None else x
+
+
 def differentiable(call: Call) -> tuple[Tensor | None, ...]:
     """What may take a gradient beside input, hx and the weights: fresh, decay, amount, gain."""
     given = call.given

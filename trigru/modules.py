@@ -60,8 +60,8 @@ class GRU(Leaf, nn.RNNBase):
             "stepwise": a Triton kernel or two a step. On any GPU, of any hidden_size.
             "walking": one cooperative Triton kernel that does the same. On NVIDIA, of any hidden_size.
             "resident": one Triton kernel for the sequence, all weights on one multiprocessor. For a small hidden_size.
-            "persistent": one cooperative Triton kernel, weights in registers across the GPU. For NVIDIA, up to
-            hidden_size 1024 in 16 bits.
+            "persistent": one cooperative Triton kernel, weights on chip across the GPU. For NVIDIA, up to
+            hidden_size 2048 in 16 bits, 1024 in TF32.
             "cudnn": cuDNN, as torch's own GRU on an NVIDIA GPU: variant "torch".
         memory: what forward leaves for backward.
             "keep": the gates too. The faster one.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import reference
 from .blocks import whole_weights
-from .layer import Records
+from .layer import Records, time_major
 from .modules import GRU
 from .operators import compute
 from .operators.schema import Recorded
@@ -111,7 +111,7 @@ def _gates(name: str, module: GRU, records: Records, state: Tensor, batched: boo
             parts = layer.weights_of(matrices, part, call.gain)
             r, z, n = reference.gates(x, before, *parts[:4], variant=layer.variant, gain=parts.gain)
             rows = (stack.shaped(values, steps) for values in (r, z, n, own.contiguous()))
-            turned = (stack.time_major(layer, call, values) for values in rows)
+            turned = (time_major(layer, call, values) for values in rows)
             shown = [values if batched or steps.packed else values.squeeze(1) for values in turned]
             suffix = module._all_weights[part][0].removeprefix("weight_ih")
             found.append(Gates(name + suffix, *shown))

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check
-from ..layer import NOTHING, Call, Layer, differentiable
+from ..layer import NOTHING, Call, Layer, differentiable, time_major
 from ..planning.invariant import is_on
 from ..planning.plan import Site, plan
 from ..schedules.cudnn import unspent
 from ..schedules.per_step import of_parts
 from ..schedules.reserve import empty_reserve
-from ..schedules.stack import new_output, time_major
+from ..schedules.stack import new_output
 from . import batching, compute, derivative, flops, known, sharding
 from .known import Asked
 from .late import when_imported

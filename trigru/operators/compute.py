@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import reference
 from ..blocks import whole_weights
 from ..checks import batch_sizes_of
-from ..layer import Call, Layer
+from ..layer import Call, Layer, time_major
 from ..planning import invariant
 from ..planning.plan import KERNELS, Site, plan, precision_of, shared_devices
 from ..planning.stages import Plan
@@ -143,7 +143,7 @@ def by_reference(
     if call.batch_sizes is not None:
         batch_sizes_of(call)
     output, h_n = reference.stack(
-        stack.time_major(layer, call, call.input),
+        time_major(layer, call, call.input),
         call.hx,
         [layer.weights_of(whole_weights(layer, weights), part, call.gain) for part in range(layer.parts)],
         variant=layer.variant,
@@ -153,7 +153,7 @@ def by_reference(
         masks=masks,
         options=as_options(layer, call),
     )
-    return stack.time_major(layer, call, output), h_n
+    return time_major(layer, call, output), h_n
 
 
 def by_torch(layer: Layer, weights: Sequence[Tensor], call: Call) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ def without_input(
             run = Run(call.input, call.hx[direction], steps, all_states[direction], gates[direction])
             shares.append(share_of_input(part, layer.weights_of(weights, direction), run))
         known = torch.cat(shares, 1)
-    x = stack.time_major(layer, call, call.input)
+    x = time_major(layer, call, call.input)
     zeros = torch.nn.functional.linear(x - x.detach(), torch.cat(list(of_input)))
     ones = torch.eye(size * layer.directions, dtype=known.dtype, device=known.device)
     given = list(weights)

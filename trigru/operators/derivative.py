@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..layer import Call, Given
+from ..layer import Call, Given, time_major
 from ..schedules.per_step import does_more, of_parts
 from ..schedules.reserve import lowest_kept, masks_of, shares_output
-from ..schedules.stack import Result, time_major
+from ..schedules.stack import Result
 from . import batching, compute, plain
 from .known import Known
 from .schema import NUM_OPTIONS, Backward, Recorded, flat_backward, recorded, recorded_backward

@@ -152,10 +152,8 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
         elif not fetches():
             obstacle += " with this version of Triton, with which no columns of W_hh are fetched"
     elif config.fetched and (wanted := config.l1_bytes(layer.dtype)) > device.shared_per_block:
-        obstacle = (
-            f"columns of W_hh that it fetches take {wanted // KIB} KiB of L1, {device.shared_per_block // KIB} are"
-        )
-        obstacle += " there"
+        there = device.shared_per_block // KIB
+        obstacle = f"columns of W_hh that it fetches take {wanted // KIB} KiB of L1, {there} are there"
     elif programs > config.on_a_multiprocessor * device.multiprocessors:
         obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
     steps = [_step_of(one, run, direction) for one in (config, *others)]

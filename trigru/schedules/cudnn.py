@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import batch_sizes_of
-from ..layer import Call, Layer
+from ..layer import Call, Layer, time_major
 from ..planning.configs import CudnnConfig
 from ..planning.cudnn import why_not_here
 from ..planning.stages import Choice
@@ -78,9 +78,10 @@ def backward(
     layer: Layer, weights: Sequence[Tensor], call: Call, reserve: Sequence[Tensor], wanted: Wanted
 ) -> list[Tensor | None]:
     """Derivatives by the input, hx and each of the weights; None for those that are not asked for."""
-    alone = is_own(reserve) and not _will_be_kept()
+    own = is_own(reserve)
+    alone = own and not _will_be_kept()
     masks = reserve[0] if layer.dropout else None
-    if is_own(reserve):
+    if own:
         ours = (reserve if alone else unspent(reserve))[0 if masks is None else 1 :]
         last = next(i for i in reversed(range(len(ours))) if ours[i].dtype == torch.uint8)
         kept = [_Kept(*ours[i : i + 3]) for i in range(0, last + 3, 3)]
@@ -136,9 +137,8 @@ def _masked(layer: Layer, call: Call, x: Tensor, masks: Tensor | None, number: i
     """What goes into a layer, or the derivative by it, by dropout's mask below it."""
     if masks is None:
         return x
-    mask = masks[number - 1]
-    steps_first = not layer.batch_first or call.batch_sizes is not None
-    return x * scaled(mask if steps_first else mask.transpose(0, 1), layer.dropout, x.dtype)
+    # The other way round, it is the same.
+    return x * scaled(time_major(layer, call, masks[number - 1]), layer.dropout, x.dtype)
 
 
 def _run(
@@ -255,8 +255,11 @@ def _lying(layer: Layer, weights: Sequence[Tensor]) -> Tensor | None:
 
 
 def _places_of(layer: Layer, like: Tensor) -> tuple[int, tuple[int, ...]]:
-    sizes = (layer.input_size, layer.hidden_size, layer.num_layers, layer.bias, layer.bidirectional)
-    return _places(*sizes, like.dtype, like.device)
+    return _places(*_sizes(layer), like.dtype, like.device)
+
+
+def _sizes(layer: Layer) -> tuple[int, int, int, bool, bool]:
+    return layer.input_size, layer.hidden_size, layer.num_layers, layer.bias, layer.bidirectional
 
 
 @functools.lru_cache(maxsize=256)
@@ -300,8 +303,12 @@ def lay_flat(module: nn.RNNBase) -> None:
     if not alike or why_not_here("torch", first.device, first.dtype, 1) is not None:
         return
     if len({w.data_ptr() for w in weights}) == len(weights):
-        count = module.num_layers if module.dropout else 1  # of cuDNN's calls
-        width, above = len(weights) // count, module.hidden_size * (1 + module.bidirectional)
-        for i in range(count):
-            sizes = (above if i else module.input_size, module.hidden_size, module.num_layers // count, module.bias)
-            _flatten(weights[i * width : (i + 1) * width], *sizes, bool(module.bidirectional))  # type: ignore[arg-type]
+        layer = Layer(
+            module.input_size,
+            module.hidden_size,
+            num_layers=module.num_layers,
+            bias=module.bias,
+            bidirectional=bool(module.bidirectional),
+        )
+        for one in _parts(layer, module.num_layers if module.dropout else 1):
+            _flatten(weights[one.weights], *_sizes(one.layer))  # type: ignore[arg-type]

@@ -48,10 +48,8 @@ class _Backward:
         layout, size, rows = self.layout, self.layout.hidden_size, before.shape[0]
         if not self.buffers or self.buffers[0].shape[0] < rows:
             widths = (layout.planes, 1, 1, 1, 1)
-            self.buffers, self.sizes = (
-                tuple(in_large_pages(before.new_empty(rows, width * size)) for width in widths),
-                (),
-            )
+            self.buffers = tuple(in_large_pages(before.new_empty(rows, width * size)) for width in widths)
+            self.sizes = ()
         if sizes != self.sizes:
             self.factors, self.d_states, self.keep, self.reset, self.scratch = (b[:rows] for b in self.buffers)
             self.views, self.sizes = self._views(sizes), sizes
@@ -239,11 +237,7 @@ def backward(part: Part, weights: Sequence[Weights], run: Run, upstream: Upstrea
     backward = _Backward(layout, own, upstream.needs, back)
     rows, gates = run.output.contiguous(), run.gates
     again = Forward(layout, own) if gates is None else None
-    d_input = (
-        in_large_pages(torch.empty_like(run.input, memory_format=torch.contiguous_format))
-        if upstream.needs[0]
-        else None
-    )
+    d_input = in_large_pages(run.input.new_empty(run.input.shape)) if upstream.needs[0] else None
     d_h0 = run.h0.new_zeros(run.h0.shape, dtype=layout.dtype)
     grad_h_n = d_h0.clone() if upstream.h_n is None else upstream.h_n.to(layout.dtype).contiguous()
     carry = grad_h_n[: layout.sizes[0 if part.reverse else -1]]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.config import kept_values
-from ..layer import Call, Layer
+from ..layer import Call, Layer, time_major
 from .pages import in_large_pages
 
 
@@ -111,20 +111,18 @@ def _empty_masks(layer: Layer, x: Tensor, kept: int) -> Tensor | None:
     return x.new_empty(kept - 1, *x.shape[:-1], layer.hidden_size * layer.directions, dtype=torch.bool)
 
 
-def _steps_first(layer: Layer, call: Call) -> Tensor:
-    """The call's input."""
-    return call.input if call.batch_sizes is not None or not layer.batch_first else call.input.transpose(0, 1)
-
-
 def dropout_masks(layer: Layer, call: Call) -> Tensor | None:
     """Of the dropout between all layers, drawn in their order."""
-    x = _steps_first(layer, call)
-    masks = _empty_masks(layer, x, layer.num_layers)
+    masks = _empty_masks(layer, time_major(layer, call, call.input), layer.num_layers)
     if masks is not None:
-        drawn = x.new_empty(masks.shape[1:])
-        for mask in masks:
-            dropout_mask(drawn, layer.dropout, mask)
+        draw_masks(masks, layer.dropout, call.input.dtype)
     return masks
+
+
+def draw_masks(masks: Tensor, p: float, dtype: torch.dtype) -> None:
+    """Several, of states of this dtype."""
+    for mask in masks.unbind(0):
+        dropout_mask(mask.new_empty((), dtype=dtype).expand(mask.shape), p, mask)
 
 
 def dropout_mask(x: Tensor, p: float, out: Tensor | None = None) -> Tensor:
@@ -140,7 +138,7 @@ def empty_reserve(layer: Layer, call: Call, first_kept: int) -> list[Tensor]:
     """Memory of the shapes of the reserve that forward returns."""
     if first_kept == layer.num_layers:
         return []
-    x = _steps_first(layer, call)
+    x = time_major(layer, call, call.input)
     if layer.schedule == "cudnn":
         masks = _empty_masks(layer, x, layer.num_layers)
         return [] if masks is None else [masks]

@@ -18,13 +18,13 @@ from torch import Tensor
 from ..blocks import narrow, whole_weights
 from ..checks import batch_sizes_of
 from ..kernels.steps import Steps
-from ..layer import Call, Layer, Weights
+from ..layer import Call, Layer, Weights, time_major
 from ..planning.stages import TAKES_HEADS, Plan, Stage
 from . import cudnn
 from .pages import in_large_pages
 from .part import Part, Run, Together, Upstream
 from .per_step import Sums, before_their_ends, of_stage
-from .reserve import Reserve, dropout_mask, scaled, shares_output
+from .reserve import Reserve, draw_masks, dropout_mask, scaled, shares_output
 
 
 class Result(NamedTuple):
@@ -69,11 +69,6 @@ def steps_of(layer: Layer, call: Call) -> Steps:
         batch, seq_len = call.hx.shape[1], call.input.shape[1 if layer.batch_first else 0]
         return Steps.padded(seq_len, batch)
     return Steps.of_batch_sizes(batch_sizes_of(call))
-
-
-def time_major(layer: Layer, call: Call, x: Tensor) -> Tensor:
-    """A tensor shaped as the call's input or output, steps first."""
-    return x.transpose(0, 1) if layer.batch_first and call.batch_sizes is None else x
 
 
 def as_rows(layer: Layer, call: Call, states: Tensor) -> Tensor:
@@ -198,8 +193,7 @@ def _together(
     if layer.dropout:
         if masks is None:
             masks = x.new_empty(len(layers) - 1, *shaped(states, steps).shape, dtype=torch.bool)
-        for mask, one in zip(masks.unbind(0), inner.unbind(0), strict=True):
-            dropout_mask(shaped(one, steps), layer.dropout, mask)
+        draw_masks(masks, layer.dropout, states.dtype)
     return Together(inner, masks, layer.dropout)
 
 
