@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import properties
 import property_cases
@@ -138,3 +141,25 @@ def test_mistakes_are_noticed(case, mistake, said, monkeypatch):
     monkeypatch.setattr(properties, "by_call", by_call)
     with pytest.raises(AssertionError, match=said):
         properties.check(case)
+
+
+LATE = """
+import soak
+
+def check(case):
+    batches.end = 0
+    raise AssertionError("found at the end")
+
+soak.check, batches = check, soak.Soak(1)
+batches.batch(1, False)
+assert batches.failures == 1
+"""
+
+
+@pytest.mark.slow
+def test_a_failure_as_the_soak_ends_is_not_taken_for_one_that_comes_and_goes():
+    done = subprocess.run(
+        [sys.executable, "-c", LATE], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    assert "AssertionError: found at the end" in done.stdout
+    assert "Flaky" not in done.stdout
