@@ -102,6 +102,21 @@ def test_a_state_by_steps_is_that_of_the_step_that_begins_from_it():
     torch.testing.assert_close(found, want)
 
 
+@pytest.mark.parametrize(("dtype", "steps"), [(torch.int8, 200), (torch.uint8, 300), (torch.int32, 20)])
+def test_lengths_of_few_bits_may_be_compared_with_many_steps(dtype, steps):
+    module, x, lengths = layer_of(1, 2), randn(steps, 3, 1), torch.tensor([100, 7, 0]).clamp(max=steps)
+    with torch.no_grad():
+        want = module(x, lengths=lengths)
+        torch.testing.assert_close(module(x, lengths=lengths.to(dtype)), want)
+
+
+def test_lengths_within_vmap():
+    module, x, lengths = layer_of(3, 4), randn(2, 7, 3, 3), torch.tensor([[7, 0, 2], [1, 7, 6]])
+    found = torch.func.vmap(lambda x, lengths: module(x, lengths=lengths))(x, lengths)
+    want = [module(one, lengths=own) for one, own in zip(x, lengths, strict=True)]
+    torch.testing.assert_close(found, tuple(map(torch.stack, zip(*want, strict=True))))
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (2, True)])
 def test_lengths_are_a_packed_sequence(batch_first, num_layers, bidirectional):

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .checks import expect
@@ -221,7 +221,19 @@ class _User:
             raise RuntimeError(f"{name}: expected a tensor beside an input that is not packed, got a PackedSequence")
         if x.batch_sizes.shape != self.sizes.shape or not torch.equal(x.batch_sizes, self.sizes):
             raise RuntimeError(f"{name}: expected a PackedSequence with the input's batch_sizes")
+        if not self._in_order(x.sorted_indices):
+            raise RuntimeError(f"{name}: expected a PackedSequence of sequences in the input's order")
         return x.data
+
+    def _in_order(self, sorted_indices: Tensor | None) -> bool:
+        """Whether a packed argument's sequences lie as the input's; true where that cannot be asked for."""
+        own, other = self.sorted_indices, sorted_indices
+        if own is other:
+            return True
+        if not all(x is None or _can_look_at(x) for x in (own, other)):
+            return True
+        as_given = torch.arange(self.batch)
+        return torch.equal(as_given if own is None else own, as_given if other is None else other)
 
     def _check(self, name: str, x: object, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:
         """`expect`; autocast casts any floating dtype."""
@@ -259,12 +271,13 @@ class _User:
         expect("lengths", lengths, [(self.batch,) if self.batched else ()], None, self.input)
         if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+        lengths = lengths.reshape(-1).to(torch.int64)  # 8 bits have no place for a large seq_len to compare with
         if _can_look_at(lengths) and not bool(((lengths >= 0) & (lengths <= self.steps)).all()):
             low, high = int(lengths.min()), int(lengths.max())
             raise ValueError(
                 f"lengths: expected numbers from 0 to {self.steps}, the steps of input, got {low} to {high}"
             )
-        return lengths.reshape(-1).to(torch.int64)
+        return lengths
 
     def packed_lengths(self) -> Tensor | None:
         """(B,) of the sequences of a packed call."""
@@ -301,5 +314,7 @@ class _User:
 
 
 def _can_look_at(x: Tensor) -> bool:
-    """Whether its values can be asked for without waiting for a device or breaking a graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._get_tracing_state()
+    """Whether its values can be asked for without waiting for a device, breaking a graph or asking a batch of them."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        return False
+    return type(x) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
