@@ -6,7 +6,7 @@ import pytest
 import torch
 from given import arguments_of, layer_of, randn
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import trigru
 
@@ -108,6 +108,17 @@ def test_lengths_of_few_bits_may_be_compared_with_many_steps(dtype, steps):
     with torch.no_grad():
         want = module(x, lengths=lengths)
         torch.testing.assert_close(module(x, lengths=lengths.to(dtype)), want)
+
+
+def test_packed_states_are_of_rows_where_there_are_as_many_directions():
+    module = layer_of(3, 4, bidirectional=True)
+    rows, states = randn(2, 3), randn(2, 2, 4)  # a step each of two sequences; each step's of both directions
+    begins = torch.ones(2, dtype=torch.bool)
+    packed = [pack_sequence(list(x.split(1))) for x in (rows, begins, states)]
+    output, _ = module(packed[0], reset=packed[1], reset_state=packed[2])
+    for row, begin, state, got in zip(rows, begins, states, output.data, strict=True):
+        want, _ = module(row[None], reset=begin[None], reset_state=state[None])
+        torch.testing.assert_close(got[None], want)
 
 
 def test_lengths_within_vmap():

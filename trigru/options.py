@@ -246,6 +246,7 @@ class _User:
         parts, size = layer.parts, layer.hidden_size
         if state is None:
             return None if initial is None else initial.unsqueeze(1).expand(parts, batch, size)
+        of_rows = isinstance(state, PackedSequence)
         if isinstance(state, PackedSequence):
             state = self._data("reset_state", state)
         steps = self.steps
@@ -257,10 +258,11 @@ class _User:
             by_sequence, by_step = (parts, batch, size), (steps, parts, batch, size)
         else:
             by_sequence, by_step = (parts, size), (steps, parts, size)
-        self._check("reset_state", state, list(dict.fromkeys([(parts, size), by_sequence, by_step])), self.input.dtype)
+        shapes = [by_step] if of_rows else list(dict.fromkeys([(parts, size), by_sequence, by_step]))
+        self._check("reset_state", state, shapes, self.input.dtype)
         if state.shape == (parts, size):
             return state.unsqueeze(1).expand(parts, batch, size)
-        if state.shape == by_sequence:
+        if state.shape == by_sequence and not of_rows:
             return state if self.sorted_indices is None else state.index_select(1, self.sorted_indices)
         if self.sizes is not None:
             return self.padded(state).transpose(1, 2)
