@@ -80,6 +80,7 @@ from .assembly import (
     flag_assembly,
     glance_assembly,
     glance_constraints,
+    later_assembly,
     look_assembly,
     look_constraints,
     pair_of,
@@ -195,6 +196,12 @@ def await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
     return tl.inline_asm_elementwise(
         flag_assembly(TIMEOUT), "=&r,l,r,l", [flag, arrivals, status_ptr], tl.int32, is_pure=False, pack=1
     )
+
+
+@triton.jit
+def later(pointer, CYCLES: tl.constexpr = EARLY_CYCLES):
+    """The same pointer, for looks that are worth putting off by so many cycles."""
+    return tl.inline_asm_elementwise(later_assembly(CYCLES), "=l,l", [pointer], pointer.dtype, is_pure=False, pack=1)
 
 
 @triton.jit
