@@ -230,7 +230,7 @@ def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights,
         h, gr, gz, dropped, glance = _load_first(pointers, beside, first, here, before, i, B, S)
         for k in range(count):
             own = tile_of(first, k, B, S)
-            ahead = fetch_ahead(weights[0], S)
+            ahead = fetch_ahead(weights[0], S, S.PACKED)
             tl.debug_barrier()
             x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags_of(own, 0, T, B, S), S, glance)
             if _ONE_USE:
@@ -238,7 +238,7 @@ def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights,
             else:
                 a, x = product(weights[0], x, ahead, PRECISION, S)
                 ar = one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
-                ahead = fetch_ahead(weights[1], S)
+                ahead = fetch_ahead(weights[1], S, S.PACKED)
                 az = one_gate(multiply(weights[1], x, ahead, PRECISION, S), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             h_then, gr_then, gz_then, dropped_then, glance = _load_first(pointers, beside, then, here, before, i, B, S)

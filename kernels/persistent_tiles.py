@@ -196,11 +196,9 @@ def _awaited(own, step, S: tl.constexpr):
 
 @triton.jit
 def glance_at_rows(tiles, own, step, S: tl.constexpr):
-    """A first look at rows of one tile or several that will be awaited later; where columns are fetched, at a half of the
-    first, or none of packed sequences, for which there are too few registers."""
-    if S.FETCHED and S.PACKED:
-        return ()
-    elif S.FETCHED:
+    """A first look at rows of one tile or several that will be awaited later; where columns are fetched, at half of the
+    first."""
+    if S.FETCHED:
         return glance_at_first(tiles[0], own, step, S)
     else:
         MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
