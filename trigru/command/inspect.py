@@ -308,7 +308,8 @@ def can_compile(case: Case) -> bool:
     elif case.target == "sm_75":
         has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule not in ("persistent", "several")
     if case.schedule == "several":
-        sizes = case.variant, "backward" if case.direction == "backward" else "forward", case.hidden_size
+        direction = "backward" if case.direction == "backward" else "forward"
+        sizes = case.variant, direction, DTYPES[case.dtype][0], case.hidden_size
         capability = capability_of(case.target)
         has_dtype &= capability is not None and why_one_tile(*sizes, capability) is None
     if case.schedule == "stacked":

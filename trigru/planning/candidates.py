@@ -176,7 +176,7 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
     limit to that number: a further tile never takes longer than a turn would, and its memory is the state's. Within
     trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
-    why_one = why_one_tile(layer.variant, direction, layer.hidden_size, device.capability)
+    why_one = why_one_tile(layer.variant, direction, layer.dtype, layer.hidden_size, device.capability)
     may = why_one is None and not invariant.is_on()
     hidden_size = persistent_width(layer.dtype, layer.hidden_size)
     shared = sharing_config(usual, layer.variant, direction, layer.dtype, hidden_size)
