@@ -134,6 +134,8 @@ def backward_torch(
         None, d_begin_ptr, clip, side.rows, side.sequences, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
         load_seed(seed_ptr), zoneout_below, dropped_below=dropped_below,
     )  # fmt: skip
+    MASKS: tl.constexpr = dropped_ptr is not None or seed_ptr is not None
+    MORE: tl.constexpr = MASKS or reset_ptr is not None or decay_ptr is not None or amount_ptr is not None
     w_hh_ptr = of_side(side, w_hh_ptr, w_hh_back_ptr)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -149,8 +151,6 @@ def backward_torch(
         loaded = load_step(kept, own, here, before, T == 1, 4, S, words=words)
         dropped = load_dropped(beside, place)
         of_step = load_of_step(beside, here.row, place, words)
-        MASKS: tl.constexpr = dropped_ptr is not None or seed_ptr is not None
-        MORE: tl.constexpr = MASKS or reset_ptr is not None or decay_ptr is not None or amount_ptr is not None
         for i in range(T):
             dy, h, r, z, n, an = in_float32(loaded)
             amount, beginning = of_step
@@ -199,7 +199,7 @@ def backward_torch(
     else:
         several_torch(
             kept, (d_gates_ptr, d_an_ptr), d_state_ptr, nothing_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr,
-            T, B, -side.direction, PRECISION, S,
+            T, B, -side.direction, PRECISION, S, MORE,
         )  # fmt: skip
     report(status_ptr, host_ptr, number)
 

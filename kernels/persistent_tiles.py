@@ -196,8 +196,8 @@ def _awaited(own, step, S: tl.constexpr):
 
 @triton.jit
 def glance_at_rows(tiles, own, step, S: tl.constexpr):
-    """A first look at rows of one tile or several that will be awaited later; where columns are fetched, at half of the
-    first."""
+    """A first look at rows of one tile or several that will be awaited later; where columns are fetched, at a part of
+    the first."""
     if S.FETCHED:
         return glance_at_first(tiles[0], own, step, S)
     else:

@@ -90,14 +90,15 @@ def _load_turn(kept, published, d_state_ptr, nothing_ptr, beside, own, turn, off
 
 
 @triton.jit
-def _products(sources, weights, own, step, awaited, arrivals, glance, ahead, PRECISION: tl.constexpr, S: tl.constexpr):
+def _products(sources, weights, own, step, awaited, arrivals, glance, ahead, PRECISION: tl.constexpr, S: tl.constexpr,
+              LOOP: tl.constexpr = False):  # fmt: skip
     """The sum of what lies at the sources, each waited for and multiplied by its weights."""
     COUNT: tl.constexpr = len(sources)
     if S.FETCHED:
         xs = (await_rows(sources[0], own, step, awaited, S, arrivals, glance),)
         for t in tl.static_range(1, COUNT):
             xs = xs + (await_rows(sources[t], own, step, None, S),)  # type: ignore[assignment]  # noqa: RUF005
-        a = sum_of_products(weights, xs, ahead, PRECISION, S)[0]
+        a = sum_of_products(weights, xs, ahead, PRECISION, S, LOOP=LOOP)[0]
     elif one_look(sources[0].dtype.element_ty.primitive_bitwidth, S):
         tiles = await_rows_of(sources, own, step, awaited, S, arrivals, glance)
         a = tl.dot(weights[0], tiles[0], input_precision=PRECISION)
@@ -112,10 +113,11 @@ def _products(sources, weights, own, step, awaited, arrivals, glance, ahead, PRE
 
 @triton.jit
 def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, first, tiles, offsets_ptr, T, B,
-                   direction, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
+                   direction, PRECISION: tl.constexpr, S: tl.constexpr, LOOP: tl.constexpr):  # fmt: skip
     """`backward_torch` of persistent_backward.py for several batch tiles, of which `first` is the first: in a turn the
     product of the step before it, as the launch takes them, then the derivatives of a step. So the first has no
-    product, and behind the last step stands one of products alone. direction: of the launch."""
+    product, and behind the last step stands one of products alone. direction: of the launch. LOOP: as for
+    `fetch_ahead`."""
     d_gates_ptr, d_an_ptr = published
     count = number_of_tiles(first, tiles, B, S)
     here, before = _first_step(offsets_ptr, T, B, direction, S)
@@ -128,9 +130,9 @@ def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, fi
         flags = flags_of(own, 0, T, B, S)
         awaited, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
         sources = _sources(published, nothing_ptr, own, before, i == 0, S)
-        ahead = fetch_ahead(weights[0], S)
+        ahead = fetch_ahead(weights[0], S, LOOP)
         tl.debug_barrier()
-        a = _products(sources, weights, own, before, awaited, arrivals, glance, ahead, PRECISION, S)
+        a = _products(sources, weights, own, before, awaited, arrivals, glance, ahead, PRECISION, S, LOOP)
 
         following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
         then = tile_of(first, following.k, B, S)

@@ -149,9 +149,9 @@ def test_stores_that_are_seen_late(variant, tiles):
     ("file", "old", "new", "found"),
     [
         ("fetched", "S), NEXT, GATES, S)", "S), NEXT - 1, GATES, S)", "wrong"),
-        ("fetched_products", "_first_piece(n % 2, S) + p, x[p]", "_first_piece(n % 2, S) + p, x[0]", "wrong"),
-        ("fetched_products", "_glance(xs[(n + 1) // 2].rows,", "_glance(xs[0].rows,", "wrong"),
-        ("fetched_products", "_half(xs[n // 2].rows + wait,", "_half(xs[0].rows + wait,", "wrong"),
+        ("fetched_products", "_first_piece(n % EACH, S) + p, x[p]", "_first_piece(n % EACH, S) + p, x[0]", "wrong"),
+        ("fetched_products", "_glance(xs[(n + 1) // EACH].rows,", "_glance(xs[0].rows,", "wrong"),
+        ("fetched_products", "_part(xs[n // EACH].rows + wait,", "_part(xs[len(xs) - 1].rows + wait,", "wrong"),
         ("fetched", "own.j < S.H, S.H, COLUMN", "own.j < S.H, S.H, 1", "wrong"),
         ("fetched", "first * S.DEPTH\n", "0\n", "wrong"),
         ("fetched", "+ own.j * ROW", "+ own.j * S.H", "error"),

@@ -76,7 +76,7 @@ class Step:
     sharing: int = 1  # programs that fit on a multiprocessor together
     tiles: int = 1  # batch tiles that a program takes one after the other; the bytes and flops are of all of them
     turn_clocks: float = 0.0  # the least that one of them takes
-    halves: int = 0  # of tiles, each looked at while the one before is multiplied, where weights come from L1
+    parts: int = 0  # of tiles, each looked at while the one before is multiplied, where weights come from L1
 
     @property
     def total_l2_bytes(self) -> int:
@@ -147,7 +147,7 @@ def persistent(
         shared_bytes=size * (GATES * block_h * layer.hidden_size + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
         together=together,
-        halves=2 * layer.exchanged(direction) if fetches else 0,
+        parts=layer.exchanged(direction) * (1 if block_b == 8 else 2) if fetches else 0,
     )
 
 
@@ -197,11 +197,9 @@ def time(step: Step, device: Device, layer: Layer, *, graph: bool = False) -> fl
     shared = step.shared_bytes / (SHARED_BYTES_PER_CLOCK * device.clock)
     arithmetic = step.flops / (device.flops(layer.dtype, layer.precision) / device.multiprocessors)
     latency = L2_LATENCY_CLOCKS / device.clock
-    if (
-        step.halves
-    ):  # of the first no product, of the last no look hides the other: the model of the machine code agrees
+    if step.parts:  # of the first no product, of the last no look hides the other: the model of the machine code agrees
         products = max(shared, arithmetic)
-        l2, shared = max(l2, products) + min(l2, products) / step.halves, 0.0
+        l2, shared = max(l2, products) + min(l2, products) / step.parts, 0.0
     if step.tiles > 1:
         turn = crowd(step, device) * max(l2, shared, arithmetic) / step.tiles
         least = step.turn_clocks * (TURN_SHARED if crowd(step, device) > 1 else 1) / device.clock
