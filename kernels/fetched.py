@@ -194,7 +194,8 @@ def stacked(sums):
 
 
 @triton.jit
-def multiply_piece(w, PIECE: tl.constexpr, x, fetched, sums, PRECISION: tl.constexpr, S: tl.constexpr):
+def multiply_piece(w, PIECE: tl.constexpr, x, fetched, sums, PRECISION: tl.constexpr, S: tl.constexpr,
+                   LOOP: tl.constexpr = False):  # fmt: skip
     """Each gate's sum after the piece of that number, and what is fetched for the next one. fetched: what was for this
     one, where it is not kept."""
     KEPT: tl.constexpr = len(w.kept)
@@ -205,7 +206,7 @@ def multiply_piece(w, PIECE: tl.constexpr, x, fetched, sums, PRECISION: tl.const
         this = fetched
         NEXT: tl.constexpr = PIECE + 1 - KEPT
         if NEXT < S.FETCHED:
-            fetched = _fetch_gates(no_earlier(w.packed, GATES == 3, S), NEXT, GATES, S)
+            fetched = _fetch_gates(no_earlier(w.packed, GATES == 3 or LOOP, S), NEXT, GATES, S)
         return _multiply_gates(this, x, sums, PRECISION), fetched
 
 

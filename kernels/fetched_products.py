@@ -119,7 +119,7 @@ def sum_of_products(weights, xs, ahead, PRECISION: tl.constexpr, S: tl.constexpr
             glance = _glance(xs[(n + 1) // EACH].rows, first.status_ptr, (n + 1) % EACH, S)
         for p in tl.static_range(len(x)):
             sums, fetched = multiply_piece(
-                weights[n // EACH], _first_piece(n % EACH, S) + p, x[p], fetched, sums, PRECISION, S
+                weights[n // EACH], _first_piece(n % EACH, S) + p, x[p], fetched, sums, PRECISION, S, LOOP
             )  # fmt: skip
         if n % EACH == EACH - 1 and n + 1 < PARTS:
             fetched = fetch_ahead(weights[n // EACH + 1], S, LOOP)
