@@ -76,6 +76,19 @@ def glance_constraints(tiles, chunks, bits):
 
 
 @triton.constexpr_function
+def _put_off(delay):
+    """Lines that let so many cycles pass. `since` and `t` are 32-bit registers, `p` a predicate."""
+    wait = ["mov.u32 since, %clock;", "EARLY:", "mov.u32 t, %clock;", "sub.u32 t, t, since;"]
+    return [*wait, f"setp.lt.u32 p, t, {delay};", "@p bra EARLY;"]
+
+
+@triton.constexpr_function
+def later_assembly(delay):
+    """The pointer $1 as $0, so many cycles later."""
+    return "\n".join(["{", ".reg .pred p;", ".reg .b32 t, since;", *_put_off(delay), "mov.b64 $0, $1;", "}"])
+
+
+@triton.constexpr_function
 def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0, glanced=False):
     """Look at `chunks` chunks in each of `tiles` tiles, then again at those that miss something, until no element is
     the reserved pattern; just once, where they are not `compared` with it. glanced: the first look has been made.
@@ -103,8 +116,7 @@ def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0, g
             loads.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
     text += ["@p trap;", "mov.b32 n, 0;"]
     if compared and delay and not glanced:
-        text += ["mov.u32 since, %clock;", "EARLY:", "mov.u32 t, %clock;", "sub.u32 t, t, since;"]
-        text += [f"setp.lt.u32 p, t, {delay};", "@p bra EARLY;"]
+        text += _put_off(delay)
     text += [f"mov.b32 ${i}, ${4 * chunks * tiles + i};" for i in range(4 * chunks * tiles)] if glanced else loads
     if not compared:
         return "\n".join([*text, "}"])

@@ -25,7 +25,7 @@ pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
-    *("fragments", "assembly", "exchange", "fetched", "parts", "prologue"),
+    *("fragments", "assembly", "exchange", "fetched", "fetched_products", "parts", "prologue"),
     *("persistent_tiles", "several_backward"),
     *(f"persistent{part}" for part in ("_forward", "_backward", "")),
     *(f"stacked{part}" for part in ("_tiles", "_forward", "_backward", "")),

@@ -174,11 +174,10 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
     """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, then,
     where these would be several, with so many batch tiles in a program that one launch has room for all. There is no
     limit to that number: a further tile never takes longer than a turn would, and its memory is the state's. Within
-    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise. Nor where columns
-    of W_hh are fetched: what a turn loads for the next one would take registers that there are not."""
+    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
-    may = why_one_tile(layer.variant, direction, layer.hidden_size) is None and not invariant.is_on()
-    may = may and not usual.fetched
+    why_one = why_one_tile(layer.variant, direction, layer.dtype, layer.hidden_size, device.capability)
+    may = why_one is None and not invariant.is_on()
     hidden_size = persistent_width(layer.dtype, layer.hidden_size)
     shared = sharing_config(usual, layer.variant, direction, layer.dtype, hidden_size)
     in_turns, in_one = [], []
