@@ -268,8 +268,9 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     """Tile sizes of the persistent schedule.
 
     Eight sequences a tile, the least that a matrix instruction multiplies, where there are no more: half the bytes to
-    look at and to sum. For larger batches 16 (32 would take a step 1.6 to 1.8 times as long by a model of the machine
-    code, and registers that two programs of a multiprocessor share).
+    look at and to sum; a plan may take them for more, where each program has a multiprocessor. For larger batches 16
+    (32 would take a step 1.6 to 1.8 times as long by a model of the machine code, and registers that two programs of a
+    multiprocessor share).
 
     As many warps, up to 8, as W_hh has groups of columns for, or for the smaller tile half as many, so that its every
     thread has an element of its own; always 8 with a Triton with which only 8 warps can wait thread by thread.
