@@ -54,8 +54,9 @@ class _Backward:
             self.buffers = tuple(in_large_pages(before.new_empty(rows, width * size)) for width in widths)
             self.sizes = ()
         if sizes != self.sizes:
-            self.own, other, self.d_states, self.keep, self.scratch = (b[:rows] for b in self.buffers)
-            self.outer, self.reset = (other, None) if layout.reset_after else (self.own, other)
+            self.own, other, self.d_states, self.keep, self.scratch = (buffer[:rows] for buffer in self.buffers)
+            self.outer = other if layout.reset_after else self.own
+            self.reset: Tensor | None = None if layout.reset_after else other
             self.views, self.sizes = self._views(sizes), sizes
         seen = self.before = before if self.back is None else self.back.seen(before)
         self.d_states.zero_() if grad is None else self.d_states.copy_(grad)
@@ -105,13 +106,13 @@ class _Backward:
         d_states = self.d_states.split_with_sizes(sizes)
         broadcast = self.d_states.unsqueeze(1).split_with_sizes(sizes)
         keep = self.keep.split_with_sizes(sizes)
-        gates = self.own.view(-1, 3, size)
+        by_gate = self.own.view(-1, 3, size)
         if self.reset is None:
             own = self.own.split_with_sizes(sizes)
-            gates = gates.split_with_sizes(sizes)
+            gates = by_gate.split_with_sizes(sizes)
             views = list(zip(sizes, d_states, broadcast, keep, gates, own, strict=True))
         else:
-            zn = gates[:, 1:].split_with_sizes(sizes)
+            zn = by_gate[:, 1:].split_with_sizes(sizes)
             rz = self.own[:, : 2 * size].split_with_sizes(sizes)
             r, n = (self.own[:, i * size : (i + 1) * size].split_with_sizes(sizes) for i in (0, 2))
             reset = self.reset.split_with_sizes(sizes)

@@ -43,7 +43,7 @@ ZEN4_ROWS, ZEN4_SIZE = 256, 512
 1024: 1.2 to 2.5 times, of 2 to 16 rows), a quarter of them for 2 to 4 rows; or rows from which, with at least so many
 columns in either operand (1.2 times). Below, torch.mm is: by 1.1 to 2 times."""
 
-Linear = Callable[[Tensor, Tensor], Tensor]
+Linear = Callable[..., Tensor]
 
 TURNED_STEPS = 32
 """Steps from which a transposed copy of the recurrent weights pays for itself on an Intel CPU. With 8 to 128 rows a
@@ -80,14 +80,14 @@ def _laid_out(w: Tensor, rows: int) -> Tensor:
 
 @functools.cache
 def _onednn() -> Linear | None:
-    """x, w -> x @ w.T by oneDNN, or None where torch.mm is as good or oneDNN cannot be reached."""
+    """x, w, bias -> x @ w.T + bias by oneDNN, or None where torch.mm is as good or oneDNN cannot be reached."""
     try:
         if torch.backends.cpu.get_cpu_capability() != "AVX512" or is_intel():
             return None
         operator = torch.ops.mkldnn._linear_pointwise.default
 
-        def linear(x: Tensor, w: Tensor) -> Tensor:
-            return operator(x, w, None, "none", [], "")
+        def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+            return operator(x, w, bias, "none", [], "")
 
         x = torch.arange(6, dtype=torch.float32, device="cpu").view(2, 3)
         found = linear(x, x), linear(x, _laid_out(x, 2))
@@ -101,18 +101,26 @@ def fast_linear(x: Tensor, rows: int, inner: int, columns: int, *, packed: bool 
     laid out for it beforehand.
 
     Chosen by device, dtype and shape alone, so that equal calls give equal bits."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not _is_large(rows, inner, columns, packed):
         return None
+    return _onednn()
+
+
+def _is_large(rows: int, inner: int, columns: int, packed: bool) -> bool:
+    """Whether a product in float32 is large enough for oneDNN, where that can be the faster one."""
     weights = inner * columns
     if is_zen4():
         least = ZEN4_WEIGHTS if rows > 4 else ZEN4_WEIGHTS // 4
         large = weights >= least or (rows >= ZEN4_ROWS and min(inner, columns) >= ZEN4_SIZE)
-        return _onednn() if large and rows > 1 else None
+        return large and rows > 1
     if packed:
-        large = rows * weights >= PACKED_MULTIPLICATIONS or weights >= PACKED_WEIGHTS[min(max(rows, 1), 3) - 1]
-    else:
-        large = rows >= ONEDNN_ROWS and rows * weights >= ONEDNN_MULTIPLICATIONS
-    return _onednn() if large else None
+        return rows * weights >= PACKED_MULTIPLICATIONS or weights >= PACKED_WEIGHTS[min(max(rows, 1), 3) - 1]
+    return rows >= ONEDNN_ROWS and rows * weights >= ONEDNN_MULTIPLICATIONS
+
+
+def pays(rows: int, inner: int, columns: int) -> bool:
+    """Whether there is more than torch.mm for such a product in float32 on this CPU."""
+    return _is_large(rows, inner, columns, packed=False) and _onednn() is not None
 
 
 def repeated(w: Tensor, rows: int, steps: int) -> Callable[[Tensor], Tensor] | None:
@@ -143,6 +151,12 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return found if out is None else out.copy_(found)
 
 
+def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ w.T + bias."""
+    fast = fast_linear(x, x.shape[0], *w.t().shape)
+    return torch._C._nn.linear(x, w, bias) if fast is None else fast(x, w, bias)
+
+
 def affine(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """out = x @ w.T + bias."""
     linear = fast_linear(x, x.shape[0], *w.t().shape)
@@ -160,12 +174,24 @@ def outer_sum(w: Tensor) -> Tensor:
     return w.new_zeros(w.shape[::-1]).t() if w.shape[0] > w.shape[1] else torch.zeros_like(w)
 
 
+def _fast_outer(a: Tensor, b: Tensor) -> Linear | None:
+    """What computes a.T @ b where that beats torch.mm."""
+    if a.device.type != "cpu" or a.dtype != torch.float32 or is_zen4():
+        return None
+    columns = a.shape[1], b.shape[1]
+    least = OUTER_MULTIPLICATIONS_OF_FEW if 1 < min(columns) < OUTER_FEW else OUTER_MULTIPLICATIONS
+    return _onednn() if a.shape[0] * columns[0] * columns[1] >= least else None
+
+
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    """a.T @ b."""
+    linear = _fast_outer(a, b)
+    return torch.mm(a.t(), b) if linear is None else linear(a.t().contiguous(), b.t())
+
+
 def add_outer(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out += a.T @ b, for many more rows than columns."""
-    multiplications, few = a.shape[0] * out.numel(), min(out.shape)
-    least = OUTER_MULTIPLICATIONS_OF_FEW if 1 < few < OUTER_FEW else OUTER_MULTIPLICATIONS
-    on_cpu = a.device.type == "cpu" and a.dtype == torch.float32
-    linear = _onednn() if on_cpu and multiplications >= least and not is_zen4() else None
+    linear = _fast_outer(a, b)
     if linear is None:
         out.addmm_(a.t(), b)
         return
