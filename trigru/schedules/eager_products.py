@@ -184,9 +184,13 @@ def _fast_outer(a: Tensor, b: Tensor) -> Linear | None:
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:
-    """a.T @ b."""
+    """a.T @ b, laid out as it may be."""
     linear = _fast_outer(a, b)
-    return torch.mm(a.t(), b) if linear is None else linear(a.t().contiguous(), b.t())
+    if linear is None:
+        return torch.mm(a.t(), b)
+    if a.shape[1] > b.shape[1]:  # the narrower one is copied, transposed
+        return linear(b.t().contiguous(), a.t()).t()
+    return linear(a.t().contiguous(), b.t())
 
 
 def add_outer(out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -125,8 +125,9 @@ def _after(
     d_n = _tanh_backward(d - past, n)
     d_z = _sigmoid_backward((h - n).mul_(d), z)
     d_r = _sigmoid_backward(d_n * own_n, r)
-    d_x, d_w_ih, d_b_ih = _of_input(torch.cat((d_r, d_z, d_n), 1), x, w_ih, needs)
-    own = torch.cat((d_r, d_z, d_n.mul_(r)), 1)
+    own = torch.cat((d_r, d_z, d_n), 1)
+    d_x, d_w_ih, d_b_ih = _of_input(own, x, w_ih, needs)
+    own[:, 2 * h.shape[1] :].mul_(r)
     d_h = past.add_(product(own, w_hh)) if needs[1] else None
     return d_x, d_h, d_w_ih, outer(own, h) if needs[3] else None, d_b_ih, own.sum(0) if needs[5] else None
 
