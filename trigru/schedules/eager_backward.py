@@ -16,7 +16,7 @@ from .eager_layout import Layout
 from .eager_per_step import Back
 from .eager_products import add_outer, outer_sum, product, repeated
 from .norm import Rows
-from .pages import in_large_pages
+from .pages import empty_again, in_large_pages
 from .part import Gradients, Part, Run, Upstream
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -51,7 +51,7 @@ class _Backward:
         layout, size, rows = self.layout, self.layout.hidden_size, before.shape[0]
         if not self.buffers or self.buffers[0].shape[0] < rows:
             widths = (3, 3 if layout.reset_after else 1, 1, 1, 1)
-            self.buffers = tuple(in_large_pages(before.new_empty(rows, width * size)) for width in widths)
+            self.buffers = tuple(empty_again(before, rows, width * size) for width in widths)
             self.sizes = ()
         if sizes != self.sizes:
             self.own, other, self.d_states, self.keep, self.scratch = (buffer[:rows] for buffer in self.buffers)
