@@ -123,6 +123,11 @@ def pays(rows: int, inner: int, columns: int) -> bool:
     return _is_large(rows, inner, columns, packed=False) and _onednn() is not None
 
 
+def has_more() -> bool:
+    """Whether there is for many products."""
+    return not is_zen4() and _onednn() is not None
+
+
 def repeated(w: Tensor, rows: int, steps: int) -> Callable[[Tensor], Tensor] | None:
     """x -> x @ w.T for `steps` products with w of up to `rows` rows where that beats torch.mm, else None."""
     columns, inner = w.shape
