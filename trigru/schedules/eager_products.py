@@ -136,7 +136,7 @@ def repeated(w: Tensor, rows: int, steps: int) -> Callable[[Tensor], Tensor] | N
     if linear is None:
         return None
     weights = _laid_out(w, rows) if packed else w
-    return lambda x: linear(x, weights)
+    return lambda x: linear(x, weights, None)
 
 
 def turned(w: Tensor, rows: int, steps: int) -> Tensor:
