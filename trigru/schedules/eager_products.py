@@ -1,9 +1,10 @@
 """Matrix products of the eager schedule, and who computes them: torch.mm (MKL, cuBLAS, ...) or oneDNN.
 
 On CPUs that are not Intel's MKL keeps to its AVX2 kernels. oneDNN uses AVX-512 there: 1.5 to 2.6 times as fast in
-float32 on an AMD EPYC (Zen 5, 2 threads), but a call costs some 15 microseconds more. On Zen 4, whose AVX-512 goes
-through units of 256 bits, MKL's are the faster ones but for large weights. torch exposes it as the operator
-that torch.compile calls on a CPU; where that is missing or different, torch.mm serves.
+float32 on an AMD EPYC (Zen 5, 2 threads), but a call costs some 10 microseconds more, and where weights are not laid
+out for it beforehand, their copy. On Zen 4, whose AVX-512 goes through units of 256 bits, MKL's are the faster ones but
+for large weights. torch exposes it as the operators that torch.compile calls on a CPU; where these are missing or
+different, torch.mm serves.
 """
 
 from __future__ import annotations
