@@ -64,7 +64,11 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ("d_before = tl.where(reset, 0.0, d_before)", "d_before = d_before * 1.0", _OPTIONS),
         ("tl.where(end < -clip, -clip, end))", "end)", _OPTIONS),
         ("end = tl.where(amount == 0.0, begin, end)", "end = begin * 0.0 + end", _CARRIED),
-        ("d_new = amount * d_new", "d_new = d_new", _OPTIONS),
+        (
+            "d_new = amount * d_new",
+            "d_new = d_new",
+            named("test_options_kernels", "steps_without_a_sequence_alive_are_passed_over[torch-keep-resident]"),
+        ),
     ],
     "kernels/norm.py": [
         ("gain_of(norm, gate, j, H) - mean - hat * along)", "gain_of(norm, gate, j, H) - mean)", _NORMED),
@@ -223,7 +227,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         (
             "ends = steps.counts[t + 1] if t + 1 < steps.seq_len else 0",
             "ends = steps.counts[t - 1] if t else 0",
-            named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-stepwise]"),
+            named("test_schedules", "both_directions_of_a_stack[sm_90-torch-packed-2-persistent]"),
         ),
         (
             "[d_b_ih.narrow(0, 0, 2 * hidden_size), d_an.sum(0)]",

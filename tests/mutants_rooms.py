@@ -95,9 +95,9 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "trigru/operators/known.py": [
         (
-            "return needs, grad_output is None, grad_h_n is None, around",
             "return grad_output is None, grad_h_n is None, around",
-            named(_FAKE, "what_is_asked_for_is_told_apart"),
+            "return grad_output is None, around",
+            named(_FAKE, "second_derivatives_of_a_call_like_one_before"),
         ),
         (
             "zeros is None, _recording(), around",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -252,6 +253,7 @@ def rows_of(cases: Iterable[Case], jobs: int = 1, progress: bool = False) -> lis
             if case not in same:
                 same.append(case)
     binaries: dict[tuple, Row] = {}
+    jobs = min(jobs, len(first))
     with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
         results: Iterator[Row] = (pool.map if pool else map)(_row, first.values())
         for key, row in zip(first, results, strict=True):
@@ -382,7 +384,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{ALL_BATCHES[-1]}, where not given; each distinct kernel once",
     )
     parser.add_argument("--both", action="store_true", help="kernels that run both directions of time in a launch")
-    parser.add_argument("--jobs", type=size, default=1, metavar="N", help="processes that compile")
+    parser.add_argument("--jobs", type=size, metavar="N", help="kernels compiled at once (default: all CPUs)")
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
 
 
@@ -403,7 +405,7 @@ def run(args: argparse.Namespace) -> int:
             args.batch or (ALL_BATCHES if args.all else (64,)),
             both=args.both,
         ),
-        args.jobs,
+        args.jobs or os.cpu_count() or 1,
         progress=sys.stderr.isatty(),
     )
     if not rows:

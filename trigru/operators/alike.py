@@ -18,7 +18,7 @@ Fits = Callable[..., bool]
 
 
 def like(tensors: Sequence[Tensor]) -> Fits | None:
-    """What tells whether others are like these; None where one of them is of a subclass."""
+    """What tells whether others are like these; None where one of them is of a subclass, or has no memory."""
     if any(type(x) not in PLAIN_TYPES for x in tensors):
         return None
     if (of_guards := getattr(guards, "TensorGuards", None)) is not None:
@@ -26,7 +26,7 @@ def like(tensors: Sequence[Tensor]) -> Fits | None:
         if fits(*tensors):
             return fits
     facts = _facts(tensors)  # guards have no answer where one tensor stands in two places
-    return lambda *others: _facts(others) == facts
+    return None if facts is None else lambda *others: _facts(others) == facts
 
 
 def _facts(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]] | None:

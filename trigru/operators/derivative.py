@@ -82,11 +82,11 @@ def differentiate_known(  # type: ignore[no-untyped-def]
     if grad_output is None and grad_h_n is None:
         return [None] * len(needs)
     saved = ctx.saved_tensors
-    if (found := known.back(needs, grad_output, grad_h_n, saved)) is not None:
+    if (found := known.back(grad_output, grad_h_n, saved)) is not None:
         return found
     forward = known.recorded(*saved[: len(needs)])
     backward = Backward(forward, grad_output, grad_h_n, saved[len(needs) :], True, needs)
-    return _derivatives(backward, partial(known.remember, needs, grad_output, grad_h_n, saved))
+    return _derivatives(backward, partial(known.remember, grad_output, grad_h_n, saved))
 
 
 def _derivatives(backward: Backward, note: Callable[[compute.Again], None] | None = None) -> Sequence[Tensor | None]:

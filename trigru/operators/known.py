@@ -61,10 +61,10 @@ class Known:
         return Recorded(self.layer, weights, Call(input, hx, zeros=zeros), self.first_kept)
 
     def back(
-        self, needs: tuple[bool, ...], grad_output: Tensor | None, grad_h_n: Tensor | None, saved: Sequence[Tensor]
+        self, grad_output: Tensor | None, grad_h_n: Tensor | None, saved: Sequence[Tensor]
     ) -> list[Tensor | None] | None:
-        """As `compute.backward`, where that was noted for what is asked for and for tensors like these; else None."""
-        noted = self.backward.get(_back_key_of(needs, grad_output, grad_h_n, saved[0]))
+        """As `compute.backward`, where that was noted for tensors like these; else None."""
+        noted = self.backward.get(_back_key_of(grad_output, grad_h_n, saved[0]))
         if noted is not None:
             there = _there(grad_output, grad_h_n, saved)
             for fits, known in noted:
@@ -77,27 +77,25 @@ class Known:
 
     def remember(
         self,
-        needs: tuple[bool, ...],
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
         saved: Sequence[Tensor],
         again: compute.Again,
     ) -> None:
         """From now on derivatives like this one go the short way."""
-        key = _back_key_of(needs, grad_output, grad_h_n, saved[0])
+        key = _back_key_of(grad_output, grad_h_n, saved[0])
         if key is not None and sum(map(len, self.backward.values())) < compute.KINDS:
             _remember(self.backward.setdefault(key, []), _there(grad_output, grad_h_n, saved), again)
 
 
-def _back_key_of(
-    needs: tuple[bool, ...], grad_output: Tensor | None, grad_h_n: Tensor | None, one: Tensor
-) -> Key | None:
-    """All that a derivative depends on but its tensors and the call that it is of; None, by which nothing is noted,
-    where only the long way may be gone. one: of the call's tensors."""
+def _back_key_of(grad_output: Tensor | None, grad_h_n: Tensor | None, one: Tensor) -> Key | None:
+    """All that a derivative depends on but its tensors and the call that it is of, whose tensors' requires_grad says
+    what is asked for; None, by which nothing is noted, where only the long way may be gone. one: of the call's tensors.
+    """
     if _recording() or not is_unseen() or measured.TABLE or (around := compute.circumstances()) is None:
         return None
     precise = one.dtype != torch.float32 or precision_of(torch.float32)
-    return needs, grad_output is None, grad_h_n is None, around, precise
+    return grad_output is None, grad_h_n is None, around, precise
 
 
 def _there(grad_output: Tensor | None, grad_h_n: Tensor | None, saved: Sequence[Tensor]) -> Sequence[Tensor]:
