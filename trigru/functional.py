@@ -14,7 +14,7 @@ from .autocast import cast
 from .blocks import Blocks, is_exported, whole
 from .checks import check, expect, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
-from .operators.plain import is_plain
+from .operators.plain import is_plain, is_unseen
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
 from .planning.invariant import refuse
 from .reference import check_variant
@@ -219,29 +219,32 @@ def gru_cell(
     On a CPU a single step has nothing to hoist, so torch's own operations run, or from some size on the same with
     derivatives by hand; see `cell_way`. Weights, variants and errors as for `gru`."""
     weights = (w_ih, w_hh, b_ih, b_hh)
-    if input.device.type != "cpu":
+    if not input.is_cpu:
         return gru(input.unsqueeze(0), hx, *weights, variant=variant)[1]
-    way = cell_way(variant, hx.shape[0], input.shape[-1], hx.shape[-1], input.dtype)
-    if way == "eager" and not _is_plain_cell(input, hx, *weights):
-        way = _plain_way(variant)
+    way = _plain_way(variant)
     refuse("a cell on a CPU")
+    if is_unseen() and input.dim() == hx.dim() == 2:  # a compiler would have to know the sizes
+        pays = single.pays(hx.shape[0], hx.shape[1], input.shape[1], input.dtype)
+        if pays and _is_plain_cell(input, hx, *weights):
+            return single.step(variant, input, hx, *weights)
     if way == "torch":
         return torch.gru_cell(input, hx, *weights)
-    if way == "reference":
-        return reference_cell(input, hx, *weights, variant=variant)
-    return (single.step if way == "eager" else single.plain)(variant, input, hx, *weights)
+    if way == "cell":
+        return single.plain(variant, input, hx, *weights)
+    return reference_cell(input, hx, *weights, variant=variant)
 
 
 def cell_way(variant: str, batch: int, input_size: int, hidden_size: int, dtype: torch.dtype) -> str:
     """What runs a single step on a CPU: "torch", its gru_cell; "cell", the equations in as few operations as they take;
     "eager", these with derivatives by hand, where nothing but eager execution looks on; "reference" where autocast is
     to find each product by itself."""
-    check_variant(variant)
-    eager = not torch._C._is_any_autocast_enabled() and single.pays(batch, input_size, hidden_size, dtype)
-    return "eager" if eager else _plain_way(variant)
+    eager = not torch._C._is_any_autocast_enabled() and single.pays(batch, hidden_size, input_size, dtype)
+    way = _plain_way(variant)
+    return "eager" if eager else way
 
 
 def _plain_way(variant: str) -> str:
+    check_variant(variant)
     if variant == "torch":
         return "torch"
     return "reference" if torch._C._is_any_autocast_enabled() else "cell"
@@ -250,7 +253,7 @@ def _plain_way(variant: str) -> str:
 def _is_plain_cell(x: Tensor, h: Tensor, *weights: Tensor | None) -> bool:
     """Whether nothing but eager execution sees a call of a cell, and it is none that torch would refuse."""
     tensors = (x, h, *weights)
-    if not is_plain(tensors) or forward_ad._current_level >= 0 or x.dim() != 2 or h.dim() != 2:
+    if not is_plain(tensors) or forward_ad._current_level >= 0:
         return False
     if any(t is not None and (t.dtype != x.dtype or not t.is_cpu or t.layout != torch.strided) for t in tensors):
         return False

@@ -25,7 +25,7 @@ _tanh_backward = torch.ops.aten.tanh_backward.default
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 
 
-def pays(batch: int, input_size: int, size: int, dtype: torch.dtype) -> bool:
+def pays(batch: int, size: int, input_size: int, dtype: torch.dtype) -> bool:
     """Whether `step` beats the plain operations on this CPU."""
     if dtype != torch.float32 or 3 * batch * size * (input_size + size) < MULTIPLICATIONS:
         return False
