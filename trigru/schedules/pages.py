@@ -19,7 +19,7 @@ LEAST_BYTES = 1 << 25
 """From which it is asked for: two pages at least, as numpy does. 200 MB took 15 ms to fill in place of 63 (a virtual
 machine of two cores of an AMD EPYC, Linux 6.18, where the kernel's setting is "madvise", as on most distributions)."""
 
-LEAST_REUSED = 1 << 22
+LEAST_REUSED = 1 << 20
 KEPT_BYTES = 1 << 29
 KEPT_CALLS = 64
 """What forward keeps of its gates, and backward's own memory, is taken again by later calls, from so many bytes on.
