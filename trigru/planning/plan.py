@@ -227,8 +227,7 @@ def torch_serves(layer: Layer, site: Site) -> bool:
         multiplications = 3 * site.batch * size * (layer.input_size + size) * min(steps, 8)
         if multiplications >= (LARGE_TRAINING if site.recording else LARGE) and (steps > 1 or not site.recording):
             return False
-    long = 64 if eager_products.has_more() else 32
-    return steps <= 8 or (steps < 128 and steps * site.batch * size < (1 << 16 if steps >= long else 1 << 19))
+    return steps <= 8 or (steps < 128 and steps * site.batch * size < (1 << 16 if steps >= 32 else 1 << 19))
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:

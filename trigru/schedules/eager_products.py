@@ -27,7 +27,7 @@ PACKED_STEPS, PACKED_TURNED_STEPS = 8, 32
 """Products with the same weights, and with a transposed view, from which they are laid out for oneDNN beforehand: 80 to
 200 us to 512 units, 800 at 1024, a view three times that, of which each product then saves 2 to 50 us."""
 
-PACKED_MULTIPLICATIONS = 1_000_000
+PACKED_MULTIPLICATIONS = 1_800_000
 PACKED_WEIGHTS = (1_500_000, 300_000, 150_000)
 """With weights so laid out: multiplications of a product from which oneDNN is faster, or elements of weights, of 1, 2
 or more rows. Of 2 to 8 rows, a product of 256 to 1024 units was 1.2 to 6 times as fast as MKL's (AMD EPYC, Zen 5, 1 and
@@ -122,11 +122,6 @@ def _is_large(rows: int, inner: int, columns: int, packed: bool) -> bool:
 def pays(rows: int, inner: int, columns: int) -> bool:
     """Whether there is more than torch.mm for such a product in float32 on this CPU."""
     return _is_large(rows, inner, columns, packed=False) and _onednn() is not None
-
-
-def has_more() -> bool:
-    """Whether there is for many products."""
-    return not is_zen4() and _onednn() is not None
 
 
 def repeated(w: Tensor, rows: int, steps: int) -> Callable[[Tensor], Tensor] | None:
