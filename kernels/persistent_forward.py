@@ -14,6 +14,7 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
 from .fetched import fetch_ahead, multiply
+from .fetched_products import product
 from .gates import blend, candidate, sigmoid
 from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
@@ -168,9 +169,10 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
         own, i, here = tile_of(first, turn.k, B, S), turn.i, turn.here
         flags = flags_of(own, 0, T, B, S)
         amount, beginning, dropped, row = of_step
+        ahead = fetch_ahead(w, S)
         tl.debug_barrier()
         x = _await_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, flags, S, glance)
-        a = tl.dot(w, x, input_precision=PRECISION)
+        a = product(w, x, ahead, PRECISION, S)[0]
 
         following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
         then = tile_of(first, following.k, B, S)
@@ -228,13 +230,16 @@ def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights,
         h, gr, gz, dropped, glance = _load_first(pointers, beside, first, here, before, i, B, S)
         for k in range(count):
             own = tile_of(first, k, B, S)
+            ahead = fetch_ahead(weights[0], S, S.PACKED)
             tl.debug_barrier()
             x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags_of(own, 0, T, B, S), S, glance)
             if _ONE_USE:
                 ar, az = two_gates(tl.dot(weights[0], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
             else:
-                ar = one_gate(tl.dot(weights[0], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
-                az = one_gate(tl.dot(weights[1], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+                a, x = product(weights[0], x, ahead, PRECISION, S)
+                ar = one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+                ahead = fetch_ahead(weights[1], S, S.PACKED)
+                az = one_gate(multiply(weights[1], x, ahead, PRECISION, S), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             h_then, gr_then, gz_then, dropped_then, glance = _load_first(pointers, beside, then, here, before, i, B, S)
             r = sigmoid(ar + gr.to(tl.float32))
@@ -253,10 +258,11 @@ def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights,
         h, z, gn, of_step, glance = _load_second(pointers, z_ptr, reset_state_ptr, beside, first, here, row, B, S)
         for k in range(count):
             own = tile_of(first, k, B, S)
+            ahead = fetch_ahead(weights[2], S)
             tl.debug_barrier()
             source = rows_at(reset_state_ptr, here.row, own, 1, S)
             x = await_rows(source, own, here, flags_of(own, 1, T, B, S) + i, S, None, glance)
-            a = tl.dot(weights[2], x, input_precision=PRECISION)
+            a = product(weights[2], x, ahead, PRECISION, S)[0]
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             h_then, z_then, gn_then, of_step_then, glance = _load_second(
                 pointers, z_ptr, reset_state_ptr, beside, then, here, row, B, S
@@ -354,7 +360,7 @@ def forward_torch(
                 gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, w,
                 S,
             )  # fmt: skip
-            ar, az, an, _ = four_gates(multiply(w, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+            ar, az, an, _ = four_gates(product(w, x, ahead, PRECISION, S)[0], SPLIT, BLOCK_H, BLOCK_B)
             if b_hn_ptr is not None:
                 an += b_hn
             r = sigmoid(ar + gr.to(tl.float32))
@@ -463,9 +469,10 @@ def forward_reset_first(
                 S,
             )  # fmt: skip
             if _ONE_USE:
-                ar, az = two_gates(multiply(w_rz, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+                ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
             else:
-                ar = one_gate(multiply(w_r, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+                a, x = product(w_r, x, ahead, PRECISION, S)
+                ar = one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
             r = sigmoid(ar + gr.to(tl.float32))
             reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
             publish(
@@ -482,7 +489,7 @@ def forward_reset_first(
             source = rows_at(reset_state_ptr, here.row, own, 1, S)
             ahead = fetch_ahead(w_n, S)
             x = await_rows(source, own, here, flags_reset + i, S)
-            an = one_gate(multiply(w_n, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+            an = one_gate(product(w_n, x, ahead, PRECISION, S)[0], SPLIT, BLOCK_H, BLOCK_B)
             n = candidate(gn.to(tl.float32), an, r, VARIANT)
             new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, clip)
             h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)

@@ -27,16 +27,13 @@ class Rounding(TorchDispatchMode):
     """Operations as another implementation may round them.
 
     tf32: products of matrices see the first 11 bits of their operands, as matrix units do. ulps: tanh and sigmoid are
-    less than they should be by about as much, so that they are not 1 where an exact one is not. apart: matrices'
-    elements are multiplied and rounded before they are summed, so that those too large for the dtype are infinite."""
+    less than they should be by about as much, so that they are not 1 where an exact one is not."""
 
-    def __init__(self, *, tf32: bool = False, ulps: float = 0.0, apart: bool = False):
+    def __init__(self, *, tf32: bool = False, ulps: float = 0.0):
         super().__init__()
-        self.tf32, self.ulps, self.apart = tf32, ulps, apart
+        self.tf32, self.ulps = tf32, ulps
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.apart and func is torch.ops.aten.mm.default:
-            return (args[0].unsqueeze(-1) * args[1]).sum(1)
         if self.tf32 and func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
             args = (
                 *args[:-2],
@@ -46,6 +43,50 @@ class Rounding(TorchDispatchMode):
         if self.ulps and func in (torch.ops.aten.tanh.default, torch.ops.aten.sigmoid.default):
             result = result * (1 - self.ulps * torch.finfo(result.dtype).eps * (0.5 + torch.rand_like(result)))
         return result
+
+
+class Overflowing(TorchDispatchMode):
+    """Operations as they may overflow in another order.
+
+    A sum is infinite as soon as a part of it is too large for the dtype in which it is added up, whatever the others
+    are, and NaN with infinite parts of both signs. Which parts come first differs between torch's own products, by how
+    a matrix lies in memory. So where parts of one sign could overflow the result is infinite here, and `otherwise`
+    where those of both could: it is any of NaN, an infinity and a finite number. Exact sums say it: a product whose
+    parts stay within the dtype is left as it is."""
+
+    def __init__(self, otherwise: float) -> None:
+        super().__init__()
+        self.otherwise = otherwise
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            return self._product(*args, result)
+        if func in _ADDED_UP and result.is_floating_point():
+            large = result.abs() > torch.finfo(_added_in(result.dtype)).max / SUMMANDS
+            return torch.where(large, torch.copysign(torch.full_like(result, torch.inf), result), result)
+        return result
+
+    def _product(self, a: Tensor, b: Tensor, result: Tensor) -> Tensor:
+        """a @ b: `result`, where no order of its sums overflows."""
+        half = 2.0**-512  # of the exponents that float64 has, so that its own products do not overflow
+        parts = (a.double() * half).unsqueeze(-1) * (b.double() * half)
+        most = torch.finfo(_added_in(a.dtype)).max * half * half / SUMMANDS
+        above, below = parts.clamp(min=0).sum(1) > most, parts.clamp(max=0).sum(1) < -most
+        result = torch.where(above, torch.inf, torch.where(below, -torch.inf, result))
+        result = torch.where(above & below, self.otherwise, result)
+        return torch.where(parts.isnan().any(1), torch.nan, result)
+
+
+SUMMANDS = 64
+"""So many results of the size of one are added up in one place or another: of gates, steps and sequences."""
+
+_ADDED_UP = {torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor, torch.ops.aten.sum.dim_IntList}
+
+
+def _added_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums of another's elements are added up."""
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def _nudged(x: Tensor | None, dtype: torch.dtype, tf32: bool) -> Tensor | None:

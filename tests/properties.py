@@ -9,8 +9,18 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from accuracy import Rounding
-from property_cases import BY_STEP, CLIP, LEAVES_CHANGED, RESULTS_CHANGED, Case, Data, data_of
+from accuracy import Overflowing, Rounding
+from property_cases import (
+    BY_STEP,
+    CLIP,
+    LEAVES_CHANGED,
+    RESULTS_CHANGED,
+    ZONEOUT,
+    Case,
+    Data,
+    data_of,
+    leaves_of,
+)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -20,11 +30,14 @@ from trigru.layer import Weights
 
 FACTOR = 16  # over the largest error of so few plain runs
 ULPS = 8  # of a result's norm: always allowed, before the factor
-NUDGED = 3
+NUDGED = 10  # times, of which no more are made than it takes
+CLOSE = 2.0**-36  # as a share of numbers: so near that a result moves in proportion
 
 
 def _laid(x: Tensor, layout: str) -> Tensor:
-    """The same values, otherwise in memory."""
+    """The same values, otherwise in memory; expanded, the first one everywhere."""
+    if layout == "expanded" and x.numel():
+        return x.reshape(-1)[:1].expand(x.shape)
     if layout == "transposed":
         return x.transpose(0, -1).contiguous().transpose(0, -1)
     if layout == "sliced":
@@ -34,10 +47,18 @@ def _laid(x: Tensor, layout: str) -> Tensor:
     return x.clone()
 
 
-def fresh(case: Case, data: Data, dtype: torch.dtype) -> list[Tensor]:
-    """Leaves in a dtype."""
+def fresh(case: Case, data: Data, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Leaves in a dtype, or as the call is given them."""
     layout = "contiguous" if case.layout == "expanded" else case.layout
-    return [_laid(x.to(dtype), layout).requires_grad_() for x in data.leaves]
+    dtypes = dtypes_of(case) if dtype is None else [dtype] * len(data.leaves)
+    leaves = [_laid(x.to(own), layout) for x, own in zip(data.leaves, dtypes, strict=True)]
+    return [x.requires_grad_(name not in case.frozen) for x, name in zip(leaves, leaves_of(case), strict=True)]
+
+
+def dtypes_of(case: Case) -> list[torch.dtype]:
+    """Of the leaves that the call is given."""
+    wide = torch.float32 if case.autocast else case.dtype
+    return [case.dtype if name in ("input", "hx") else wide for name in leaves_of(case)]
 
 
 def expanded(case: Case, data: Data) -> Data:
@@ -91,9 +112,17 @@ def by_reference(case: Case, data: Data, leaves: Sequence[Tensor]) -> Outputs:
         hx = hx[:, order]
     options = {"bidirectional": case.bidirectional, "reverse": case.reverse, "variant": case.variant}
     output, h_n = reference.stack(x, hx, weights, batch_sizes=sizes, options=own if case.options else (), **options)
+    if "lengths" in case.options:
+        output = output.masked_fill(~_alive(case, data).unsqueeze(-1), 0)
     if case.packed:
         return output, h_n[:, back]
     return output.transpose(0, 1) if case.batch_first else output, h_n
+
+
+def _alive(case: Case, data: Data) -> Tensor:
+    """(seq_len, batch), the steps of each sequence."""
+    assert data.lengths is not None
+    return torch.arange(case.seq_len).unsqueeze(1) < data.lengths
 
 
 def _reference_options(
@@ -106,6 +135,13 @@ def _reference_options(
 
     reset, mask = time_major(data.reset), time_major(data.mask)
     decay, amount = time_major(by_step.get("decay")), time_major(by_step.get("attention"))
+    if "lengths" in case.options:
+        alive = _alive(case, data)
+        mask = alive if mask is None else alive & mask
+        reset = None if reset is None else alive & reset
+        decay = None if decay is None else torch.where(alive.unsqueeze(-1), decay, 1)
+    if "zoneout" in case.options:
+        amount = (1 - ZONEOUT) * (x.new_ones(x.shape[:2]) if amount is None else amount)
     if mask is not None:
         x = x.masked_fill(~mask.unsqueeze(-1), 0)
         amount = mask.to(x.dtype) if amount is None else amount * mask
@@ -125,6 +161,11 @@ def by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Modul
     Raises:
         AssertionError: shapes or dtypes are not as they must be.
     """
+    with torch.autocast("cpu", case.dtype, enabled=case.autocast and cls is None):
+        return _by_call(case, data, leaves, cls)
+
+
+def _by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Module] | None) -> Outputs:
     x, hx, weights = _given(case, leaves)
     if case.kind == "module":
         return _by_module(case, data, x, hx, weights, cls or trigru.GRU)
@@ -133,15 +174,32 @@ def by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Modul
         cell = (cls or trigru.GRUCell)(case.input_size, case.hidden_size, case.biases[0], dtype=x.dtype, **options)
         _set(cell, weights)
         alone = case.rows == "unbatched"
-        state = (cell(x[0, 0], hx[0, 0])[None] if alone else cell(x[0], hx[0]))[None]
+        hx = None if hx is None else hx[0, 0] if alone else hx[0]
+        state = (cell(x[0, 0], hx)[None] if alone else cell(x[0], hx))[None]
         return state, state
+    given = _options(case, data, weights)
+    if "reset_state" in given:
+        given["reset_state"] = given["reset_state"][0]
     b_ih, b_hh = (weights[2 + sum(case.biases[:i])] if case.biases[i] else None for i in range(2))
     options = {"variant": case.variant, "schedule": case.schedule, "reverse": case.reverse, "memory": case.memory}
     sizes = None
     if case.packed:
         x, sizes, *_ = pack_padded_sequence(x, data.lengths)
-    output, h_n = trigru.gru(x, None if hx is None else hx[0], *weights[:2], b_ih, b_hh, batch_sizes=sizes, **options)
+    options |= _of_module(case) | {"batch_sizes": sizes, "training": "zoneout" not in case.options}
+    output, h_n = trigru.gru(x, None if hx is None else hx[0], *weights[:2], b_ih, b_hh, **options, **given)
     return output, h_n[None]
+
+
+def _options(case: Case, data: Data, weights: list[Tensor]) -> dict[str, Tensor]:
+    """Keywords of a call: those in `weights`, which are taken off its end, and the others."""
+    lengths = data.lengths if "lengths" in case.options else None
+    given = _by_step(case, weights) | {"reset": data.reset, "mask": data.mask, "lengths": lengths}
+    return {name: x for name, x in given.items() if x is not None}
+
+
+def _of_module(case: Case) -> dict[str, float]:
+    """The options that are a module's."""
+    return {name: x for name, x in (("clip", CLIP), ("zoneout", ZONEOUT)) if name in case.options}
 
 
 def _set(module: nn.Module, weights: list[Tensor]) -> None:
@@ -155,13 +213,12 @@ def _by_module(
     case: Case, data: Data, x: Tensor, hx: Tensor | None, weights: list[Tensor], cls: type[nn.Module]
 ) -> Outputs:
     options = {"bias": case.biases[0], "batch_first": case.batch_first, "bidirectional": case.bidirectional}
-    given = {}
-    if case.options:
-        given = _by_step(case, weights) | {"reset": data.reset, "mask": data.mask}
-        options |= {"clip": CLIP if "clip" in case.options else None}
+    given = _options(case, data, weights)
+    options |= _of_module(case)
     if cls is trigru.GRU:
         options |= {"variant": case.variant, "schedule": case.schedule, "memory": case.memory}
     module = cls(case.input_size, case.hidden_size, case.num_layers, dtype=x.dtype, **options)
+    module.train("zoneout" not in case.options)
     _set(module, weights)
     if hasattr(module, "_flat_weights"):
         module._flat_weights = list(weights)
@@ -174,24 +231,34 @@ def _by_module(
         return output.data, h_n
     if case.rows == "unbatched":
         dim = 0 if case.batch_first else 1
-        output, h_n = module(x.squeeze(dim), None if hx is None else hx.squeeze(1))
+        of_batch = {"reset_state": 1, "lengths": 0}
+        given = {name: v.squeeze(of_batch.get(name, dim)) for name, v in given.items()}
+        output, h_n = module(x.squeeze(dim), None if hx is None else hx.squeeze(1), **given)
         assert (output.dim(), h_n.dim()) == (2, 2)
         return output.unsqueeze(dim), h_n.unsqueeze(1)
     return module(x, hx, **given)
 
 
 def gradients(case: Case, data: Data, outputs: Outputs, leaves: Sequence[Tensor], **options) -> list[Tensor]:
+    """By the leaves that require them."""
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
     used = range({"h_n": 1}.get(case.through, 0), {"output": 1}.get(case.through, 2))
-    upstream = [data.upstream[i].to(outputs[i].dtype) for i in used]
+    # Torch's own products give other bits for other layouts, which a result changed in place passes on or not.
+    layout = "contiguous" if case.order in RESULTS_CHANGED else case.layout
+    upstream = [_laid(data.upstream[i].to(outputs[i].dtype), layout) for i in used]
     found = torch.autograd.grad([outputs[i] for i in used], leaves, upstream, allow_unused=True, **options)
     return [torch.zeros_like(leaf) if x is None else x for x, leaf in zip(found, leaves, strict=True)]
 
 
 def names_of(case: Case) -> list[str]:
-    biases = [name for name, there in zip(("b_ih", "b_hh"), case.biases, strict=True) if there]
-    weights = [f"{name}[{part}]" for part in range(case.parts) for name in ("w_ih", "w_hh", *biases)]
-    by_step = [name for name, option in BY_STEP.items() if option in case.options]
-    return ["output", "h_n", *(f"d_{name}" for name in ("input", *(["hx"] * case.has_hx), *weights, *by_step))]
+    """Of what is compared."""
+    seen: dict[str, int] = {}
+    names = ["output", "h_n"]
+    for name in leaves_of(case):
+        seen[name] = seen.get(name, -1) + 1
+        if name not in case.frozen:
+            names.append(f"d_{name}" + f"[{seen[name]}]" * name.startswith(("w_", "b_")))
+    return names
 
 
 Run = Callable[[Case, Data, Sequence[Tensor]], Outputs]
@@ -207,7 +274,7 @@ class Expected:
     """What a case must give, and how near plain operations in its dtype come."""
 
     def __init__(self, case: Case, data: Data) -> None:
-        self.case, self.data = case, data
+        self.case, self.data, self.overflowed, self.nudged = case, data, False, 0
         self.exact = _run(by_reference, case, data, torch.float64)
         self.plain = [_run(by_reference, case, data, case.dtype)]
         if case.variant == "torch" and case.kind != "function" and not case.options:
@@ -219,31 +286,32 @@ class Expected:
         errors = [[self._error(a, b) for a, b in zip(run, self.exact, strict=True)] for run in runs]
         return [max(each) for each in zip(*errors, strict=True)]
 
-    def nudge(self) -> None:
-        """Take for reachable too what plain operations give for arguments and gates that differ in their last digits:
-        where a result hangs on these, the plain run may have been lucky. And for products that are rounded before they
-        are summed: torch's own matrix products do that or not, as a matrix lies in memory, and of some that overflow
-        the sum is infinite or NaN by that."""
-        runs = []
-        if self.case.dtype in (torch.float32, torch.float64):
-            with Rounding(apart=True):
+    def overflow(self) -> None:
+        """Take for plain runs too those in which whatever can overflow in some order of its sums does: a result is
+        asked to be finite, and near the exact one, where all of these are, and not to be where none is."""
+        for otherwise in (math.nan, math.inf, -math.inf, 0.0):
+            with Overflowing(otherwise):
                 self.plain.append(_run(by_reference, self.case, self.data, self.case.dtype))
-            runs.append(self.plain[-1])
-        for seed in range(NUDGED):
-            torch.manual_seed(seed)
-            leaves = [self._nudged(x) for x in self.data.leaves]
-            near = expanded(self.case, replace(self.data, leaves=leaves))
-            # In 16 bits a gate that is less by one unit would excuse everything.
-            with Rounding(ulps=float(self.case.dtype in (torch.float32, torch.float64))):
-                runs.append(_run(by_reference, self.case, near, self.case.dtype))
-            with Rounding(ulps=1):  # of a saturated gate even float64 has no digits left
-                runs.append(_run(by_reference, self.case, self.data, torch.float64))
-        self.reachable = [max(each) for each in zip(self.reachable, self._largest(runs), strict=True)]
 
-    def _nudged(self, x: Tensor) -> Tensor:
-        """Other values than x, by a unit or two: biases that cancel no longer do."""
-        away = 2 * torch.finfo(self.case.dtype).eps * (2 * torch.rand_like(x) - 1)
-        return (x * (1 + away)).to(self.case.dtype).double()
+    def nudge(self, seed: int) -> None:
+        """Take for reachable too what plain operations give for arguments and gates that differ in their last digits:
+        where a result hangs on these, the plain run may have been lucky. And how far the exact one moves with them, by
+        its slope: a derivative may have a peak narrower than the dtype's digits, off which all such runs are."""
+        torch.manual_seed(seed)
+        near = self._nudged(2 * torch.finfo(self.case.dtype).eps, self.case.dtype)
+        # In 16 bits a gate that is less by one unit would excuse everything.
+        with Rounding(ulps=float(self.case.dtype in (torch.float32, torch.float64))):
+            runs = [_run(by_reference, self.case, near, self.case.dtype)]
+        with Rounding(ulps=1):  # of a saturated gate even float64 has no digits left
+            runs.append(_run(by_reference, self.case, self.data, torch.float64))
+        moved = self._largest([_run(by_reference, self.case, self._nudged(CLOSE, torch.float64), torch.float64)])
+        slopes = [2 * torch.finfo(self.case.dtype).eps / CLOSE * error for error in moved]
+        self.reachable = [max(each) for each in zip(self.reachable, self._largest(runs), slopes, strict=True)]
+
+    def _nudged(self, share: float, dtype: torch.dtype) -> Data:
+        """Other leaves, by up to that share of them: biases that cancel no longer do."""
+        leaves = [(x * (1 + share * (2 * torch.rand_like(x) - 1))).to(dtype).double() for x in self.data.leaves]
+        return expanded(self.case, replace(self.data, leaves=leaves))
 
     @staticmethod
     def _error(got: Tensor, want: Tensor) -> float:
@@ -253,35 +321,47 @@ class Expected:
 
     def wrong(self, got: Sequence[Tensor]) -> list[str]:
         """What is not as it must be, in words."""
-        if not self._wrong(got):
-            return []
-        self.nudge()
-        return self._wrong(got)
+        said = self._wrong(got)
+        if said and not self.overflowed:
+            self.overflow()
+            self.overflowed = True
+            said = self._wrong(got)
+        while said and self.nudged < NUDGED:
+            self.nudge(self.nudged)
+            self.nudged += 1
+            said = self._wrong(got)
+        return said
 
     def _wrong(self, got: Sequence[Tensor]) -> list[str]:
         info = torch.finfo(self.case.dtype)
         said = []
-        columns = zip(names_of(self.case), got, self.exact, self.reachable, *self.plain, strict=True)
-        for name, x, exact, reachable, *plain in columns:
-            if x.shape != exact.shape or x.dtype != self.case.dtype:
-                said.append(f"{name}: {tuple(x.shape)} {x.dtype}, expected {tuple(exact.shape)} {self.case.dtype}")
+        required = zip(leaves_of(self.case), dtypes_of(self.case), strict=True)
+        dtypes = [self.case.dtype] * 2 + [dtype for name, dtype in required if name not in self.case.frozen]
+        columns = zip(names_of(self.case), got, dtypes, self.exact, self.reachable, *self.plain, strict=True)
+        for name, x, dtype, exact, reachable, *plain in columns:
+            if x.shape != exact.shape or x.dtype != dtype:
+                said.append(f"{name}: {tuple(x.shape)} {x.dtype}, expected {tuple(exact.shape)} {dtype}")
                 continue
             finite = exact.abs() < 0.5 * info.max  # beyond, the order of a sum says whether it overflows
             for each in plain:
                 finite &= each.isfinite()
-            if not x[finite].isfinite().all():
-                said.append(f"{name}: not finite where the reference is")
-                continue
-            lost = ~exact.isfinite()
-            for each in plain:
-                lost &= ~each.isfinite()
-            # The reference takes what is not done for 0 times it.
-            if x[lost].isfinite().any() and not self.case.options:
-                said.append(f"{name}: finite where the reference is not")
-            found = (x.double() - exact)[finite].norm().item()
             size = exact[finite].norm().item()
             least = info.smallest_normal * info.eps * (1 + finite.sum().item()) ** 0.5
             allowed = FACTOR * max(reachable, ULPS * info.eps * size / FACTOR + least)
+            finite &= exact.abs() + allowed < info.max
+            if not x[finite].isfinite().all():
+                said.append(f"{name}: not finite where the reference is")
+                continue
+            lost, infinite = ~exact.isfinite(), exact.isinf()
+            for each in plain:
+                lost &= ~each.isfinite()
+                infinite &= each == exact
+            # The reference takes what is not done for 0 times it.
+            if x[lost].isfinite().any() and not self.case.options:
+                said.append(f"{name}: finite where the reference is not")
+            elif (x[infinite] != exact[infinite]).any() and not self.case.options:
+                said.append(f"{name}: not as infinite as the reference")
+            found = (x.double() - exact)[finite].norm().item()
             if not found <= allowed:
                 said.append(f"{name}: off by {found:.3g} of {size:.3g}, allowed {allowed:.3g}")
         return said
@@ -301,7 +381,7 @@ def check(case: Case) -> None:
     """
     data = expanded(case, data_of(case))
     expected = Expected(case, data)
-    leaves = fresh(case, data, case.dtype)
+    leaves = fresh(case, data)
     outputs = by_call(case, data, leaves)
     first = [x.detach().clone() for x in outputs]
     if case.order == "no_grad between":
@@ -349,7 +429,7 @@ def _result_changed(case: Case, data: Data, outputs: Outputs, leaves: list[Tenso
 
 def _leaf_changed(case: Case, data: Data, outputs: Outputs, leaves: list[Tensor], grads: list[Tensor]) -> None:
     """In place: an earlier call's backward is refused, or right; a later call sees the new values."""
-    kinds = [name.removeprefix("d_").partition("[")[0] for name in names_of(case)[2:]]
+    kinds = leaves_of(case)
     changed = LEAVES_CHANGED[case.order]
     if changed not in kinds:
         return

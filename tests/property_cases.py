@@ -20,9 +20,11 @@ ROWS = {
     "function": ("padded", "packed"),
     "cell": ("padded", "unbatched"),
 }
-OPTIONS = ("reset", "mask", "decay", "attention", "clip")
+OPTIONS = ("reset", "mask", "lengths", "decay", "attention", "clip", "zoneout")
 BY_STEP = {"reset_state": "reset", "decay": "decay", "attention": "attention"}  # tensors: the option they come with
 CLIP = 0.6
+ZONEOUT = 0.25  # in evaluation, where nothing is drawn
+LEAVES = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
 # Powers of ten between which all products stay within the dtype.
 LARGEST = {torch.float16: 3, torch.bfloat16: 30, torch.float32: 30, torch.float64: 30}
 
@@ -46,7 +48,7 @@ class Case:
     layout: str  # of input, hx and weights in memory
     dtype: torch.dtype
     variant: str
-    options: tuple[str, ...]  # of OPTIONS, what steps do beside the equations
+    options: tuple[str, ...]  # of OPTIONS, what steps do beside the equations; of the module and the function
     memory: str
     schedule: str
     through: str  # "output", "h_n", "both"
@@ -54,6 +56,8 @@ class Case:
     special: tuple[str, float] | None  # an element of this argument is NaN or infinite
     order: str
     seed: int
+    frozen: tuple[str, ...] = ()  # of LEAVES, those that require no gradient
+    autocast: bool = False  # whether all but input and hx are float32, and autocast is on
 
     @property
     def packed(self) -> bool:
@@ -95,11 +99,13 @@ def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
         rows = ("padded", "packed")
     chosen = draw(st.sampled_from(rows))
     options: list[str] = []
-    if stacked and chosen == "padded" and draw(st.booleans()):
+    if kind != "cell" and not chosen.startswith("packed") and draw(st.booleans()):
         options = draw(st.lists(st.sampled_from(OPTIONS), unique=True))
     if dtype.itemsize == 2 and "clip" in options:
         options.remove("clip")  # a state that rounds to the bound has another derivative
     one_layer = "decay" in options or "attention" in options
+    some = st.lists(st.sampled_from(LEAVES), unique=True, max_size=2)
+    frozen = draw(st.one_of(st.sampled_from(((), ("input",))), some))
     few = 1 if chosen.startswith("packed") else 0
     names = ["input", "hx", "w_ih", "w_hh", "b_ih", "b_hh", "upstream"]
     special = st.tuples(st.sampled_from(names), st.sampled_from((math.nan, math.inf, -math.inf)))
@@ -115,7 +121,7 @@ def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
         biases=biases,
         batch_first=stacked and draw(st.booleans()),
         rows=chosen,
-        has_hx=draw(st.booleans()) or kind == "cell",
+        has_hx=draw(st.booleans()),
         layout=draw(st.sampled_from(LAYOUTS)),
         dtype=dtype,
         variant=draw(st.sampled_from(trigru.VARIANTS)),
@@ -128,16 +134,26 @@ def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
         special=None if options else draw(st.one_of(st.none(), st.none(), special)),
         order=draw(st.sampled_from(ORDERS)),
         seed=draw(st.integers(0, 2**31)),
+        frozen=tuple(sorted(frozen)),
+        autocast=kind != "cell" and dtype.itemsize == 2 and draw(st.booleans()),
     )
+
+
+def leaves_of(case: Case) -> list[str]:
+    """What each leaf is: input, hx unless it has none, the weights that there are, in nn.GRU's order, and BY_STEP."""
+    biases = [name for name, there in zip(("b_ih", "b_hh"), case.biases, strict=True) if there]
+    weights = ["w_ih", "w_hh", *biases] * case.parts
+    by_step = [name for name, option in BY_STEP.items() if option in case.options]
+    return ["input", *(["hx"] * case.has_hx), *weights, *by_step]
 
 
 @dataclass
 class Data:
-    """A case's tensors, in float64 but of values that its dtype has."""
+    """A case's tensors, in float64 but of values that its dtype has; see `leaves_of` for the leaves' names."""
 
-    leaves: list[Tensor]  # input, hx unless it has none, the weights that there are, in nn.GRU's order, and BY_STEP
+    leaves: list[Tensor]
     upstream: list[Tensor]  # derivatives by output and h_n
-    lengths: Tensor | None
+    lengths: Tensor | None  # of packed input, or given as it is
     reset: Tensor | None  # as the input is laid out, as all that steps are given
     mask: Tensor | None
 
@@ -177,12 +193,14 @@ def data_of(case: Case) -> Data:
         amount = torch.rand(sizes, generator=generator, dtype=torch.float64) * 2 - 0.5
         leaves.append(amount.clamp(0, 1).to(case.dtype).double())
     lengths = None
+    if "lengths" in case.options:
+        lengths = torch.randint(0, case.seq_len + 1, (case.batch,), generator=generator)
     if case.packed:
         lengths = torch.randint(1, case.seq_len + 1, (case.batch,), generator=generator)
         lengths[int(torch.randint(case.batch, (1,), generator=generator))] = case.seq_len
         if case.rows == "packed":
             lengths = lengths.sort(descending=True).values
-    rows = (int(lengths.sum()),) if lengths is not None else sizes
+    rows = (int(lengths.sum()),) if case.packed and lengths is not None else sizes
     upstream = [
         random("upstream", of_upstream, *rows, directions * case.hidden_size),
         random("upstream", of_upstream, case.parts, case.batch, case.hidden_size),

@@ -54,6 +54,8 @@ class Soak:
     def batch(self, number: int, kernels: bool) -> None:
         """One, and its failure."""
 
+        failed = False
+
         @seed(number)
         @settings(
             max_examples=SIZES[kernels],
@@ -65,9 +67,13 @@ class Soak:
         )
         @given(cases(kernels=kernels))
         def any_call(case: Case) -> None:
-            if not self.over:
-                check(case)
-                self.cases[kernels] += 1
+            nonlocal failed
+            if self.over and not failed:
+                return
+            failed, before = True, failed  # until it is through: a failure is shrunk and shown however long that takes
+            check(case)
+            failed = before
+            self.cases[kernels] += 1
 
         try:
             any_call()

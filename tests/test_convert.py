@@ -344,6 +344,19 @@ def test_layers_are_split_and_stacked(kind, bidirectional):
         assert torch.equal(whole.state_dict()[name], value)
 
 
+def test_parts_draw_where_the_whole_does():
+    """As copies: in evaluation what was made of a module in evaluation, at the rates of all that it was made of."""
+    one, both = (trigru.GRU(5, 7, recurrent_dropout=0.5, bidirectional=two).eval() for two in (False, True))
+    two = convert.split_directions(both)
+    made = [convert.stack_layers([one, trigru.GRU(7, 7, recurrent_dropout=0.5)]), *convert.split_layers(one)]
+    made += [*two, convert.join_directions(*two)]
+    assert not any(module.training for module in made)
+    assert {module.further()["recurrent_dropout"] for module in made} == {0.5}
+    with pytest.raises(ValueError, match=r"modules\[1\].recurrent_dropout: expected 0.5 as the first module, got 0.0"):
+        convert.stack_layers([one, trigru.GRU(7, 7)])
+    assert convert.split_layers(one.train())[0].training
+
+
 def test_directions_are_split_and_joined():
     module = nn.GRU(INPUT, HIDDEN, bidirectional=True, batch_first=True, dtype=torch.float64)
     parts = convert.split_directions(module)

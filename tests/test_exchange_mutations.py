@@ -25,7 +25,7 @@ pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
-    *("fragments", "assembly", "exchange", "fetched", "parts", "prologue"),
+    *("fragments", "assembly", "exchange", "fetched", "fetched_products", "parts", "prologue"),
     *("persistent_tiles", "several_backward"),
     *(f"persistent{part}" for part in ("_forward", "_backward", "")),
     *(f"stacked{part}" for part in ("_tiles", "_forward", "_backward", "")),
@@ -109,7 +109,11 @@ AS_A_WHOLE = "exchange", "_BY_THREAD and", "False and"  # how a Triton of unknow
 
 
 @pytest.mark.parametrize("protocol", ["data", "flags"])
-@pytest.mark.parametrize("piece", [("parts", "even + odd", "even + odd"), AS_A_WHOLE], ids=["thread", "program"])
+@pytest.mark.parametrize(
+    "piece",
+    [("parts", "even + odd", "even + odd"), ("assembly", "_KEPT = 16", "_KEPT = 0"), AS_A_WHOLE],
+    ids=["thread", "thread, as of many chunks", "program"],
+)
 @pytest.mark.parametrize(("variant", "options"), [("torch", ()), ("cho", ()), ("torch", ("reset", "fresh", "dropped"))])
 def test_nothing_is_caught_without_a_mutation(mutated, piece, protocol, variant, options):
     strong = piece != AS_A_WHOLE  # a program that waits as a whole accesses memory as Triton makes it
@@ -123,8 +127,18 @@ def test_the_wait_removed(mutated):
 
 @pytest.mark.parametrize(
     ("old", "new", "how"),
-    [('"@p mov.b32 again, 1;", ', "", "wrong"), (', f"@p {load}"]', "]", "error")],
-    ids=["what is missing again not noted", "what was missing not looked at again"],
+    [
+        ("text += find\n", 'text.append("bra DONE;")\n', "wrong"),
+        (', f"@p {load}"]', "]", "error"),
+        (("_KEPT = 16", '"@p mov.b32 again, 1;", '), ("_KEPT = 0", ""), "wrong"),
+        (("_KEPT = 16", ', f"@p {load}"]'), ("_KEPT = 0", "]"), "error"),
+    ],
+    ids=[
+        "what was looked at again not checked",
+        "what was missing not looked at again",
+        "of many chunks, what is missing again not noted",
+        "of many chunks, what was missing not looked at again",
+    ],
 )
 def test_a_second_look_removed(mutated, old, new, how):
     assert caught(mutated("exchange", old, new)) == how
@@ -132,8 +146,7 @@ def test_a_second_look_removed(mutated, old, new, how):
 
 @pytest.mark.parametrize("variant", ["torch", "cho"])
 def test_a_look_at_the_first_of_several_tiles_alone(mutated, variant):
-    old = "*_is_missing(words, bits", "enumerate(loads)"
-    new = "*_is_missing(words[: 4 * chunks], bits", "enumerate(loads[:chunks])"
+    old, new = '_find(found, "t"', '_find(found[:chunks], "t"'
     assert caught(mutated("assembly", old, new), variant=variant, seeds=8, quantum=20) == "wrong"
 
 
@@ -398,8 +411,7 @@ def test_what_layers_of_one_launch_exchange_changed(mutated, file, old, new, var
 
 def test_no_wait_for_the_layer_beside_the_own(mutated):
     """A look at the first of the tiles alone."""
-    old = "*_is_missing(words, bits", "enumerate(loads)"
-    new = "*_is_missing(words[: 4 * chunks], bits", "enumerate(loads[:chunks])"
+    old, new = '_find(found, "t"', '_find(found[:chunks], "t"'
     assert caught_stacked(mutated("assembly", old, new, "stacked"), "torch")
 
 

@@ -41,6 +41,27 @@ def test_a_model_is_explained_by_the_names_of_its_layers_and_left_as_it_was():
         trigru.explain(nn.GRU(4, 6), x)
 
 
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.inference_mode])
+def test_a_layer_whose_weight_changes_where_it_is_looked_up_is_left_as_it_was(context):
+    layer, x = nn.utils.parametrizations.spectral_norm(trigru.GRU(4, 6), "weight_hh_l0"), torch.randn(12, 2, 4)
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    output, _ = layer.train()(x)
+    layer.load_state_dict(before, strict=False)
+    with context():
+        trigru.explain(layer, x)
+    assert len(before) == 2
+    assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
+    torch.testing.assert_close(layer(x)[0], output)
+
+
+@pytest.mark.parametrize("arguments", [(), (None,), (torch.zeros(6),)])
+def test_the_function_is_explained_by_a_state_or_by_weights(arguments):
+    x = torch.randn(12, 2, 4)
+    with pytest.raises(TypeError, match=r"h0: expected a tensor \(batch, hidden_size\)"):
+        trigru.explain(trigru.gru, x, *arguments)
+    assert trigru.explain(trigru.gru, x, None, torch.randn(18, 4), torch.randn(18, 6)).schedule == "torch"
+
+
 CONTEXTS = {
     "plain": torch.enable_grad,
     "no grad": torch.no_grad,

@@ -119,6 +119,31 @@ def test_two_calls_are_one(batch_first):
     torch.testing.assert_close(hx, want_h)
 
 
+def test_two_calls_with_episodes_are_one():
+    layer, (values, mask, times) = layer_of(), series()
+    reset, last, hx, outputs = torch.rand(9, 4) < 0.3, None, None, []
+    mask = mask & (torch.rand(mask.shape) < 0.5)
+    gaps = layer.time_gaps(times, mask, reset)
+    want, want_h = layer(values, mask, gaps, reset=reset)
+    for part in zip(*(x.split([4, 1, 4]) for x in (values, mask, gaps, reset)), strict=True):
+        output, hx = layer(*part[:3], hx, last=last, reset=part[3])
+        last = layer.last_values(*part[:2], last, reset=part[3])
+        outputs.append(output)
+    torch.testing.assert_close(torch.cat(outputs), want)
+    torch.testing.assert_close(hx, want_h)
+
+
+def test_what_was_observed_last_of_ragged_series():
+    layer, (values, mask, _) = layer_of(), series()
+    reset, last, lengths = torch.rand(9, 4) < 0.3, randn(4, INPUT), torch.tensor([9, 4, 0, 2], dtype=torch.uint8)
+    got = layer.last_values(values, mask, last, reset=reset, lengths=lengths)
+    for b, end in enumerate(lengths.tolist()):
+        want = last[b] if end == 0 else layer.last_values(values[:end, b], mask[:end, b], last[b], reset=reset[:end, b])
+        torch.testing.assert_close(got[b], want, equal_nan=True)
+    with pytest.raises(RuntimeError, match=r"lengths: expected shape \(4,\), got \(3,\)"):
+        layer(values, mask, values.abs(), lengths=lengths[1:])
+
+
 def test_episodes_know_nothing_of_each_other():
     layer, (values, mask, times) = layer_of(), series()
     reset, last = torch.zeros(9, 4, dtype=torch.bool), randn(4, INPUT)

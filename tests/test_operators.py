@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from cases import assert_as_reference, flat_call, layer
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import trigru
@@ -237,6 +238,20 @@ def test_frozen_layers_below_may_change_between_forward_and_backward():
         layer.weight_hh_l0.mul_(0.9)
     output.sum().backward()
     assert layer.weight_hh_l1.grad is not None
+
+
+@pytest.mark.parametrize("cls", [nn.GRU, trigru.GRU])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str)
+def test_a_stream_through_frozen_weights_may_keep_its_state_in_one_place(cls, options):
+    layer = cls(4, 4, dtype=torch.float64, **options).requires_grad_(False)
+    x = torch.randn(20, 2, 4, dtype=torch.float64, requires_grad=True)
+    start = torch.randn(len(layer._all_weights), 2, 4, dtype=torch.float64)
+    state = start.clone()
+    output, h_n = layer(x, state)
+    state.copy_(h_n.detach())
+    (found,) = torch.autograd.grad(output.square().sum(), x)
+    (want,) = torch.autograd.grad(layer(x, start)[0].square().sum(), x)
+    torch.testing.assert_close(found, want)
 
 
 def test_the_first_call_under_another_default_device_or_dtype():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from given import arguments_of, layer_of, randn
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import trigru
 
@@ -100,6 +100,32 @@ def test_a_state_by_steps_is_that_of_the_step_that_begins_from_it():
     (found,) = torch.autograd.grad(output.sum(), states)
     (want,) = torch.autograd.grad(forth.sum() + back.sum(), states)
     torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize(("dtype", "steps"), [(torch.int8, 200), (torch.uint8, 300), (torch.int32, 20)])
+def test_lengths_of_few_bits_may_be_compared_with_many_steps(dtype, steps):
+    module, x, lengths = layer_of(1, 2), randn(steps, 3, 1), torch.tensor([100, 7, 0]).clamp(max=steps)
+    with torch.no_grad():
+        want = module(x, lengths=lengths)
+        torch.testing.assert_close(module(x, lengths=lengths.to(dtype)), want)
+
+
+def test_packed_states_are_of_rows_where_there_are_as_many_directions():
+    module = layer_of(3, 4, bidirectional=True)
+    rows, states = randn(2, 3), randn(2, 2, 4)  # a step each of two sequences; each step's of both directions
+    begins = torch.ones(2, dtype=torch.bool)
+    packed = [pack_sequence(list(x.split(1))) for x in (rows, begins, states)]
+    output, _ = module(packed[0], reset=packed[1], reset_state=packed[2])
+    for row, begin, state, got in zip(rows, begins, states, output.data, strict=True):
+        want, _ = module(row[None], reset=begin[None], reset_state=state[None])
+        torch.testing.assert_close(got[None], want)
+
+
+def test_lengths_within_vmap():
+    module, x, lengths = layer_of(3, 4), randn(2, 7, 3, 3), torch.tensor([[7, 0, 2], [1, 7, 6]])
+    found = torch.func.vmap(lambda x, lengths: module(x, lengths=lengths))(x, lengths)
+    want = [module(one, lengths=own) for one, own in zip(x, lengths, strict=True)]
+    torch.testing.assert_close(found, tuple(map(torch.stack, zip(*want, strict=True))))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -81,6 +81,22 @@ def test_what_packed_input_does_not_take(name):
         trigru.GRU(3, 4)(packed, **{name: torch.ones(2, dtype=torch.int64)})
 
 
+@pytest.mark.parametrize("name", ["reset", "reset_state", "decay", "attention"])
+def test_packed_rows_of_sequences_in_another_order_are_refused(name):
+    lengths, layer = torch.tensor([3, 5, 4]), trigru.GRU(3, 4)
+    values = {"reset_state": torch.zeros(5, 3, 1, 4), "decay": torch.ones(5, 3, 1), "attention": torch.ones(5, 3)}
+    rows = {**values, "reset": torch.rand(5, 3) < 0.3}
+    x = pack_padded_sequence(torch.randn(5, 3, 3), lengths, enforce_sorted=False)
+
+    def given(lengths):
+        wanted = ("reset", "reset_state") if name == "reset_state" else (name,)
+        return {key: pack_padded_sequence(rows[key], lengths, enforce_sorted=False) for key in wanted}
+
+    layer(x, **given(lengths))
+    with pytest.raises(RuntimeError, match="expected a PackedSequence of sequences in the input's order"):
+        layer(x, **given(torch.tensor([5, 4, 3])))
+
+
 @pytest.mark.parametrize(
     ("given", "error"),
     [

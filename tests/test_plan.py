@@ -93,6 +93,19 @@ def test_what_does_not_fit_says_why(device, layer, schedule, reason):
         assert not found[schedule].obstacle, found[schedule].obstacle
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_tile_has_eight_sequences_where_all_tiles_have_multiprocessors_of_their_own(direction):
+    def chosen(device, batch, **fields):
+        found = candidates(preset(device), cost.Layer("torch", torch.bfloat16, batch, 1024, **fields), direction)
+        return next(c.config for c in found if c.schedule == "persistent")
+
+    assert [chosen("H100", batch).block_b for batch in (8, 16, 17)] == [8, 8, 16]  # 64 programs a tile, 132 can run
+    assert chosen("A100", 16).block_b == 16
+    assert chosen("H100", 16, directions=2).block_b == 16
+    with trigru.batch_invariant():
+        assert chosen("H100", 16).block_b == 16
+
+
 def test_counts_of_a_step_are_those_of_the_schedules():
     layer = cost.Layer("torch", torch.bfloat16, 16, 512)
     step = cost.persistent(layer, 16, 16)

@@ -1,9 +1,11 @@
 """Recorded gates against the equations, and the ways to start a module."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import trigru
 from trigru.reference import gates as gates_of
@@ -74,6 +76,49 @@ def test_a_reset_shows_in_the_gates():
         module(x, reset=starts)
         module(x[3:])
     torch.testing.assert_close(gates[0].r[3:], gates[1].r)
+
+
+def test_input_by_keyword():
+    module, x = trigru.GRU(3, 5), torch.randn(6, 2, 3)
+    with trigru.tap(module) as gates:
+        output, _ = module(input=x)
+        alone, _ = module(hx=None, input=x[:, 0])
+    torch.testing.assert_close([one.h for one in gates], [output, alone])
+
+
+def test_a_tap_within_a_tap():
+    module, x = trigru.GRU(3, 5), torch.randn(6, 2, 3)
+    with trigru.tap(module) as outer:
+        with trigru.tap(module) as inner:
+            first, _ = module(x)
+        second, _ = module(2 * x)
+    module(x)
+    torch.testing.assert_close([one.h for one in inner], [first])
+    torch.testing.assert_close([one.h for one in outer], [first, second])
+    assert "_prepared" not in vars(module)
+
+
+def test_a_copy_made_within_is_not_tapped():
+    module, x = trigru.GRU(3, 5), torch.randn(6, 2, 3)
+    with trigru.tap(module) as gates:
+        copied = copy.deepcopy(module)
+        with torch.no_grad():
+            copied.weight_hh_l0.zero_()
+        output, _ = copied(x)
+        assert not gates
+    assert "_prepared" not in vars(copied)
+    torch.testing.assert_close(copied(x)[0], output)
+    assert not gates
+
+
+def test_packed_rows_that_run_padded_are_recorded_as_rows():
+    lengths, reset = torch.tensor([3, 6, 1]), torch.rand(6, 3) < 0.5
+    x, reset = (pack_padded_sequence(v, lengths, enforce_sorted=False) for v in (torch.randn(6, 3, 3), reset))
+    module = trigru.GRU(3, 5, 2, bidirectional=True, batch_first=True)
+    with trigru.tap(module) as gates:
+        output, _ = module(x, reset=reset)
+    assert {one.r.shape for one in gates} == {(10, 5)}
+    torch.testing.assert_close(torch.cat([gates[2].h, gates[3].h], -1), output.data)
 
 
 def test_there_must_be_a_gru():

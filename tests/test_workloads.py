@@ -101,7 +101,7 @@ def test_steps_layers_directions_and_turns_are_all_counted():
     gru = Gru(100, 64, 512, 512, 3, bidirectional=True)
     half = of_gru(replace(gru, batch=32), "bf16", H100, "forward")
     assert (half["schedule"], half["launches"], half["turns"]) == ("persistent", 3, 1)
-    alone = of_gru(replace(gru, batch=32, bidirectional=False, num_layers=1), "bf16", H100, "forward")
+    alone = of_gru(replace(gru, bidirectional=False, num_layers=1), "bf16", H100, "forward")
     assert half["predicted_us"] == pytest.approx(3 * alone["predicted_us"])  # twice the programs take no longer
     stack = of_gru(replace(gru, batch=16, bidirectional=False), "bf16", H100, "forward")
     assert (stack["schedule"], stack["launches"], stack["turns"]) == ("persistent", 1, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -102,8 +103,11 @@ def explain(call: Any, input: Any, *args: Any, **kwargs: Any) -> Explanation | E
     if isinstance(call, GRU):
         records = of_module(call, input, *args, **kwargs)
     elif call is gru and isinstance(input, Tensor):
-        h0 = kwargs["h0"] if "h0" in kwargs else args[0]
+        h0 = kwargs["h0"] if "h0" in kwargs else next(iter(args), None)
         if len(args) < 2 and "w_ih" not in kwargs:  # planned by its state alone
+            if not isinstance(h0, Tensor) or h0.dim() != 2:
+                got = f"{tuple(h0.shape)}" if isinstance(h0, Tensor) else type(h0).__name__
+                raise TypeError(f"h0: expected a tensor (batch, hidden_size) where no weights are given, got {got}")
             rows = 3 * h0.shape[1]
             kwargs |= {"w_ih": input.new_empty(rows, input.shape[-1]), "w_hh": input.new_empty(rows, h0.shape[1])}
         records = records_of(input, *args, **kwargs)
@@ -130,7 +134,7 @@ def of_module(
     given = per_call(**arguments)
     rows = input.data if isinstance(input, PackedSequence) else input
     devices = [rows.device] if rows.device.type == "cuda" else []
-    with torch.random.fork_rng(devices, enabled=module.training):  # of a call's own masks
+    with torch.random.fork_rng(devices, enabled=module.training), _kept(module):  # of a call's own masks
         if isinstance(input, PackedSequence):
             return module._records(input.data, hx, input.batch_sizes, input.sorted_indices, given)
         return module._records(input, hx, given=given)
@@ -147,17 +151,26 @@ def _of_model(model: nn.Module, *args: Any, **kwargs: Any) -> Explanations:
                     found[name] = explain(called, *given, **named)
 
             hooks.append(module.register_forward_pre_hook(look, with_kwargs=True))
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _kept(model):
             model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
+    return found
+
+
+@contextmanager
+def _kept(module: nn.Module) -> Iterator[None]:
+    """Put its buffers back in the end, those that a parametrization steps on included."""
+    changing = torch.is_inference_mode_enabled()  # outside it none can change that was made within
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers() if changing or not buffer.is_inference()]
+    try:
+        yield
+    finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-    return found
 
 
 def _explain_cell(cell: GRUCell, input: Tensor) -> Explanation:

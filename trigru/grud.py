@@ -146,17 +146,11 @@ class GRUD(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """See the class."""
         observed = self._observed(input, mask)
-        one = (*input.shape[:-1], 1)
-        expect("gaps", gaps, [tuple(input.shape), one], [input.dtype], input)
+        expect("gaps", gaps, [tuple(input.shape), (*input.shape[:-1], 1)], [input.dtype], input)
         refuse("GRU-D, whose decays come from a product of torch's,")
-        time = self._time(input)
-        start: Tensor | None = None
-        if reset is not None:
-            expect("reset", reset, [one[:-1]], [torch.bool], input)
-            start = _latest(reset, time, none=-1).unsqueeze(-1)
-        if isinstance(lengths, Tensor) and lengths.dim() == input.dim() - 2:  # else `gru` says what is wrong
-            ended = _steps(input, time)[..., 0] >= (lengths.unsqueeze(time) if lengths.dim() else lengths)
-            observed, gaps = observed & ~ended.unsqueeze(-1), gaps.masked_fill(ended.unsqueeze(-1), 0)
+        start, ended = self._episodes(input, reset, lengths)
+        if ended is not None:
+            observed, gaps = observed & ~ended, gaps.masked_fill(ended, 0)
         values = torch.where(observed, input, 0)
         gamma_x = torch.exp(-F.relu(gaps * self.weight_gamma_x + self.bias_gamma_x))
         gamma_h = torch.exp(-F.relu(F.linear(gaps.expand_as(input), self.weight_gamma_h, self.bias_gamma_h)))
@@ -165,13 +159,42 @@ class GRUD(nn.Module):
         x = torch.cat([x, observed.to(x.dtype)], -1)
         return self.gru(x, hx, reset=reset, reset_state=reset_state, lengths=lengths, decay=gamma_h)
 
-    def last_values(self, input: Tensor, mask: Tensor, last: Tensor | None = None) -> Tensor:
-        """What was last observed at the end of a call, its `last` in and the next one's out: (batch, input_size), or
-        (input_size,); NaN where nothing was."""
+    def last_values(
+        self,
+        input: Tensor,
+        mask: Tensor,
+        last: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """What was last observed at the end of a call, its `last`, `reset` and `lengths` in and the next one's `last`
+        out: (batch, input_size), or (input_size,); NaN where nothing was, in the last episode."""
         observed, time = self._observed(input, mask), self._time(input)
         never = input.new_full((), torch.nan) if last is None else self._as_last(input, last)
-        found = self._locf(torch.where(observed, input, 0), observed, None, never)
+        start, ended = self._episodes(input, reset, lengths)
+        if ended is not None:
+            observed = observed & ~ended
+        if start is not None:
+            never = torch.where(start >= 0, torch.nan, never)
+        found = self._locf(torch.where(observed, input, 0), observed, start, never)
         return found.select(time, -1)
+
+    def _episodes(
+        self, input: Tensor, reset: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The first step of each step's episode, -1 for the call's; and where sequences have ended. Both with one
+        feature, None where nothing is given."""
+        time, rows = self._time(input), tuple(input.shape[:-1])
+        start = ended = None
+        if lengths is not None:
+            expect("lengths", lengths, [rows[:time] + rows[time + 1 :]], None, input)
+            ended = _steps(input, time) >= (lengths.unsqueeze(time) if lengths.dim() else lengths).unsqueeze(-1)
+        if reset is not None:
+            expect("reset", reset, [rows], [torch.bool], input)
+            begins = reset.unsqueeze(-1)
+            start = _latest(begins if ended is None else begins & ~ended, time, none=-1)
+        return start, ended
 
     def time_gaps(self, times: Tensor, mask: Tensor, reset: Tensor | None = None) -> Tensor:
         """The gaps of a call: at each step the time since the feature's last observation before it, or since the first

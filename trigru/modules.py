@@ -210,6 +210,12 @@ class GRU(Leaf, nn.RNNBase):
             self.h0 = nn.Parameter(place.new_zeros(len(self._all_weights), hidden_size))
         self.flatten_parameters()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and files: without what `trigru.tap` has put there, which is of this module alone."""
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("_prepared", None)
+        return state
+
     def reset_parameters(self) -> None:
         """As in `nn.GRU`; the learned initial state becomes zeros again, and gains 1."""
         super().reset_parameters()

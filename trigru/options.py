@@ -13,7 +13,7 @@ from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .checks import expect
@@ -221,7 +221,19 @@ class _User:
             raise RuntimeError(f"{name}: expected a tensor beside an input that is not packed, got a PackedSequence")
         if x.batch_sizes.shape != self.sizes.shape or not torch.equal(x.batch_sizes, self.sizes):
             raise RuntimeError(f"{name}: expected a PackedSequence with the input's batch_sizes")
+        if not self._in_order(x.sorted_indices):
+            raise RuntimeError(f"{name}: expected a PackedSequence of sequences in the input's order")
         return x.data
+
+    def _in_order(self, sorted_indices: Tensor | None) -> bool:
+        """Whether a packed argument's sequences lie as the input's; true where that cannot be asked for."""
+        own, other = self.sorted_indices, sorted_indices
+        if own is other:
+            return True
+        if not all(x is None or _can_look_at(x) for x in (own, other)):
+            return True
+        as_given = torch.arange(self.batch)
+        return torch.equal(as_given if own is None else own, as_given if other is None else other)
 
     def _check(self, name: str, x: object, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:
         """`expect`; autocast casts any floating dtype."""
@@ -234,6 +246,7 @@ class _User:
         parts, size = layer.parts, layer.hidden_size
         if state is None:
             return None if initial is None else initial.unsqueeze(1).expand(parts, batch, size)
+        of_rows = isinstance(state, PackedSequence)
         if isinstance(state, PackedSequence):
             state = self._data("reset_state", state)
         steps = self.steps
@@ -245,10 +258,11 @@ class _User:
             by_sequence, by_step = (parts, batch, size), (steps, parts, batch, size)
         else:
             by_sequence, by_step = (parts, size), (steps, parts, size)
-        self._check("reset_state", state, list(dict.fromkeys([(parts, size), by_sequence, by_step])), self.input.dtype)
+        shapes = [by_step] if of_rows else list(dict.fromkeys([(parts, size), by_sequence, by_step]))
+        self._check("reset_state", state, shapes, self.input.dtype)
         if state.shape == (parts, size):
             return state.unsqueeze(1).expand(parts, batch, size)
-        if state.shape == by_sequence:
+        if state.shape == by_sequence and not of_rows:
             return state if self.sorted_indices is None else state.index_select(1, self.sorted_indices)
         if self.sizes is not None:
             return self.padded(state).transpose(1, 2)
@@ -259,12 +273,13 @@ class _User:
         expect("lengths", lengths, [(self.batch,) if self.batched else ()], None, self.input)
         if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+        lengths = lengths.reshape(-1).to(torch.int64)  # 8 bits have no place for a large seq_len to compare with
         if _can_look_at(lengths) and not bool(((lengths >= 0) & (lengths <= self.steps)).all()):
             low, high = int(lengths.min()), int(lengths.max())
             raise ValueError(
                 f"lengths: expected numbers from 0 to {self.steps}, the steps of input, got {low} to {high}"
             )
-        return lengths.reshape(-1).to(torch.int64)
+        return lengths
 
     def packed_lengths(self) -> Tensor | None:
         """(B,) of the sequences of a packed call."""
@@ -301,5 +316,7 @@ class _User:
 
 
 def _can_look_at(x: Tensor) -> bool:
-    """Whether its values can be asked for without waiting for a device or breaking a graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._get_tracing_state()
+    """Whether its values can be asked for without waiting for a device, breaking a graph or asking a batch of them."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        return False
+    return type(x) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)

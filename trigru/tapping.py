@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from . import reference
 from .blocks import whole_weights
@@ -16,6 +17,7 @@ from .layer import Records, time_major
 from .modules import GRU
 from .operators import compute
 from .operators.schema import Recorded
+from .options import Finish
 from .schedules import stack
 from .schedules.part import Run
 from .schedules.per_step import before_their_ends, is_given, of_part
@@ -70,18 +72,24 @@ def tap(module: nn.Module) -> Iterator[list[Gates]]:
 @contextmanager
 def _tapped(name: str, module: GRU, gates: list[Gates]) -> Iterator[None]:
     """One GRU's calls."""
-    calls: list[tuple[Records, Tensor]] = []
-    prepared = module._prepared
+    calls: list[tuple[Records, Finish | None, list[Tensor]]] = []
+    prepared, outer = module._prepared, vars(module).get("_prepared")  # by a tap around this one
 
     def preparing(*args: Any, **kwargs: Any) -> Any:
         result = prepared(*args, **kwargs)
-        calls.append((result[0], torch.get_rng_state()))
+        calls.append((*result, _rng_states(result[0].call.input.device)))
         return result
 
-    def after(_module: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], _result: Any) -> None:
-        batched = not (isinstance(args[0], Tensor) and args[0].dim() == 2)
-        records, state = calls.pop()
-        gates.extend(_gates(name, module, records, state, batched))
+    def after(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _result: Any) -> None:
+        if called is not module or not calls:  # a copy made within the context has the hook; a forward put in its place
+            return
+        input = args[0] if args else kwargs["input"]
+        records, finish, states = calls.pop()
+        calls.clear()  # what only asked, such as trigru.explain
+        batched, pack = not (isinstance(input, Tensor) and input.dim() == 2), None
+        if isinstance(input, PackedSequence) and records.call.batch_sizes is None:  # it ran padded
+            pack = finish
+        gates.extend(_gates(name, module, records, states, batched, pack))
 
     vars(module)["_prepared"] = preparing
     hook = module.register_forward_hook(after, with_kwargs=True)
@@ -89,16 +97,29 @@ def _tapped(name: str, module: GRU, gates: list[Gates]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-        del vars(module)["_prepared"]
+        if outer is None:
+            del vars(module)["_prepared"]
+        else:
+            vars(module)["_prepared"] = outer
+
+
+def _rng_states(device: torch.device) -> list[Tensor]:
+    """Of the generators that a call on a device draws from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 @torch.no_grad()
-def _gates(name: str, module: GRU, records: Records, state: Tensor, batched: bool) -> list[Gates]:
+def _gates(
+    name: str, module: GRU, records: Records, rng: Sequence[Tensor], batched: bool, pack: Finish | None
+) -> list[Gates]:
     layer, weights, call = records
     matrices = whole_weights(layer, weights)
     device = call.input.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(state)  # the masks of the dropout between layers
+        torch.set_rng_state(rng[0])  # the masks of the dropout between layers
+        for state in rng[1:]:
+            torch.cuda.set_rng_state(state, device)
         result = compute.forward(Recorded(layer, weights, call, 0))
     call = before_their_ends(layer, call)
     steps, found = stack.steps_of(layer, call), []
@@ -113,6 +134,7 @@ def _gates(name: str, module: GRU, records: Records, state: Tensor, batched: boo
             rows = (stack.shaped(values, steps) for values in (r, z, n, own.contiguous()))
             turned = (time_major(layer, call, values) for values in rows)
             shown = [values if batched or steps.packed else values.squeeze(1) for values in turned]
+            shown = shown if pack is None else [pack(values) for values in shown]
             suffix = module._all_weights[part][0].removeprefix("weight_ih")
             found.append(Gates(name + suffix, *shown))
     return found

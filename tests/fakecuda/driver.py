@@ -322,7 +322,7 @@ def _execute(handle: Function, record: dict[str, Any]) -> dict[str, Any]:
     at: dict[str, int] = {}
     of_the_host = set()  # page-locked memory: what the kernel writes there arrives late
     for name, _, _, value in record["params"]:
-        where, begin, size = _block(value) if value else (-2, 0, 0)
+        where, begin, size = _block(value) if value and isinstance(value, int) else (-2, 0, 0)
         if where == -2:
             arguments[name] = value
             continue

@@ -13,6 +13,8 @@ from ..reference import check_variant
 from .reverse import ReverseGRU
 from .weights import Module, Weights, build, build_cell, layers_of, one_direction, recast, variant_of
 
+_RATES = ("recurrent_dropout", "weight_dropout")  # do nothing in evaluation, so weights may stand without them
+
 
 @overload
 def to_variant(module: GRU, variant: str) -> GRU: ...
@@ -109,7 +111,7 @@ def stack_layers(modules: Sequence[GRU | nn.GRU], *, dropout: float = 0.0) -> GR
             raise ValueError(f"modules[{index}].input_size: expected {width}, got {module.input_size}")
         if isinstance(module, ReverseGRU):
             raise ValueError(f"modules[{index}]: expected a GRU that runs forward or both ways, got ReverseGRU")
-    return build(layers, variant_of(first), **{**_options(first), "dropout": dropout})
+    return build(layers, variant_of(first), **{**_options(first), "dropout": dropout}).train(first.training)
 
 
 def split_layers(module: GRU | nn.GRU) -> list[GRU]:
@@ -126,7 +128,7 @@ def split_layers(module: GRU | nn.GRU) -> list[GRU]:
     """
     layers = _layers(module)
     options = {**_options(module), "dropout": 0.0}
-    return [build([layer], variant_of(module), **options) for layer in layers]
+    return [build([layer], variant_of(module), **options).train(module.training) for layer in layers]
 
 
 def join_directions(forward: GRU | nn.GRU, reverse: GRU | nn.GRU) -> GRU:
@@ -158,7 +160,8 @@ def join_directions(forward: GRU | nn.GRU, reverse: GRU | nn.GRU) -> GRU:
     _expect_alike("reverse", reverse, forward)
     if reverse.input_size != forward.input_size:
         raise ValueError(f"reverse.input_size: expected {forward.input_size}, got {reverse.input_size}")
-    return build([directions], variant_of(forward), **{**_options(forward), "dropout": 0.0})
+    options = {**_options(forward), "dropout": 0.0}
+    return build([directions], variant_of(forward), **options).train(forward.training)
 
 
 def split_directions(module: GRU | nn.GRU) -> tuple[GRU, GRU]:
@@ -179,7 +182,7 @@ def split_directions(module: GRU | nn.GRU) -> tuple[GRU, GRU]:
     if len(layers) != 1 or len(layers[0]) != 2:
         raise ValueError(f"module: expected one layer and both directions, got {module}")
     forward, reverse = (build([[weights]], variant_of(module), **_options(module)) for weights in layers[0])
-    return forward, reverse
+    return forward.train(module.training), reverse.train(module.training)
 
 
 def _layers(module: GRU | nn.GRU) -> list[list[Weights]]:
@@ -199,7 +202,7 @@ def _options(module: GRU | nn.GRU) -> dict[str, Any]:
     if isinstance(module, GRU):
         options |= {"schedule": module.schedule, "memory": module.memory}
         further = module.further()
-        options |= {name: further[name] for name in ("recurrent_dropout", "weight_dropout") if name in further}
+        options |= {name: further[name] for name in _RATES if name in further}
     return options
 
 
@@ -212,6 +215,7 @@ def _expect_alike(name: str, module: GRU | nn.GRU, first: GRU | nn.GRU) -> None:
         ("bidirectional", module.bidirectional, first.bidirectional),
         ("dtype", module.weight_ih_l0.dtype, first.weight_ih_l0.dtype),
         ("device", module.weight_ih_l0.device, first.weight_ih_l0.device),
+        *((rate, _options(module).get(rate, 0.0), _options(first).get(rate, 0.0)) for rate in _RATES),
     ):
         if got != want:
             raise ValueError(f"{name}.{what}: expected {want!r} as the first module, got {got!r}")

@@ -130,7 +130,7 @@ class _GRU(torch.autograd.Function):
         result = run(forward)
         if not has_input:
             forward = forward._replace(call=forward.call._replace(input=shape))
-        derivative.save(ctx, forward, result, has_input)
+        derivative.save(ctx, derivative.with_own_state(forward), result, has_input)
         return result.output, result.h_n
 
     @staticmethod

@@ -47,6 +47,17 @@ def reads_input(forward: Recorded, need_weights: Sequence[bool]) -> bool:
     return first_kept == 0 and (always or any(of_input))
 
 
+def with_own_state(forward: Recorded) -> Recorded:
+    """With a copy of hx on a CPU, where no recurrent weight takes a gradient: nn.GRU then keeps none of it, and whoever
+    holds the state of a stream may put the next one in its place before backward."""
+    layer, weights, call, first_kept = forward
+    width, hx = 4 if layer.bias else 2, call.hx
+    of_state = weights[len(weights) // layer.num_layers * first_kept + 1 :: width]
+    if not hx.is_cpu or hx.requires_grad or any(w.requires_grad for w in of_state):
+        return forward
+    return forward._replace(call=call._replace(hx=hx.clone()))
+
+
 def save(ctx, forward: Recorded, result: Result, has_input: bool) -> None:  # type: ignore[no-untyped-def]
     """Keep what the derivative needs, and nothing else. The call's input may be one of its shape alone."""
     layer, weights, call, first_kept = forward
