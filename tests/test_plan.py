@@ -10,11 +10,14 @@ import torch
 
 import trigru
 from trigru.bench.suites.work_persistent import floor
+from trigru.checks import layer_of
 from trigru.command.cli import main
 from trigru.kernels import config
 from trigru.planning import cost
 from trigru.planning.candidates import DIRECTIONS, candidates
 from trigru.planning.devices import PRESETS, present, preset
+from trigru.planning.plan import Site, plan
+from trigru.schedules import eager_products
 
 HALVES = (torch.bfloat16, torch.float16)
 SIZES = [(batch, hidden_size) for batch in (1, 16, 64, 512) for hidden_size in (32, 100, 128, 512, 1000, 1024, 2048)]
@@ -183,3 +186,20 @@ def test_a_device_at_hand_gets_the_rates_of_the_one_most_like_it(monkeypatch, na
     found = present.__wrapped__(0)
     assert (found.name, found.capability, found.multiprocessors) == (name, capability, multiprocessors)
     assert found.l2_bandwidth == PRESETS[alike].l2_bandwidth
+
+
+def test_large_products_repay_a_short_sequence_where_onednn_is_faster(monkeypatch):
+    def schedule(size, batch, seq_len, recording):
+        site = Site(torch.device("cpu"), torch.float32, seq_len, batch, False, recording, True)
+        return plan(layer_of(size, size), site).schedule
+
+    large = [(512, 240, 2, True), (512, 240, 1, False), (256, 128, 4, True), (128, 128, 9, False)]
+    small = [(64, 32, 8, True), (512, 240, 1, True), (64, 32, 8, False)]
+    long = [(64, 32, 9, True), (64, 32, 128, False), (64, 32, 32, False)]
+    monkeypatch.setattr(eager_products, "is_zen4", lambda: False)
+    monkeypatch.setattr(eager_products, "_onednn", lambda: "onednn")
+    assert {schedule(*call) for call in large + long} == {"eager"}
+    assert {schedule(*call) for call in small} == {"torch"}
+    monkeypatch.setattr(eager_products, "_onednn", lambda: None)
+    assert {schedule(*call) for call in large + small} == {"torch"}
+    assert {schedule(*call) for call in long} == {"eager"}

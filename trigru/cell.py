@@ -11,8 +11,9 @@ from torch.nn.functional import layer_norm, linear
 from .functional import gru_cell
 from .layer import Variant
 from .leaf import Leaf
-from .planning.invariant import refuse
+from .planning.invariant import is_on, refuse
 from .reference import check_variant
+from .schedules import single
 
 _DREAMER_EPS, _DREAMER_BIAS = 1e-3, -1.0
 
@@ -89,6 +90,8 @@ class GRUCell(Leaf, nn.RNNCellBase):
         """See the class."""
         if isinstance(input, fx.Proxy):
             return self._traced(input, hx)
+        if hx is not None and self.variant == "torch" and self._is_torchs(input, hx):
+            return torch.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         for name, tensor in (("input", input), ("hidden", hx)):
             if tensor is not None and tensor.dim() not in (1, 2):
                 raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
@@ -112,6 +115,14 @@ class GRUCell(Leaf, nn.RNNCellBase):
         else:
             h = gru_cell(x, h, weight, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
         return h if batched else h.squeeze(0)
+
+    def _is_torchs(self, x: Tensor, h: Tensor) -> bool:
+        """Whether a call is what nn.GRUCell's is, its refusals too: a step of a small cell takes little longer than
+        the way through `gru_cell`."""
+        if torch.compiler.is_compiling() or is_on() or not x.is_cpu or x.dim() != 2 or h.dim() != 2:
+            return False
+        size = self.hidden_size
+        return 3 * x.shape[0] * size * (self.input_size + size) < single.MULTIPLICATIONS
 
     def _dreamer(self, x: Tensor, h: Tensor) -> Tensor:
         """The equations of variant "dreamer"."""

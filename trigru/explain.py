@@ -55,6 +55,7 @@ class Explanations(dict[str, "Explanation"]):
 
 
 CELL_REASONS = {
+    "eager": "a single step on a CPU, with products by oneDNN and derivatives by hand",
     "cell": "a single step on a CPU has nothing to hoist: torch operations run it, and autograd their derivatives",
     "dreamer": "torch operations run it, a step at a time as its users do",
     "reference": "under autocast the reference runs a single step on a CPU, so that each of its products is cast",
@@ -175,11 +176,11 @@ def _kept(module: nn.Module) -> Iterator[None]:
 def _explain_cell(cell: GRUCell, input: Tensor) -> Explanation:
     if cell.variant == "dreamer":
         return Explanation("cell", input.device, input.dtype, cell.variant, CELL_REASONS["dreamer"])
+    x = input if input.dim() == 2 else input.unsqueeze(0)
     if input.is_cpu:
-        way = cell_way(cell.variant)
+        way = cell_way(cell.variant, x.shape[0], cell.input_size, cell.hidden_size, x.dtype)
         return Explanation(way, input.device, input.dtype, cell.variant, CELL_REASONS[way])
     weights = [w for w in (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh) if w is not None]
-    x = input if input.dim() == 2 else input.unsqueeze(0)
     layer = layer_of(cell.input_size, cell.hidden_size, bias=cell.bias, variant=cell.variant)
     records = Records(layer, weights, Call(x.unsqueeze(0), x.new_zeros(1, x.shape[0], cell.hidden_size)))
     return _explanation(plan(layer, site_of(*records)), input, layer, 1)
