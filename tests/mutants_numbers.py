@@ -262,7 +262,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "kernels/assembly.py": [
-        ('"@!p bra DONE;"', '"bra DONE;"', _DATA),
+        ('True), *_is_missing("t", bits, packed_max), "@!p bra DONE;"]', 'True), "bra DONE;"]', _DATA),
         ('"setp.ge.s32 p, t, $2;"', '"setp.ge.s32 p, t, 0;"', _FLAGS),
         ("ld.acquire.gpu.global.b32 t, [$1];", "ld.relaxed.gpu.global.b32 t, [$1];", _FLAGS),
         (

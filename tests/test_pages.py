@@ -1,8 +1,11 @@
-"""Large pages: what Linux is asked for lies within the tensor's memory, and a compiler's tensors are left alone."""
+"""Large pages: what Linux is asked for lies within the tensor's memory, and a compiler's tensors are left alone. Memory
+that is taken again: when, how much of it stays, and what happens where there is none."""
 
 from __future__ import annotations
 
 import mmap
+import os
+import signal
 
 import pytest
 import torch
@@ -118,3 +121,23 @@ def test_a_training_step_takes_its_memory_again(pool, monkeypatch):
 def test_where_torch_fills_memory_it_does(poisoned, pool):
     assert _floats(2).isnan().all()
     assert not pool.calls
+
+
+def test_where_there_is_no_memory_torch_says_so(pool, monkeypatch):
+    def none(*_args, **_kwargs):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", none)
+    assert _floats(2).shape == (2, MIB // 4)
+    with pytest.raises(RuntimeError, match="memory"):
+        _floats(1 << 40)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_does_not_wait_for_a_thread_of_its_parent(pool):
+    with pool.lock:  # as another thread might hold it
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(_floats(2).numel() != 2 * MIB // 4)
+    assert os.waitpid(child, 0)[1] == 0

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import math
 import mmap
+import os
 import threading
 import weakref
 from collections import deque
@@ -117,13 +118,25 @@ class _Pool:
 _pool = _Pool()
 
 
+def _after_fork() -> None:
+    """In the child no other thread is left to give the lock back."""
+    _pool.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def empty_again(like: Tensor, *shape: int) -> Tensor:
     """An uninitialised tensor of this shape, with the dtype and device of `like`, for trigru's own use: its memory may
     have been another call's, and cannot be resized."""
     size = math.prod(shape) * like.element_size() if type(like) is Tensor and like.is_cpu else 0
     if size < LEAST_REUSED or not hasattr(mmap, "MAP_ANONYMOUS") or _fills():
         return in_large_pages(like.new_empty(shape))
-    memory = _pool.take(size)
+    try:
+        memory = _pool.take(size)
+    except OSError:  # there is none: torch says it in its own words
+        return like.new_empty(shape)
     view = memoryview(memory)
     weakref.finalize(view, _pool.give_back, memory).atexit = False
     return torch.frombuffer(view, dtype=like.dtype, count=math.prod(shape)).view(shape)
