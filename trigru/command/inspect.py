@@ -303,7 +303,8 @@ def _row(at: tuple[Case, int]) -> Row:
 
 def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs from
-    compute capability 8.0 on, no schedule that waits is for AMD's, and schedules have a largest size."""
+    compute capability 8.0 on, no schedule that waits is for AMD's, schedules have a largest size, and a batch that one
+    tile holds has no several."""
     has_dtype = True
     if not case.target.startswith("sm_"):
         has_dtype = case.dtype != "tf32" and case.schedule not in WAITING
@@ -314,6 +315,7 @@ def can_compile(case: Case) -> bool:
         sizes = case.variant, direction, DTYPES[case.dtype][0], case.hidden_size
         capability = capability_of(case.target)
         has_dtype &= capability is not None and why_one_tile(*sizes, capability) is None
+        has_dtype &= case.batch > persistent_config(sizes[2], case.batch, case.hidden_size).block_b
     if case.schedule == "stacked":
         has_dtype &= case.target.startswith("sm_") and case.target != "sm_75" and not case.both
         return has_dtype and why_not_stacked(case.variant, *_numbers(case)) is None
