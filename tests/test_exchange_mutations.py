@@ -27,6 +27,7 @@ SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
     *("fragments", "assembly", "exchange", "fetched", "fetched_products", "parts", "prologue"),
     *("persistent_tiles", "several_backward"),
+    "running_state",
     *(f"persistent{part}" for part in ("_forward", "_backward", "")),
     *(f"stacked{part}" for part in ("_tiles", "_forward", "_backward", "")),
     *("walking_kernels", "walking"),
@@ -185,7 +186,7 @@ def test_a_flag_before_the_value(mutated):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("persistent_forward", "await_state(output_ptr", "await_state(output_ptr - tl.where(i > 1, 3 * S.H, 0)"),
+        ("running_state", "await_state(output_ptr", "await_state(output_ptr - tl.where(i > 1, 3 * S.H, 0)"),
         ("persistent_backward", "rows_at(d_gates_ptr, here", "rows_at(d_gates_ptr, tl.minimum(i, 1) * B + here"),
     ],
     ids=["forward", "backward"],
@@ -215,11 +216,11 @@ BEGINS = "rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here
 @pytest.mark.parametrize(
     ("file", "old", "new", "protocol"),
     [
-        ("persistent_forward", BEGINS, BEGINS.replace("here.row)", "before.row)"), "data"),
-        ("persistent_forward", BEGINS, BEGINS.replace("flags + i", "flags + tl.maximum(i - 1, 0)"), "flags"),
-        pytest.param("persistent_forward", "exists & (i + 1 < T), flag", "exists, flag", "data", marks=SLOW),
-        pytest.param("persistent_forward", "tl.minimum(i + 1, T - 1)", "i + 1", "flags", marks=SLOW),
-        pytest.param("persistent_forward", "seen(h, dropped), exists, flag", "h, exists, flag", "data", marks=SLOW),
+        ("running_state", BEGINS, BEGINS.replace("here.row)", "before.row)"), "data"),
+        ("running_state", BEGINS, BEGINS.replace("flags + i", "flags + tl.maximum(i - 1, 0)"), "flags"),
+        pytest.param("running_state", "exists & (i + 1 < T), flag", "exists, flag", "data", marks=SLOW),
+        pytest.param("running_state", "tl.minimum(i + 1, T - 1)", "i + 1", "flags", marks=SLOW),
+        pytest.param("running_state", "seen(h, dropped), exists, flag", "h, exists, flag", "data", marks=SLOW),
         pytest.param("persistent", "exchange.reserve(begins, config.protocol)", "begins.zero_()", "data", marks=SLOW),
     ],
     ids=["another step", "another counter", "behind the last", "counters behind the last", "not dropped", "not filled"],
@@ -235,7 +236,7 @@ def test_publishing_before_the_value_is_complete(mutated):
         "publish(tile_at(output_ptr, here.row, own, S.SIDES, S), new, there(own, here.count, S), flags + i, S.PROTOCOL)"
     )
     early = publish.replace("new", "h") + "\n        " + publish
-    persistent = mutated("persistent_forward", publish, early)
+    persistent = mutated("running_state", publish, early)
     assert caught(persistent, seeds=8, quantum=20) == "wrong"  # short turns: both stores are close together
 
 
