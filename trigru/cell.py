@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import layer_norm, linear
 
+from .checks import expect_tensor
 from .functional import gru_cell
 from .layer import Variant
 from .leaf import Leaf
@@ -89,6 +90,15 @@ class GRUCell(Leaf, nn.RNNCellBase):
         """See the class."""
         if isinstance(input, fx.Proxy):
             return self._traced(input, hx)
+        x, h = self._rows(input, hx)
+        if self.variant == "dreamer":
+            h = self._dreamer(x, h)
+        else:
+            h = gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
+        return h if input.dim() == 2 else h.squeeze(0)
+
+    def _rows(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Input and state with a batch. Raises what nn.GRUCell raises where one does not fit."""
         for name, tensor in (("input", input), ("hidden", hx)):
             if tensor is not None and tensor.dim() not in (1, 2):
                 raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
@@ -103,15 +113,11 @@ class GRUCell(Leaf, nn.RNNCellBase):
             self._check_state(x, h)
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        weight = self.weight_ih
+        weight, _ = (expect_tensor(name, getattr(self, name)) for name in ("weight_ih", "weight_hh"))
         if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             # A ValueError in nn.GRU, but not in nn.GRUCell.
             raise RuntimeError(f"input: expected the weights' dtype {weight.dtype}, got {x.dtype}")
-        if self.variant == "dreamer":
-            h = self._dreamer(x, h)
-        else:
-            h = gru_cell(x, h, weight, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
-        return h if batched else h.squeeze(0)
+        return x, h
 
     def _dreamer(self, x: Tensor, h: Tensor) -> Tensor:
         """The equations of variant "dreamer"."""

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole_weights
-from .checks import check, first_of, layer_of
+from .checks import check, expect_tensor, first_of, layer_of
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf
 from .operators.direct import direct
@@ -473,4 +473,4 @@ class GRU(Leaf, nn.RNNBase):
 
     def _weight(self, name: str) -> Tensor:
         parameters = self._parameters  # where attributes of this kind are found last, and most weights are
-        return parameters[name] if name in parameters else getattr(self, name)  # type: ignore[return-value]
+        return expect_tensor(name, parameters[name] if name in parameters else getattr(self, name))
