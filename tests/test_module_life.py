@@ -87,6 +87,52 @@ def test_late_initialisation(kind):
     assert same(outputs(skipped), outputs(made[0]))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_heads": 2},
+        {"groups": 2, "num_layers": 2},
+        {"norm": "layer"},
+        {"learn_initial_state": True},
+        {"num_heads": 4, "groups": 2, "norm": "layer", "learn_initial_state": True, "bidirectional": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cls", [trigru.GRU, trigru.GRUCell])
+def test_new_values_are_those_of_a_new_module(cls, options):
+    """And what is drawn next is, of a module that is made after it."""
+    if cls is trigru.GRUCell:
+        options = {"variant": "dreamer", "norm": options.get("norm")}
+    torch.manual_seed(3)
+    new, drawn_next = cls(6, 8, **options), torch.rand(3)
+    late = cls(6, 8, **options, device="meta").to_empty(device="cpu")
+    for parameter in late.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    torch.manual_seed(3)
+    late.reset_parameters()
+    assert torch.equal(torch.rand(3), drawn_next)
+    for name, value in new.named_parameters():
+        assert torch.equal(value, late.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(("name", "options"), [("gain_l0", {"norm": "layer"}), ("h0", {"learn_initial_state": True})])
+def test_a_parametrized_gain_or_initial_state_is_used(name, options):
+    class Shifted(nn.Module):
+        def forward(self, x):
+            return x + 0.5
+
+    plain, module = trigru.GRU(5, 7, **options), trigru.GRU(5, 7, **options)
+    module.load_state_dict(plain.state_dict())
+    said = module.extra_repr()
+    nn.utils.parametrize.register_parametrization(module, name, Shifted())
+    with torch.no_grad():
+        getattr(plain, name).add_(0.5)
+    assert same(outputs(module), outputs(plain))
+    assert module.extra_repr() == said
+    module.reset_parameters()
+    assert torch.equal(getattr(module, name), torch.full_like(getattr(plain, name), 1.5 if name == "gain_l0" else 0.5))
+
+
 def test_weights_lie_as_in_nn():
     theirs, ours = nn.GRU(5, 7, 2, bidirectional=True), trigru.GRU(5, 7, 2, bidirectional=True)
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]

@@ -70,10 +70,7 @@ class GRUCell(Leaf, nn.RNNCellBase):
 
     def reset_parameters(self) -> None:
         """As in `nn.GRUCell`; a norm's gain becomes 1 again, its shift 0."""
-        super().reset_parameters()
-        if "norm_weight" in self._parameters:
-            nn.init.ones_(self.norm_weight)
-            nn.init.zeros_(self.norm_bias)
+        self._draw({"norm_weight": 1.0, "norm_bias": 0.0})
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
