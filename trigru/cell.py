@@ -87,15 +87,22 @@ class GRUCell(Leaf, nn.RNNCellBase):
         """See the class."""
         if isinstance(input, fx.Proxy):
             return self._traced(input, hx)
-        x, h = self._rows(input, hx)
+        weights = self._weights()
+        x, h = self._rows(input, hx, weights[0])
         if self.variant == "dreamer":
-            h = self._dreamer(x, h)
+            h = self._dreamer(x, h, *weights)
         else:
-            h = gru_cell(x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
+            h = gru_cell(x, h, *weights, variant=self.variant)
         return h if input.dim() == 2 else h.squeeze(0)
 
-    def _rows(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Input and state with a batch. Raises what nn.GRUCell raises where one does not fit."""
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Each looked up once in a call, for a parametrization may step on where it is."""
+        w_ih, w_hh = (expect_tensor(name, getattr(self, name)) for name in ("weight_ih", "weight_hh"))
+        return w_ih, w_hh, self.bias_ih, self.bias_hh
+
+    def _rows(self, input: Tensor, hx: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and state with a batch. weight: of the input's product. Raises what nn.GRUCell raises where one does
+        not fit."""
         for name, tensor in (("input", input), ("hidden", hx)):
             if tensor is not None and tensor.dim() not in (1, 2):
                 raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
@@ -110,16 +117,17 @@ class GRUCell(Leaf, nn.RNNCellBase):
             self._check_state(x, h)
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        weight, _ = (expect_tensor(name, getattr(self, name)) for name in ("weight_ih", "weight_hh"))
         if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             # A ValueError in nn.GRU, but not in nn.GRUCell.
             raise RuntimeError(f"input: expected the weights' dtype {weight.dtype}, got {x.dtype}")
         return x, h
 
-    def _dreamer(self, x: Tensor, h: Tensor) -> Tensor:
+    def _dreamer(
+        self, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+    ) -> Tensor:
         """The equations of variant "dreamer"."""
         refuse("variant 'dreamer'")
-        parts = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
+        parts = linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)
         if "norm_weight" in self._parameters:
             parts = layer_norm(parts, parts.shape[-1:], self.norm_weight, self.norm_bias, _DREAMER_EPS)
         r, n, u = parts.chunk(3, -1)

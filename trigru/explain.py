@@ -174,9 +174,10 @@ def _kept(module: nn.Module) -> Iterator[None]:
 
 
 def _explain_cell(cell: GRUCell, input: Tensor, hx: Tensor | None = None) -> Explanation:
-    x, h = cell._rows(input, hx)
     dreamer = cell.variant == "dreamer"
-    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    with _kept(cell):
+        weights = cell._weights()
+    x, h = cell._rows(input, hx, weights[0])
     if h.layout != torch.strided:
         raise RuntimeError(f"hx: expected a strided tensor, got one of layout {h.layout}")
     if x.layout != torch.strided:  # of which cells take a step on a CPU

@@ -359,6 +359,7 @@ class GRU(Leaf, nn.RNNBase):
     ) -> tuple[Records, Finish | None]:
         """What a call of the module is: the records, checked, as nn.GRU checks, and cast, where autocast is on.
         And what its output goes through. zeros_later: where there is no hx, it may be `Call.zeros`."""
+        weights: Sequence[Tensor] = self._weights()
         batched = True
         if batch_sizes is not None:
             if sorted_indices is not None:
@@ -367,7 +368,7 @@ class GRU(Leaf, nn.RNNBase):
                 batch = hx.shape[1]  # what batch_sizes holds is unknown there; the operator checks
             else:
                 batch = first_of(batch_sizes)
-            self._check(input, hx, 2, batch)
+            self._check(input, hx, 2, batch, weights[0])
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
         else:
@@ -384,9 +385,8 @@ class GRU(Leaf, nn.RNNBase):
             if not batched:
                 input = input.unsqueeze(1)
             batch = input.shape[0 if batched and self.batch_first else 1]
-            self._check(input, hx, 3, batch)
+            self._check(input, hx, 3, batch, weights[0])
         layer = self._layer(batched)
-        weights: Sequence[Tensor] = self._weights()
         if layer.num_heads > 1 and is_exported():
             layer, weights = replace(layer, num_heads=1), whole_weights(layer, weights)
         initial = self._weight("h0").to(input.dtype) if self._learns_state else None
@@ -434,11 +434,10 @@ class GRU(Leaf, nn.RNNBase):
         """The records of `_prepared`."""
         return self._prepared(*call, **arguments)[0]
 
-    def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int) -> None:
+    def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int, weight: Tensor) -> None:
         """Raise what nn.GRU raises, in its words, where input or hx does not fit; `check` sees to the rest."""
         if input.dim() != dims:
             raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
-        weight = self._weight(self._all_weights[0][0])
         if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
@@ -468,7 +467,7 @@ class GRU(Leaf, nn.RNNBase):
 
     def _weights(self) -> list[Tensor]:
         """w_ih, w_hh (of heads one's columns) and the biases of each layer and direction, looked up by name so that
-        parametrizations are seen."""
+        parametrizations are seen, once in a call, for one may step on where it is."""
         weights = [self._weight(name) for names in self._all_weights for name in names]
         return weights if self._blocks is None else self._blocks.ungrouped(weights, len(self._all_weights[0]))
 
