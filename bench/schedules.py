@@ -41,7 +41,7 @@ def why_not(case: Case) -> str | None:
 def schedule_of(case: Case) -> str:
     """The schedule that runs the case's training step; "torch" or "cell" where none of trigru's own does."""
     if case.cell and case.device == "cpu":
-        return cell_way(case.variant)
+        return cell_way(case.variant, case.batch, case.input_size, case.hidden_size, case.number)
     layer = layer_of(
         case.input_size,
         case.hidden_size,
@@ -62,7 +62,7 @@ def schedule_of_gru(gru: Gru, device: str, dtype: torch.dtype, schedule: str, me
         RuntimeError: `schedule` cannot run it.
     """
     if gru.cell and device == "cpu":
-        return cell_way(gru.variant)
+        return cell_way(gru.variant, gru.batch, gru.input_size, gru.hidden_size, dtype)
     layer = gru.layer if gru.cell else replace(gru.layer, schedule=schedule, memory=memory)
     packed, given = gru.rows == "packed" and not gru.cell, gru.given
     seq_len = 1 if gru.cell else gru.seq_len

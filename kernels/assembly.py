@@ -8,7 +8,8 @@ from .config import words_of_a_lane
 ERROR_WORD = 4  # index in the status buffer; the words before it are zeros, and stay so
 TICK = tl.constexpr(20)  # waits count in 2^20 ns, in 32 bits
 _LOOKS_PER_CHECK = 64  # of the error word and the clock
-_REGISTERS = tl.constexpr((".reg .pred p;", ".reg .b32 m, n, t, since, again;", ".reg .b64 now;"))  # of a wait
+_KEPT = 16  # chunks of which a wait keeps what it found, for a look again; of more, registers do not suffice
+_REGISTERS = tl.constexpr((".reg .pred p;", ".reg .b32 m, n, t, u, since, again;", ".reg .b64 now;"))  # of a wait
 # Of each word of a chunk: its half, and its number there; see fragments.py.
 _PLACES = tl.constexpr(((0, 0), (0, 1), (1, 0), (1, 1)) if words_of_a_lane() == 2 else ((0, 0), (1, 0), (0, 1), (1, 1)))
 
@@ -76,6 +77,19 @@ def glance_constraints(tiles, chunks, bits):
 
 
 @triton.constexpr_function
+def _put_off(delay):
+    """Lines that let so many cycles pass. `since` and `t` are 32-bit registers, `p` a predicate."""
+    wait = ["mov.u32 since, %clock;", "EARLY:", "mov.u32 t, %clock;", "sub.u32 t, t, since;"]
+    return [*wait, f"setp.lt.u32 p, t, {delay};", "@p bra EARLY;"]
+
+
+@triton.constexpr_function
+def later_assembly(delay):
+    """The pointer $1 as $0, so many cycles later."""
+    return "\n".join(["{", ".reg .pred p;", ".reg .b32 t, since;", *_put_off(delay), "mov.b64 $0, $1;", "}"])
+
+
+@triton.constexpr_function
 def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0, glanced=False):
     """Look at `chunks` chunks in each of `tiles` tiles, then again at those that miss something, until no element is
     the reserved pattern; just once, where they are not `compared` with it. glanced: the first look has been made.
@@ -92,7 +106,7 @@ def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0, g
     status = first_number + chunks
     load = "ld.relaxed.gpu" if compared else "ld"
     expected = "0x03020100" if bits == 16 else "0x00010000"
-    text = ["{", *_REGISTERS.value, ".reg .b16 lo, hi;"]
+    text = ["{", *_REGISTERS.value]
     for c in range(chunks):
         text.append(f"setp.ne.{'or.' if c else ''}b32 p, ${first_number + c}, {expected}{', p' if c else ''};")
     loads = []
@@ -103,32 +117,57 @@ def look_assembly(tiles, chunks, bits, timeout, packed_max, compared, delay=0, g
             loads.append(f"{load}.global.v4.b32 {{{chunk}}}, [${first_address + t * pack + c * per_half}];")
     text += ["@p trap;", "mov.b32 n, 0;"]
     if compared and delay and not glanced:
-        text += ["mov.u32 since, %clock;", "EARLY:", "mov.u32 t, %clock;", "sub.u32 t, t, since;"]
-        text += [f"setp.lt.u32 p, t, {delay};", "@p bra EARLY;"]
+        text += _put_off(delay)
     text += [f"mov.b32 ${i}, ${4 * chunks * tiles + i};" for i in range(4 * chunks * tiles)] if glanced else loads
     if not compared:
         return "\n".join([*text, "}"])
-    text += [*_is_missing(words, bits, packed_max), "@!p bra DONE;", "MORE:", "mov.b32 again, 0;"]
-    for i, load in enumerate(loads):  # in vain: what has arrived is not looked at again
-        text += [*_is_missing(words[4 * i : 4 * i + 4], bits, packed_max), "@p mov.b32 again, 1;", f"@p {load}"]
-    text += ["setp.eq.b32 p, again, 0;", "@p bra DONE;", *_look_again("MORE", timeout, f"${status}"), "DONE:", "}"]
-    return "\n".join(text)
+    chunks_of_words = [words[4 * i : 4 * i + 4] for i in range(len(loads))]
+    if len(loads) <= (_KEPT if bits == 32 or packed_max else _KEPT // 2):
+        found = [f"m{i}" for i in range(len(loads))]
+        find = [line for x, m in zip(chunks_of_words, found, strict=True) for line in _find(x, m, bits, packed_max)]
+        find += [*_find(found, "t", bits, packed_max, True), *_is_missing("t", bits, packed_max), "@!p bra DONE;"]
+        text += [f".reg .b32 {', '.join(found)};", *find, "MORE:"]
+        for m, load in zip(found, loads, strict=True):  # in vain: what has arrived is not looked at again
+            text += [*_is_missing(m, bits, packed_max), f"@p {load}"]
+        text += find
+    else:
+        text += [*_find(words, "m", bits, packed_max), *_is_missing("m", bits, packed_max), "@!p bra DONE;", "MORE:"]
+        text.append("mov.b32 again, 0;")
+        for x, load in zip(chunks_of_words, loads, strict=True):
+            text += [*_find(x, "m", bits, packed_max), *_is_missing("m", bits, packed_max)]
+            text += ["@p mov.b32 again, 1;", f"@p {load}"]
+        text += ["setp.eq.b32 p, again, 0;", "@p bra DONE;"]
+    return "\n".join([*text, *_look_again("MORE", timeout, f"${status}"), "DONE:", "}"])
 
 
 @triton.constexpr_function
-def _is_missing(words, bits, packed_max):
-    """Lines that set `p` where an element of the words is the reserved pattern; `m`, `t`, `lo` and `hi` are used."""
-    if bits == 32 or packed_max:  # the pattern is the largest unsigned number
-        largest = "max.u32" if bits == 32 else "max.u16x2"
-        text = [f"{largest} m, {words[0]}, {words[1]};", *(f"{largest} m, m, {word};" for word in words[2:])]
-        if bits == 32:
-            return [*text, "setp.eq.b32 p, m, 0xFFFFFFFF;"]
-        return [*text, "mov.b32 {lo, hi}, m;", "max.u16 lo, lo, hi;", "setp.eq.u16 p, lo, 0xFFFF;"]
+def _union(bits, packed_max):
+    """The operation that puts together what was found of several words."""
+    return "max.u32" if bits == 32 else "max.u16x2" if packed_max else "or.b32"
+
+
+@triton.constexpr_function
+def _find(words, into, bits, packed_max, found=False):
+    """Lines that put together what `_is_missing` looks at, of words or of what was found of them; `u` is used."""
+    if found or bits == 32 or packed_max:  # the pattern is the largest unsigned number
+        union = _union(bits, packed_max)
+        return [f"mov.b32 {into}, {words[0]};", *(f"{union} {into}, {into}, {x};" for x in words[1:])]
     # w has a half of all ones where ~w has a half of zeros: (~w - 0x00010001) & w & 0x80008000
-    text = ["mov.b32 m, 0;"]
+    text = [f"mov.b32 {into}, 0;"]
     for word in words:
-        text += [f"sub.u32 t, 0xFFFEFFFE, {word};", f"lop3.b32 m, t, {word}, m, 0xEA;"]
-    return [*text, "and.b32 m, m, 0x80008000;", "setp.ne.b32 p, m, 0;"]
+        text += [f"sub.u32 u, 0xFFFEFFFE, {word};", f"lop3.b32 {into}, u, {word}, {into}, 0xEA;"]
+    return text
+
+
+@triton.constexpr_function
+def _is_missing(found, bits, packed_max):
+    """Lines that set `p` where an element of the words is the reserved pattern, by what was found; `u` is used."""
+    if bits == 32:
+        return [f"setp.eq.b32 p, {found}, 0xFFFFFFFF;"]
+    text = [f"and.b32 u, {found}, 0x80008000;"]
+    if packed_max:
+        text = [f"sub.u32 u, 0xFFFEFFFE, {found};", f"and.b32 u, u, {found};", "and.b32 u, u, 0x80008000;"]
+    return [*text, "setp.ne.b32 p, u, 0;"]
 
 
 @triton.constexpr_function

@@ -268,8 +268,9 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     """Tile sizes of the persistent schedule.
 
     Eight sequences a tile, the least that a matrix instruction multiplies, where there are no more: half the bytes to
-    look at and to sum. For larger batches 16 (32 would take a step 1.6 to 1.8 times as long by a model of the machine
-    code, and registers that two programs of a multiprocessor share).
+    look at and to sum; a plan may take them for more, where each program has a multiprocessor. For larger batches 16
+    (32 would take a step 1.6 to 1.8 times as long by a model of the machine code, and registers that two programs of a
+    multiprocessor share).
 
     As many warps, up to 8, as W_hh has groups of columns for, or for the smaller tile half as many, so that its every
     thread has an element of its own; always 8 with a Triton with which only 8 warps can wait thread by thread.
@@ -288,12 +289,17 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     return PersistentConfig(block_b=block_b, num_warps=warps, registers=128 if warps == 8 and groups <= 8 else 256)
 
 
-def why_one_tile(variant: str, direction: str, hidden_size: int) -> str | None:
-    """Why no program takes several batch tiles of such a layer, or None."""
+def why_one_tile(
+    variant: str, direction: str, dtype: torch.dtype, hidden_size: int, capability: tuple[int, int]
+) -> str | None:
+    """Why no program takes several batch tiles of such a layer on a GPU of that compute capability, or None."""
     if (0, 0) < triton_version() < (3, 7):
         return "before 3.7 Triton does not compile several"
-    if variant != "torch" and direction == "backward" and hidden_size > 512:
-        return f"going back, {variant!r} spills registers above hidden_size 512"
+    going_back = variant != "torch" and direction == "backward" and dtype.itemsize == 2
+    if going_back and 896 < hidden_size <= 1024 and capability >= (10, 0):
+        return f"going back, {variant!r} spills registers at hidden_size 1024"  # both directions, packed: 8 bytes
+    if variant != "torch" and direction == "forward" and dtype == torch.float32 and hidden_size > 896:
+        return f"{variant!r} spills registers at hidden_size 1024 in TF32"  # on sm_90: 8 bytes
     return None
 
 

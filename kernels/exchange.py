@@ -46,9 +46,10 @@ for no place serves two steps: layers may drift apart as far as they like. Where
 (several.py), those of a group take the same ones in the same order, in turns: each step's tiles, one after the other.
 What a turn waits for is its own tile's step before, which each program published in a turn of an earlier step: so the
 program at the lowest turn finds all that it waits for published, and never waits. A tile's places and counters are its
-own, and no program of another group waits for them. The look that a turn makes for the next one (`glance_at_tiles`)
-waits for nothing. It is a first look at the same words: what it missed is looked at again, and what it found is final,
-by the rules above, however long it lay in registers. Bounded: a wait that has lasted TIMEOUT ticks
+own, and no program of another group waits for them. A look that is made before its wait (`glance_at_tiles`), by a turn
+for the next one, or at one half of a tile before the other is multiplied, waits for nothing. It is a first look at the
+same words: what it missed is looked at again, and what it found is final, by the rules above, however long it lay in
+registers. Bounded: a wait that has lasted TIMEOUT ticks
 of the GPU's clock sets the error word; every other wait looks at the error word now and then and stops waiting too. A
 program that stopped waiting runs its remaining steps on what it has, without waiting: all leave. Told: they tell the
 host as they do (`report`), which raises `KernelTimeout` (see watch.py): a program that stopped waiting does so whether
@@ -80,6 +81,7 @@ from .assembly import (
     flag_assembly,
     glance_assembly,
     glance_constraints,
+    later_assembly,
     look_assembly,
     look_constraints,
     pair_of,
@@ -195,6 +197,12 @@ def await_flag(flag, arrivals, status_ptr, TIMEOUT: tl.constexpr):
     return tl.inline_asm_elementwise(
         flag_assembly(TIMEOUT), "=&r,l,r,l", [flag, arrivals, status_ptr], tl.int32, is_pure=False, pack=1
     )
+
+
+@triton.jit
+def later(pointer, CYCLES: tl.constexpr = EARLY_CYCLES):
+    """The same pointer, for looks that are worth putting off by so many cycles."""
+    return tl.inline_asm_elementwise(later_assembly(CYCLES), "=l,l", [pointer], pointer.dtype, is_pure=False, pack=1)
 
 
 @triton.jit

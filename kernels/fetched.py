@@ -136,10 +136,10 @@ def _fetch_gates(packed_ptr, piece, GATES: tl.constexpr, S: tl.constexpr):
 
 @triton.constexpr_function
 def _boundary(programs):
-    """A loop that is run once, where so many programs share the hidden units: compilers do not know how many there are,
-    and move no load across its end. 0: none."""
+    """The pointer $1 as $0, where a warp is together; where so many programs share the hidden units, at the end of a
+    loop that is run once: compilers do not know how many there are, and move no load across it. 0: no loop."""
     if not programs:
-        return "mov.b64 $0, $1;"
+        return "bar.warp.sync 0xffffffff;\nmov.b64 $0, $1;"
     text = ["{", ".reg .pred p;", ".reg .b32 n, most;", ".reg .b64 by;", "mov.b32 n, 0;", "mov.u32 most, %nctaid.x;"]
     text += [f"sub.u32 most, most, {programs - 1};", "AGAIN:", "add.u32 n, n, 1;", "setp.lt.u32 p, n, most;"]
     text += ["@p bra AGAIN;", "sub.u32 n, n, 1;", "cvt.u64.u32 by, n;", "add.u64 $0, $1, by;", "}"]
@@ -147,28 +147,24 @@ def _boundary(programs):
 
 
 @triton.jit
-def _no_earlier(pointer, PIECE: tl.constexpr, GATES: tl.constexpr, S: tl.constexpr):
+def no_earlier(pointer, LOOP: tl.constexpr, S: tl.constexpr):
     """The same pointer, by which nothing is loaded earlier than here. Left to themselves, compilers make a step's loads
-    all at once, or all steps' before the loop, and there are not as many registers. Of one gate, for some pieces a
-    pointer that differs from step to step, as far as they know, does, and saves some 60 cycles each."""
+    all at once, or all steps' before the loop, and there are not as many registers. LOOP: with a loop in their way,
+    which takes some 80 cycles."""
     return tl.inline_asm_elementwise(
-        _boundary(S.H // S.BLOCK_H if GATES == 3 or PIECE % 3 == 2 else 0),
-        "=l,l",
-        [pointer],
-        pointer.dtype,
-        is_pure=False,
-        pack=1,
+        _boundary(S.H // S.BLOCK_H if LOOP else 0), "=l,l", [pointer], pointer.dtype, is_pure=False, pack=1
     )
 
 
 @triton.jit
-def fetch_ahead(w, S: tl.constexpr):
-    """Begin to load what `multiply` will: the first piece that is fetched. Where registers hold all, nothing."""
+def fetch_ahead(w, S: tl.constexpr, LOOP: tl.constexpr = False):
+    """Begin to load what a product will: the first piece that is fetched. Where registers hold all, nothing. LOOP: as
+    for `no_earlier`, where registers are scarce; of three gates they are."""
     if S.FETCHED == 0:
         return 0
     else:
         GATES: tl.constexpr = len(w.kept[0])
-        return _fetch_gates(_no_earlier(w.packed, 0, GATES, S), 0, GATES, S)
+        return _fetch_gates(no_earlier(w.packed, GATES == 3 or LOOP, S), 0, GATES, S)
 
 
 @triton.jit
@@ -183,7 +179,7 @@ def _multiply_gates(w, x, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _stacked(sums):
+def stacked(sums):
     """The sums of several gates as those of one product of stacked gates; of three, the last one twice."""
     GATES: tl.constexpr = len(sums)
     if GATES == 1:
@@ -198,21 +194,30 @@ def _stacked(sums):
 
 
 @triton.jit
-def multiply(w, x, ahead, PRECISION: tl.constexpr, S: tl.constexpr, a=None):
-    """The parts of the product of W_hh with an awaited tile, added to `a` where given. w: a left operand, or a Slice
-    where columns are fetched. ahead: of `fetch_ahead`."""
-    if S.FETCHED == 0:
-        return tl.dot(w, x, a, input_precision=PRECISION)
+def multiply_piece(w, PIECE: tl.constexpr, x, fetched, sums, PRECISION: tl.constexpr, S: tl.constexpr,
+                   LOOP: tl.constexpr = False):  # fmt: skip
+    """Each gate's sum after the piece of that number, and what is fetched for the next one. fetched: what was for this
+    one, where it is not kept."""
+    KEPT: tl.constexpr = len(w.kept)
+    GATES: tl.constexpr = len(w.kept[0])
+    if PIECE < KEPT:
+        return _multiply_gates(w.kept[PIECE], x, sums, PRECISION), fetched
     else:
-        KEPT: tl.constexpr = len(w.kept)
-        GATES: tl.constexpr = len(w.kept[0])
-        fetched = ahead
-        sums = _multiply_gates(w.kept[0], x[0], None if a is None else (a,), PRECISION)
-        for p in tl.static_range(1, KEPT):
-            sums = _multiply_gates(w.kept[p], x[p], sums, PRECISION)
-        for p in tl.static_range(S.FETCHED):
-            this = fetched
-            if p + 1 < S.FETCHED:
-                fetched = _fetch_gates(_no_earlier(w.packed, p + 1, GATES, S), p + 1, GATES, S)
-            sums = _multiply_gates(this, x[KEPT + p], sums, PRECISION)
-        return _stacked(sums)
+        this = fetched
+        NEXT: tl.constexpr = PIECE + 1 - KEPT
+        if NEXT < S.FETCHED:
+            fetched = _fetch_gates(no_earlier(w.packed, GATES == 3 or LOOP, S), NEXT, GATES, S)
+        return _multiply_gates(this, x, sums, PRECISION), fetched
+
+
+@triton.jit
+def multiply(w, x, ahead, PRECISION: tl.constexpr, S: tl.constexpr):
+    """The parts of the product of W_hh with a tile that was awaited before. w: a left operand, or a Slice where columns
+    are fetched and x is the tile's pieces. ahead: of `fetch_ahead`."""
+    if S.FETCHED == 0:
+        return tl.dot(w, x, input_precision=PRECISION)
+    else:
+        fetched, sums = ahead, None
+        for p in tl.static_range(len(x)):
+            sums, fetched = multiply_piece(w, p, x[p], fetched, sums, PRECISION, S)
+        return stacked(sums)

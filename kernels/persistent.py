@@ -189,9 +189,8 @@ def _start(
         raise ValueError(
             f'the persistent schedule multiplies float32 with precision "tf32" only, got {run.precision!r}'
         )
-    if (tiles := config_of(run).tiles) > 1 and config_of(run).fetched:
-        raise ValueError(f"the persistent schedule fetches columns for one batch tile a program, got tiles={tiles}")
     if h0.shape[-2]:
+        tiles = config_of(run).tiles
         args["offsets_ptr"] = steps.row_offsets(h0.device)
         args |= per_launch.of_masks(operands)
         constexprs |= per_launch.constexprs(operands) | {"FETCHED": config_of(run).fetched}

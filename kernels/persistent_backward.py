@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from .exchange import publish, publish_two, report
-from .fetched import fetch_ahead, multiply
+from .fetched import fetch_ahead
+from .fetched_products import product, sum_of_products
 from .gates import reset_after_grad, reset_before_grad
 from .loop import last_steps, next_steps
 from .parts import one_gate
@@ -133,6 +134,8 @@ def backward_torch(
         None, d_begin_ptr, clip, side.rows, side.sequences, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
         load_seed(seed_ptr), zoneout_below, dropped_below=dropped_below,
     )  # fmt: skip
+    MASKS: tl.constexpr = dropped_ptr is not None or seed_ptr is not None
+    MORE: tl.constexpr = MASKS or reset_ptr is not None or decay_ptr is not None or amount_ptr is not None
     w_hh_ptr = of_side(side, w_hh_ptr, w_hh_back_ptr)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -168,20 +171,22 @@ def backward_torch(
             loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
             of_step = load_of_step(beside, following.row, place, ahead)
             ahead = load_words(beside, before.row, place)
-            first = fetch_ahead(w_r, S)
+            first = fetch_ahead(w_r, S, MORE)
             tl.debug_barrier()
 
             source = rows_at(d_gates_ptr, here.row, own, 3, S)
             source_an = rows_at(d_an_ptr, here.row, own, 1, S)
-            if not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+            if S.FETCHED:
+                x_r = await_rows(source, own, here, flags + i, S)
+                x_z, x_n = await_rows(source + H, own, here, None, S), await_rows(source_an, own, here, None, S)
+                a = sum_of_products((w_r, w_z, w_n), (x_r, x_z, x_n), first, PRECISION, S, LOOP=MORE)[0]
+            elif not one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
                 x = await_rows(source, own, here, flags + i, S)
-                a = multiply(w_r, x, first, PRECISION, S)
-                second = fetch_ahead(w_z, S)
+                a = tl.dot(w_r, x, input_precision=PRECISION)
                 x = await_rows(source + H, own, here, None, S)
-                a = multiply(w_z, x, second, PRECISION, S, a)
-                third = fetch_ahead(w_n, S)
+                a = tl.dot(w_z, x, a, input_precision=PRECISION)
                 x = await_rows(source_an, own, here, None, S)
-                a = multiply(w_n, x, third, PRECISION, S, a)
+                a = tl.dot(w_n, x, a, input_precision=PRECISION)
             else:
                 x_r, x_z, x_n = await_rows_of((source, source + H, source_an), own, here, flags + i, S)
                 a = tl.dot(w_r, x_r, input_precision=PRECISION)
@@ -194,7 +199,7 @@ def backward_torch(
     else:
         several_torch(
             kept, (d_gates_ptr, d_an_ptr), d_state_ptr, nothing_ptr, (w_r, w_z, w_n), beside, own, tiles, offsets_ptr,
-            T, B, -side.direction, PRECISION, S,
+            T, B, -side.direction, PRECISION, S, MORE,
         )  # fmt: skip
     report(status_ptr, host_ptr, number)
 
@@ -309,17 +314,17 @@ def backward_reset_first(
                 x_n, x_z = await_rows_of((source + 2 * H, source + H), own, here, flags + i, S)
             else:
                 x_n = await_rows(source + 2 * H, own, here, flags + i, S)
-            d_rh = one_gate(multiply(w_n, x_n, first, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+            d_rh = one_gate(product(w_n, x_n, first, PRECISION, S)[0], SPLIT, BLOCK_H, BLOCK_B)
             d_rh = units_only(d_rh, own, S)
             dr, through_reset = reset_before_grad(d_rh, seen(h, dropped), reset_gate(beside, r, d_rh))
             publish(tile_at(d_gates_ptr, here.row, own, 3, S), dr, mask, flags_reset + i, PROTOCOL)
             second = fetch_ahead(w_z, S)
             if not ONE_LOOK:
                 x_z = await_rows(source + H, own, here, None, S)
-            a = multiply(w_z, x_z, second, PRECISION, S)
+            a = product(w_z, x_z, second, PRECISION, S)[0]
             third = fetch_ahead(w_r, S)
             x = await_rows(source, own, here, flags_reset + i, S)
-            a = multiply(w_r, x, third, PRECISION, S, a)
+            a = product(w_r, x, third, PRECISION, S, a)[0]
             direct += seen(through_reset, dropped)
             products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
             dh = before_step(beside, direct + products, beginning, own, here, mask, S)

@@ -14,26 +14,24 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
 from .fetched import fetch_ahead, multiply
+from .fetched_products import product
 from .gates import blend, candidate, sigmoid
 from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
 from .per_step import (
     Beside,
-    begun,
     ended,
     load_amount,
     load_beginning,
     load_dropped,
     load_forward,
     load_seed,
-    row_of,
     seen,
 )
 from .persistent_tiles import (
     PER_LAUNCH,
     Shape,
     await_rows,
-    await_state,
     flags_of,
     glance_at_rows,
     keep,
@@ -45,13 +43,12 @@ from .persistent_tiles import (
     own_side,
     own_tile,
     rows_at,
-    state_rows,
     there,
     tile_at,
     tile_of,
     units_only,
-    where_alive,
 )
+from .running_state import await_seen, first_state, first_states, glance_at_seen, pass_on
 from .several import Turn, turn_after
 from .tiles import read, write
 
@@ -66,67 +63,6 @@ def _own_places(gates_in_ptr, h0_ptr, output_ptr, side, B, S: tl.constexpr):
 
 
 @triton.jit
-def _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S: tl.constexpr, glance=None):
-    """Wait for what the products of step number i see."""
-    if beside.begins is None:
-        return await_state(output_ptr, h0_ptr, own, here, before, i, flags, S, glance)
-    else:
-        return await_rows(
-            rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here, flags + i, S, None, glance
-        )
-
-
-@triton.jit
-def _glance_at_seen(beside, output_ptr, h0_ptr, own, here, before, i, S: tl.constexpr):
-    """A first look at the same."""
-    if beside.begins is None:
-        return glance_at_rows((state_rows(output_ptr, h0_ptr, own, here, before, i == 0, S),), own, here, S)
-    else:
-        return glance_at_rows((rows_at(beside.begins, row_of(beside, here.row), own, 1, S),), own, here, S)
-
-
-@triton.jit
-def _begin(beside, h, row, beginning, dropped, own, exists, flag, S: tl.constexpr):
-    """After the state h, the one that the step at that row begins from; what its products see is published."""
-    if beside.begins is not None:
-        h = begun(h, beginning)
-        to = tile_at(beside.begins, row_of(beside, row), own, 1, S)
-        publish(to, seen(h, dropped), exists, flag, S.PROTOCOL)
-    return h
-
-
-@triton.jit
-def _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S: tl.constexpr):
-    """The running state after step number i, which ended with `new`; what the next step, at `row`, needs of it is
-    published, and the output is written."""
-    if beside.begins is None:
-        publish(tile_at(output_ptr, here.row, own, S.SIDES, S), new, there(own, here.count, S), flags + i, S.PROTOCOL)
-        return where_alive(own, here, new, h, S)
-    else:  # behind the last step nothing begins: nothing is stored, and a counter that nobody awaits any more counts on
-        exists, flag = there(own, here.count, S), flags + tl.minimum(i + 1, T - 1)
-        begin = _begin(beside, new, row, beginning, dropped, own, exists & (i + 1 < T), flag, S)
-        write(tile_at(output_ptr, here.row, own, S.SIDES, S), new, exists)
-        return begin
-
-
-@triton.jit
-def _start(beside, h0_ptr, own, B, row, flags, S: tl.constexpr):
-    """The running state before the first step, which is at `row`, and what of it the products of all steps see."""
-    place, exists = own_place(own, B, S), there(own, B, S)
-    h, dropped = read(tile_at(h0_ptr, 0, own, 1, S), exists), load_dropped(beside, place)
-    return _begin(beside, h, row, load_beginning(beside, row, place), dropped, own, exists, flags, S), dropped
-
-
-@triton.jit
-def _start_all(beside, h0_ptr, state_ptr, first, count, row, T, B, S: tl.constexpr):
-    """`_start` for so many batch tiles, into the memory of the running states."""
-    for k in range(count):
-        own = tile_of(first, k, B, S)
-        h, _ = _start(beside, h0_ptr, own, B, row, flags_of(own, 0, T, B, S), S)
-        write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
-
-
-@triton.jit
 def _next_step(gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, direction,
                w, S: tl.constexpr):  # fmt: skip
     """Step number i: the gates' inputs, what it does beside the equations with what begins behind it, what is fetched
@@ -136,7 +72,7 @@ def _next_step(gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, 
     amount, beginning, row = load_forward(beside, here, i, T, B, direction, own_place(own, B, S))
     ahead = fetch_ahead(w, S)
     tl.debug_barrier()
-    x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
+    x = await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags, S)
     return here, gr, gz, gn, amount, beginning, row, ahead, x
 
 
@@ -149,7 +85,7 @@ def _load_turn(pointers, beside, own, turn, T, B, direction, S: tl.constexpr):
     h = tl.load(tile_at(state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
     gates, dropped = load_inputs(gates_in_ptr, own, here, S), load_dropped(beside, place)
     amount, beginning, row = load_forward(beside, here, i, T, B, direction, place)
-    glance = _glance_at_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, S)
+    glance = glance_at_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, S)
     return h, gates, (amount, beginning, dropped, row), glance
 
 
@@ -161,16 +97,17 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
     count = number_of_tiles(first, tiles, B, S)
     before = before_first(T, B, direction)
     turn = Turn(0, 0, step_after(before, offsets_ptr, 0, T, B, direction, S.PACKED), before)
-    _start_all(beside, h0_ptr, state_ptr, first, count, turn.here.row, T, B, S)
+    first_states(beside, h0_ptr, state_ptr, first, count, turn.here.row, T, B, S)
     tl.debug_barrier()  # of the running states, a thread may load what another has stored
     h, gates, of_step, glance = _load_turn(pointers, beside, first, turn, T, B, direction, S)
     for _ in range(T * count):
         own, i, here = tile_of(first, turn.k, B, S), turn.i, turn.here
         flags = flags_of(own, 0, T, B, S)
         amount, beginning, dropped, row = of_step
+        ahead = fetch_ahead(w, S)
         tl.debug_barrier()
-        x = _await_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, flags, S, glance)
-        a = tl.dot(w, x, input_precision=PRECISION)
+        x = await_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, flags, S, glance)
+        a = product(w, x, ahead, PRECISION, S)[0]
 
         following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
         then = tile_of(first, following.k, B, S)
@@ -183,7 +120,7 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
         z = sigmoid(az + gz.to(tl.float32))
         n = candidate(gn.to(tl.float32), an, r, "torch")
         new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, beside.clip)
-        h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+        h = pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
         if reserve_ptr is not None:
             keep(reserve_ptr, own, here, (r, z, n, an), S)
         write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
@@ -196,7 +133,7 @@ def _load_first(pointers, beside, own, here, before, i, B, S: tl.constexpr):
     gates_in_ptr, h0_ptr, output_ptr, state_ptr = pointers
     h = tl.load(tile_at(state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
     gr, gz, _ = load_inputs(gates_in_ptr, own, here, S)
-    glance = _glance_at_seen(beside, output_ptr, h0_ptr, own, here, before, i, S)
+    glance = glance_at_seen(beside, output_ptr, h0_ptr, own, here, before, i, S)
     return h, gr, gz, load_dropped(beside, own_place(own, B, S)), glance
 
 
@@ -220,7 +157,7 @@ def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights,
     _, h0_ptr, output_ptr, state_ptr = pointers
     count = number_of_tiles(first, tiles, B, S)
     before = before_first(T, B, direction)
-    _start_all(beside, h0_ptr, state_ptr, first, count, row_after(before, -1, T, B, direction), T, B, S)
+    first_states(beside, h0_ptr, state_ptr, first, count, row_after(before, -1, T, B, direction), T, B, S)
     for i in range(T):
         here = step_after(before, offsets_ptr, i, T, B, direction, S.PACKED)
         row = row_after(here, i, T, B, direction)
@@ -228,13 +165,16 @@ def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights,
         h, gr, gz, dropped, glance = _load_first(pointers, beside, first, here, before, i, B, S)
         for k in range(count):
             own = tile_of(first, k, B, S)
+            ahead = fetch_ahead(weights[0], S, S.PACKED)
             tl.debug_barrier()
-            x = _await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags_of(own, 0, T, B, S), S, glance)
+            x = await_seen(beside, output_ptr, h0_ptr, own, here, before, i, flags_of(own, 0, T, B, S), S, glance)
             if _ONE_USE:
                 ar, az = two_gates(tl.dot(weights[0], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
             else:
-                ar = one_gate(tl.dot(weights[0], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
-                az = one_gate(tl.dot(weights[1], x, input_precision=PRECISION), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+                a, x = product(weights[0], x, ahead, PRECISION, S)
+                ar = one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+                ahead = fetch_ahead(weights[1], S, S.PACKED)
+                az = one_gate(multiply(weights[1], x, ahead, PRECISION, S), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             h_then, gr_then, gz_then, dropped_then, glance = _load_first(pointers, beside, then, here, before, i, B, S)
             r = sigmoid(ar + gr.to(tl.float32))
@@ -253,10 +193,11 @@ def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights,
         h, z, gn, of_step, glance = _load_second(pointers, z_ptr, reset_state_ptr, beside, first, here, row, B, S)
         for k in range(count):
             own = tile_of(first, k, B, S)
+            ahead = fetch_ahead(weights[2], S)
             tl.debug_barrier()
             source = rows_at(reset_state_ptr, here.row, own, 1, S)
             x = await_rows(source, own, here, flags_of(own, 1, T, B, S) + i, S, None, glance)
-            a = tl.dot(weights[2], x, input_precision=PRECISION)
+            a = product(weights[2], x, ahead, PRECISION, S)[0]
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             h_then, z_then, gn_then, of_step_then, glance = _load_second(
                 pointers, z_ptr, reset_state_ptr, beside, then, here, row, B, S
@@ -266,7 +207,7 @@ def _several_reset_first(pointers, z_ptr, reset_state_ptr, reserve_ptr, weights,
             amount, beginning, dropped = of_step
             new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, beside.clip)
             flags = flags_of(own, 0, T, B, S)
-            h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+            h = pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
             write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
             if reserve_ptr is not None:
                 write(tile_at(reserve_ptr, here.row, own, 3, S, 2), n, there(own, here.count, S))
@@ -348,20 +289,20 @@ def forward_torch(
     if tiles is None:
         flags = flags_of(own, 0, T, B, S)
         before = before_first(T, B, side.direction)
-        h, dropped = _start(beside, h0_ptr, own, B, row_after(before, -1, T, B, side.direction), flags, S)
+        h, dropped = first_state(beside, h0_ptr, own, B, row_after(before, -1, T, B, side.direction), flags, S)
         for i in range(T):
             here, gr, gz, gn, amount, beginning, row, ahead, x = _next_step(
                 gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, w,
                 S,
             )  # fmt: skip
-            ar, az, an, _ = four_gates(multiply(w, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+            ar, az, an, _ = four_gates(product(w, x, ahead, PRECISION, S)[0], SPLIT, BLOCK_H, BLOCK_B)
             if b_hn_ptr is not None:
                 an += b_hn
             r = sigmoid(ar + gr.to(tl.float32))
             z = sigmoid(az + gz.to(tl.float32))
             n = candidate(gn.to(tl.float32), an, r, "torch")
             new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, clip)
-            h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+            h = pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
             if reserve_ptr is not None:
                 keep(reserve_ptr, own, here, (r, z, n, an), S)
             before = here
@@ -456,16 +397,17 @@ def forward_reset_first(
     if tiles is None:
         flags, flags_reset = flags_of(own, 0, T, B, S), flags_of(own, 1, T, B, S)
         before = before_first(T, B, side.direction)
-        h, dropped = _start(beside, h0_ptr, own, B, row_after(before, -1, T, B, side.direction), flags, S)
+        h, dropped = first_state(beside, h0_ptr, own, B, row_after(before, -1, T, B, side.direction), flags, S)
         for i in range(T):
             here, gr, gz, gn, amount, beginning, row, ahead, x = _next_step(
                 gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, w_r,
                 S,
             )  # fmt: skip
             if _ONE_USE:
-                ar, az = two_gates(multiply(w_rz, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+                ar, az = two_gates(tl.dot(w_rz, x, input_precision=PRECISION), SPLIT, BLOCK_H, BLOCK_B)
             else:
-                ar = one_gate(multiply(w_r, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+                a, x = product(w_r, x, ahead, PRECISION, S)
+                ar = one_gate(a, SPLIT, BLOCK_H, BLOCK_B)
             r = sigmoid(ar + gr.to(tl.float32))
             reset_state = tile_at(reset_state_ptr, here.row, own, 1, S)
             publish(
@@ -482,10 +424,10 @@ def forward_reset_first(
             source = rows_at(reset_state_ptr, here.row, own, 1, S)
             ahead = fetch_ahead(w_n, S)
             x = await_rows(source, own, here, flags_reset + i, S)
-            an = one_gate(multiply(w_n, x, ahead, PRECISION, S), SPLIT, BLOCK_H, BLOCK_B)
+            an = one_gate(product(w_n, x, ahead, PRECISION, S)[0], SPLIT, BLOCK_H, BLOCK_B)
             n = candidate(gn.to(tl.float32), an, r, VARIANT)
             new = ended(h, units_only(blend(h, z, n, VARIANT), own, S), amount, clip)
-            h = _pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+            h = pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
             if reserve_ptr is not None:
                 keep(reserve_ptr, own, here, (r, z, n), S)
             before = here

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import EARLY_CYCLES, await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
+from .exchange import await_tile, await_tiles, by_thread, first_flag, glance_at_tiles
 from .fetched import slice_of
+from .fetched_products import coming, glance_at_first
 from .fragments import load_weights
 from .loop import before_first, rows_of_all
 from .per_step import Place, absent, begin_back, done, row_of
@@ -195,17 +196,21 @@ def _awaited(own, step, S: tl.constexpr):
 
 @triton.jit
 def glance_at_rows(tiles, own, step, S: tl.constexpr):
-    """A first look at rows of one tile or several that will be awaited later."""
-    MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
-    return glance_at_tiles(
-        tiles, _awaited(own, step, S), own.status_ptr, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED
-    )
+    """A first look at rows of one tile or several that will be awaited later; where columns are fetched, at a part of
+    the first."""
+    if S.FETCHED:
+        return glance_at_first(tiles[0], own, step, S)
+    else:
+        MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
+        return glance_at_tiles(
+            tiles, _awaited(own, step, S), own.status_ptr, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, MASKED
+        )
 
 
 @triton.jit
 def _await(rows, own, step, flag, arrivals, S: tl.constexpr, glance=None):
     if S.FETCHED:
-        return _await_pieces(rows, own, step, flag, arrivals, S)
+        return coming(rows, own, step, flag, arrivals, glance, S)
     else:
         MASKED: tl.constexpr = S.PACKED or not S.EVEN_K
         return await_tile(
@@ -215,26 +220,10 @@ def _await(rows, own, step, flag, arrivals, S: tl.constexpr, glance=None):
 
 
 @triton.jit
-def _await_pieces(rows, own, step, flag, arrivals, S: tl.constexpr):
-    """The columns in pieces, as `fetched.multiply` takes them, with one look. Rows that do not exist are zeros of as
-    many columns: a mask for each chunk would take more registers than there are."""
-    if S.PACKED:
-        rows = tl.where(own.b < step.count, rows, own.nothing_ptr)
-    tiles = ()
-    for p in tl.static_range(S.H // (S.SPLIT * S.DEPTH)):
-        tiles = tiles + (rows + p * (S.SPLIT * S.DEPTH),)  # type: ignore[assignment]  # noqa: RUF005
-    present = tl.full((S.BLOCK_B,), True, tl.int1)
-    EARLY: tl.constexpr = EARLY_CYCLES if flag is not None else 0
-    return await_tiles(
-        tiles, present, own.status_ptr, flag, arrivals, S.PROTOCOL, S.H, S.SPLIT, S.DEPTH, S.BLOCK_B, False, S.TIMEOUT,
-        None, EARLY,
-    )  # fmt: skip
-
-
-@triton.jit
 def await_rows(rows, own, step, flag, S: tl.constexpr, arrivals=None, glance=None):
     """Wait for the H columns of the own sequences' rows, from all programs of the tile: a right operand (see
-    exchange.py). arrivals: of programs, where not all are awaited."""
+    exchange.py); where columns are fetched, rows that are yet to come (see fetched_products.py). arrivals: of programs,
+    where not all are awaited."""
     if arrivals is None:
         arrivals = tl.cdiv(S.H, S.BLOCK_H)
     return _await(rows, own, step, flag, arrivals, S, glance)

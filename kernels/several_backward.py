@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 
 from .exchange import publish, publish_two
+from .fetched import fetch_ahead
+from .fetched_products import product, sum_of_products
 from .gates import reset_after_grad, reset_before_grad
 from .loop import Step, row_after, step_at, step_or_none, time_of
 from .parts import one_gate
@@ -81,17 +83,23 @@ def _load_turn(kept, published, d_state_ptr, nothing_ptr, beside, own, turn, off
     loaded = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 4, S)
     began = load_beginning(beside, tl.where(i == 0, here.row, turn.before.row), place)
     glance = ()
-    if one_look(published[0].dtype.element_ty.primitive_bitwidth, S):
+    if S.FETCHED or one_look(published[0].dtype.element_ty.primitive_bitwidth, S):
         glance = glance_at_rows(_sources(published, nothing_ptr, own, turn.before, i == 0, S), own, turn.before, S)
     amount, beginning = load_of_step(beside, here.row, place)
     return direct, loaded, (amount, beginning, began, load_dropped(beside, place)), glance
 
 
 @triton.jit
-def _products(sources, weights, own, step, awaited, arrivals, glance, PRECISION: tl.constexpr, S: tl.constexpr):
+def _products(sources, weights, own, step, awaited, arrivals, glance, ahead, PRECISION: tl.constexpr, S: tl.constexpr,
+              LOOP: tl.constexpr = False):  # fmt: skip
     """The sum of what lies at the sources, each waited for and multiplied by its weights."""
     COUNT: tl.constexpr = len(sources)
-    if one_look(sources[0].dtype.element_ty.primitive_bitwidth, S):
+    if S.FETCHED:
+        xs = (await_rows(sources[0], own, step, awaited, S, arrivals, glance),)
+        for t in tl.static_range(1, COUNT):
+            xs = xs + (await_rows(sources[t], own, step, None, S),)  # type: ignore[assignment]  # noqa: RUF005
+        a = sum_of_products(weights, xs, ahead, PRECISION, S, LOOP=LOOP)[0]
+    elif one_look(sources[0].dtype.element_ty.primitive_bitwidth, S):
         tiles = await_rows_of(sources, own, step, awaited, S, arrivals, glance)
         a = tl.dot(weights[0], tiles[0], input_precision=PRECISION)
         for t in tl.static_range(1, COUNT):
@@ -105,10 +113,11 @@ def _products(sources, weights, own, step, awaited, arrivals, glance, PRECISION:
 
 @triton.jit
 def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, first, tiles, offsets_ptr, T, B,
-                   direction, PRECISION: tl.constexpr, S: tl.constexpr):  # fmt: skip
+                   direction, PRECISION: tl.constexpr, S: tl.constexpr, LOOP: tl.constexpr):  # fmt: skip
     """`backward_torch` of persistent_backward.py for several batch tiles, of which `first` is the first: in a turn the
     product of the step before it, as the launch takes them, then the derivatives of a step. So the first has no
-    product, and behind the last step stands one of products alone. direction: of the launch."""
+    product, and behind the last step stands one of products alone. direction: of the launch. LOOP: as for
+    `fetch_ahead`."""
     d_gates_ptr, d_an_ptr = published
     count = number_of_tiles(first, tiles, B, S)
     here, before = _first_step(offsets_ptr, T, B, direction, S)
@@ -121,8 +130,9 @@ def several_torch(kept, published, d_state_ptr, nothing_ptr, weights, beside, fi
         flags = flags_of(own, 0, T, B, S)
         awaited, arrivals = flags + tl.maximum(i - 1, 0), tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
         sources = _sources(published, nothing_ptr, own, before, i == 0, S)
+        ahead = fetch_ahead(weights[0], S, LOOP)
         tl.debug_barrier()
-        a = _products(sources, weights, own, before, awaited, arrivals, glance, PRECISION, S)
+        a = _products(sources, weights, own, before, awaited, arrivals, glance, ahead, PRECISION, S, LOOP)
 
         following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
         then = tile_of(first, following.k, B, S)
@@ -169,9 +179,16 @@ def _load_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, own, i, her
     amount, beginning = load_of_step(beside, here.row, place)
     began = load_beginning(beside, tl.where(i == 0, here.row, before.row), place)
     glance = ()
-    if one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+    if S.FETCHED or one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
         glance = glance_at_rows(_sources_reset(d_gates_ptr, nothing_ptr, own, before, i == 0, S), own, before, S)
     return direct, loaded, (amount, beginning, began, load_dropped(beside, place)), glance
+
+
+@triton.constexpr_function
+def _may_glance(bits, S):
+    """Whether registers suffice for a look ahead between the halves of a step: not where each of many chunks has a mask
+    of its own."""
+    return not ((S.PACKED or not S.EVEN_K) and bits == 16 and S.DEPTH > 64)
 
 
 @triton.jit
@@ -181,8 +198,10 @@ def _load_second(kept, d_gates_ptr, d_state_ptr, beside, own, i, here, offsets_p
     direct = tl.load(tile_at(d_state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
     _, h, r, _, _, _ = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 3, S)
     of_step = load_beginning(beside, here.row, place), load_dropped(beside, place)
-    source = rows_at(d_gates_ptr, here.row, own, 3, S)
-    return direct, h, r, of_step, glance_at_rows((source + 2 * S.H,), own, here, S)
+    glance = ()
+    if _may_glance(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+        glance = glance_at_rows((rows_at(d_gates_ptr, here.row, own, 3, S) + 2 * S.H,), own, here, S)
+    return direct, h, r, of_step, glance
 
 
 @triton.jit
@@ -204,8 +223,9 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
             own = tile_of(first, k, B, S)
             sources = _sources_reset(d_gates_ptr, nothing_ptr, own, before, i == 0, S)
             awaited = flags_of(own, 1, T, B, S) + tl.maximum(i - 1, 0)
+            ahead = fetch_ahead(w_r, S)
             tl.debug_barrier()
-            a = _products(sources, (w_r, w_z), own, before, awaited, arrivals, glance, PRECISION, S)
+            a = _products(sources, (w_r, w_z), own, before, awaited, arrivals, glance, ahead, PRECISION, S)
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             direct_then, loaded_then, of_step_then, glance = _load_first(
                 kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, then, i, here, before, offsets_ptr, T, B,
@@ -235,9 +255,10 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
         for k in range(tl.where(i < T, count, 0)):
             own = tile_of(first, k, B, S)
             source = rows_at(d_gates_ptr, here.row, own, 3, S)
+            ahead = fetch_ahead(w_n, S)
             tl.debug_barrier()
             x = await_rows(source + 2 * S.H, own, here, flags_of(own, 0, T, B, S) + i, S, None, glance)
-            a = tl.dot(w_n, x, input_precision=PRECISION)
+            a = product(w_n, x, ahead, PRECISION, S)[0]
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             direct_then, h_then, r_then, beginning_and_dropped_then, glance = _load_second(
                 kept, d_gates_ptr, d_state_ptr, beside, then, i, here, offsets_ptr, T, B, direction, S

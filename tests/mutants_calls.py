@@ -37,8 +37,8 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named("test_as_nn_gru", "a_cell_takes_the_steps_of_a_layer[cho]"),
         ),
         (
-            "return site.seq_len <= 8\n",
-            "return site.seq_len <= 80\n",
+            "if site.recording and steps > 8:",
+            "if site.recording and steps > 80:",
             named("test_functional", "explain_says_what_runs_and_why"),
         ),
         (

@@ -127,6 +127,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("self.keep.copy_(rest if chung else z)", "self.keep.copy_(z)", eager("chung")),
         ("torch.mul(f_n, r, out=f_an[0])", "f_an[0].copy_(f_n)", eager("torch")),
+        ("outer[:, 2 * size :].mul_(self.d_states)", "outer[:, 2 * size :].mul_(1)", eager("torch")),
         (
             "_sigmoid_backward(seen, side_r, grad_input=f_r)",
             "_sigmoid_backward(seen, side_z, grad_input=f_r)",
@@ -182,6 +183,26 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             "torch.where(far, 1 / size, 1 - size)",
             "torch.where(far, 0, 1 - size)",
             named("test_scales", "gradients_behind_saturated_gates_in_16_bits"),
+        ),
+    ],
+    "trigru/schedules/single.py": [
+        ("past = d * z", "past = d * r", named("test_single", "as_reference[(3, 5, 7)-bias-torch]")),
+        (
+            "own[:, 2 * h.shape[1] :].mul_(r)",
+            "own[:, 2 * h.shape[1] :].mul_(z)",
+            named("test_single", "as_reference[(3, 5, 7)-bias-torch]"),
+        ),
+        (
+            "(of_kept, of_new) if chung else (of_new, of_kept)",
+            "(of_new, of_kept) if chung else (of_kept, of_new)",
+            named("test_single", "as_reference[(3, 5, 7)-bias-cho]"),
+        ),
+    ],
+    "trigru/schedules/pages.py": [
+        (
+            "size <= len(memory) <= size + size // 4",
+            "len(memory) <= size + size // 4",
+            named("test_pages", "memory_is_taken_again_when_its_last_tensor_has_died"),
         ),
     ],
     "trigru/schedules/eager_products.py": [
@@ -241,7 +262,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "kernels/assembly.py": [
-        ('"@!p bra DONE;"', '"bra DONE;"', _DATA),
+        ('True), *_is_missing("t", bits, packed_max), "@!p bra DONE;"]', 'True), "bra DONE;"]', _DATA),
         ('"setp.ge.s32 p, t, $2;"', '"setp.ge.s32 p, t, 0;"', _FLAGS),
         ("ld.acquire.gpu.global.b32 t, [$1];", "ld.relaxed.gpu.global.b32 t, [$1];", _FLAGS),
         (

@@ -18,9 +18,9 @@ from trigru.schedules import eager, eager_layout, eager_products
 from trigru.schedules.part import Part, Run, Upstream
 
 # (seq_len, batch, input_size, hidden_size). The last ones cross what the schedule decides by: sigmoid instead of tanh,
-# fresh instead of reused buffers, several chunks, another matrix product.
+# fresh instead of reused buffers, several chunks, another matrix product, weights laid out for it.
 SMALL = [(1, 1, 1, 1), (1, 3, 4, 7), (5, 1, 3, 17), (9, 4, 1, 33), (7, 5, 33, 2), (4, 0, 3, 5)]
-LARGE = [(70, 3, 5, 7), (130, 16, 6, 33), (5, 64, 40, 160), (6, 72, 24, 256)]
+LARGE = [(70, 3, 5, 7), (130, 16, 6, 33), (5, 64, 40, 160), (6, 72, 24, 256), (33, 4, 6, 256)]
 
 
 @pytest.fixture(autouse=True)

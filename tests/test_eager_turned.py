@@ -93,6 +93,23 @@ def test_who_multiplies_on_zen_4(monkeypatch):
         assert eager_products.fast_linear(x, rows, inner, columns) == "onednn"
 
 
+def test_who_multiplies_where_weights_are_laid_out(monkeypatch):
+    monkeypatch.setattr(eager_products, "is_zen4", lambda: False)
+    monkeypatch.setattr(eager_products, "_onednn", lambda: lambda x, w, bias: (w, bias))
+    monkeypatch.setattr(eager_products, "_laid_out", lambda w, rows: (w, rows))
+    for rows, hidden_size in ((1, 768), (2, 384), (3, 256), (48, 128)):
+        w, x = torch.empty(3 * hidden_size, hidden_size), torch.empty(rows, hidden_size)
+        for weights, steps in ((w, eager_products.PACKED_STEPS), (w.t(), eager_products.PACKED_TURNED_STEPS)):
+            product = eager_products.repeated(weights, rows, steps)
+            assert product is not None
+            assert product(x) == ((weights, rows), None)
+        shorter = eager_products.repeated(w, rows, eager_products.PACKED_STEPS - 1)
+        assert (shorter is None) == (rows < eager_products.ONEDNN_ROWS)
+        assert shorter is None or shorter(x)[0] is w
+    for rows, hidden_size in ((1, 512), (2, 256), (3, 200), (32, 128)):
+        assert eager_products.repeated(torch.empty(3 * hidden_size, hidden_size), rows, 100) is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 def test_large_memory_is_asked_for_in_large_pages():
     if pages._madvise() is None or not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():

@@ -25,8 +25,9 @@ pytestmark = generated_code
 
 SOURCES = Path(trigru.kernels.__file__).parent
 FILES = (
-    *("fragments", "assembly", "exchange", "fetched", "parts", "prologue"),
+    *("fragments", "assembly", "exchange", "fetched", "fetched_products", "parts", "prologue"),
     *("persistent_tiles", "several_backward"),
+    "running_state",
     *(f"persistent{part}" for part in ("_forward", "_backward", "")),
     *(f"stacked{part}" for part in ("_tiles", "_forward", "_backward", "")),
     *("walking_kernels", "walking"),
@@ -109,7 +110,11 @@ AS_A_WHOLE = "exchange", "_BY_THREAD and", "False and"  # how a Triton of unknow
 
 
 @pytest.mark.parametrize("protocol", ["data", "flags"])
-@pytest.mark.parametrize("piece", [("parts", "even + odd", "even + odd"), AS_A_WHOLE], ids=["thread", "program"])
+@pytest.mark.parametrize(
+    "piece",
+    [("parts", "even + odd", "even + odd"), ("assembly", "_KEPT = 16", "_KEPT = 0"), AS_A_WHOLE],
+    ids=["thread", "thread, as of many chunks", "program"],
+)
 @pytest.mark.parametrize(("variant", "options"), [("torch", ()), ("cho", ()), ("torch", ("reset", "fresh", "dropped"))])
 def test_nothing_is_caught_without_a_mutation(mutated, piece, protocol, variant, options):
     strong = piece != AS_A_WHOLE  # a program that waits as a whole accesses memory as Triton makes it
@@ -123,8 +128,18 @@ def test_the_wait_removed(mutated):
 
 @pytest.mark.parametrize(
     ("old", "new", "how"),
-    [('"@p mov.b32 again, 1;", ', "", "wrong"), (', f"@p {load}"]', "]", "error")],
-    ids=["what is missing again not noted", "what was missing not looked at again"],
+    [
+        ("text += find\n", 'text.append("bra DONE;")\n', "wrong"),
+        (', f"@p {load}"]', "]", "error"),
+        (("_KEPT = 16", '"@p mov.b32 again, 1;", '), ("_KEPT = 0", ""), "wrong"),
+        (("_KEPT = 16", ', f"@p {load}"]'), ("_KEPT = 0", "]"), "error"),
+    ],
+    ids=[
+        "what was looked at again not checked",
+        "what was missing not looked at again",
+        "of many chunks, what is missing again not noted",
+        "of many chunks, what was missing not looked at again",
+    ],
 )
 def test_a_second_look_removed(mutated, old, new, how):
     assert caught(mutated("exchange", old, new)) == how
@@ -132,8 +147,7 @@ def test_a_second_look_removed(mutated, old, new, how):
 
 @pytest.mark.parametrize("variant", ["torch", "cho"])
 def test_a_look_at_the_first_of_several_tiles_alone(mutated, variant):
-    old = "*_is_missing(words, bits", "enumerate(loads)"
-    new = "*_is_missing(words[: 4 * chunks], bits", "enumerate(loads[:chunks])"
+    old, new = '_find(found, "t"', '_find(found[:chunks], "t"'
     assert caught(mutated("assembly", old, new), variant=variant, seeds=8, quantum=20) == "wrong"
 
 
@@ -172,7 +186,7 @@ def test_a_flag_before_the_value(mutated):
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("persistent_forward", "await_state(output_ptr", "await_state(output_ptr - tl.where(i > 1, 3 * S.H, 0)"),
+        ("running_state", "await_state(output_ptr", "await_state(output_ptr - tl.where(i > 1, 3 * S.H, 0)"),
         ("persistent_backward", "rows_at(d_gates_ptr, here", "rows_at(d_gates_ptr, tl.minimum(i, 1) * B + here"),
     ],
     ids=["forward", "backward"],
@@ -202,11 +216,11 @@ BEGINS = "rows_at(beside.begins, row_of(beside, here.row), own, 1, S), own, here
 @pytest.mark.parametrize(
     ("file", "old", "new", "protocol"),
     [
-        ("persistent_forward", BEGINS, BEGINS.replace("here.row)", "before.row)"), "data"),
-        ("persistent_forward", BEGINS, BEGINS.replace("flags + i", "flags + tl.maximum(i - 1, 0)"), "flags"),
-        pytest.param("persistent_forward", "exists & (i + 1 < T), flag", "exists, flag", "data", marks=SLOW),
-        pytest.param("persistent_forward", "tl.minimum(i + 1, T - 1)", "i + 1", "flags", marks=SLOW),
-        pytest.param("persistent_forward", "seen(h, dropped), exists, flag", "h, exists, flag", "data", marks=SLOW),
+        ("running_state", BEGINS, BEGINS.replace("here.row)", "before.row)"), "data"),
+        ("running_state", BEGINS, BEGINS.replace("flags + i", "flags + tl.maximum(i - 1, 0)"), "flags"),
+        pytest.param("running_state", "exists & (i + 1 < T), flag", "exists, flag", "data", marks=SLOW),
+        pytest.param("running_state", "tl.minimum(i + 1, T - 1)", "i + 1", "flags", marks=SLOW),
+        pytest.param("running_state", "seen(h, dropped), exists, flag", "h, exists, flag", "data", marks=SLOW),
         pytest.param("persistent", "exchange.reserve(begins, config.protocol)", "begins.zero_()", "data", marks=SLOW),
     ],
     ids=["another step", "another counter", "behind the last", "counters behind the last", "not dropped", "not filled"],
@@ -222,7 +236,7 @@ def test_publishing_before_the_value_is_complete(mutated):
         "publish(tile_at(output_ptr, here.row, own, S.SIDES, S), new, there(own, here.count, S), flags + i, S.PROTOCOL)"
     )
     early = publish.replace("new", "h") + "\n        " + publish
-    persistent = mutated("persistent_forward", publish, early)
+    persistent = mutated("running_state", publish, early)
     assert caught(persistent, seeds=8, quantum=20) == "wrong"  # short turns: both stores are close together
 
 
@@ -398,8 +412,7 @@ def test_what_layers_of_one_launch_exchange_changed(mutated, file, old, new, var
 
 def test_no_wait_for_the_layer_beside_the_own(mutated):
     """A look at the first of the tiles alone."""
-    old = "*_is_missing(words, bits", "enumerate(loads)"
-    new = "*_is_missing(words[: 4 * chunks], bits", "enumerate(loads[:chunks])"
+    old, new = '_find(found, "t"', '_find(found[:chunks], "t"'
     assert caught_stacked(mutated("assembly", old, new, "stacked"), "torch")
 
 

@@ -46,10 +46,10 @@ def wide(pieces: int, dtype: torch.dtype) -> int:
     return pieces * PersistentConfig(num_warps=WARPS).piece(dtype)
 
 
-def check(case, pieces, *, arch=90, protocol="data", **order):
+def check(case, pieces, *, arch=90, protocol="data", tiles=1, **order):
     launcher = ptx_launcher(arch=arch, strong=True, **order)
     with using(launcher):
-        errors = case.errors(case.run(persistent, config_for(case, pieces, protocol=protocol)))
+        errors = case.errors(case.run(persistent, config_for(case, pieces, protocol=protocol, tiles=tiles)))
     assert all(launch["race_check"] and launch["cooperative"] for launch in launcher.launches)
     assert max(errors.values()) <= TOLERANCE[case.h0.dtype], errors
 
@@ -94,13 +94,13 @@ def test_interleavings_and_a_program_starved(variant, protocol):
         check(case, 1, protocol=protocol, starve=program)
 
 
-def outcome(schedule, variant="torch", packed=False, **options) -> str:
+def outcome(schedule, variant="torch", packed=False, tiles=1, **options) -> str:
     case = recurrence(
-        3, 18 if packed else 3, wide(3, torch.float16), variant=variant, dtype=torch.float16, packed=packed
+        3, 18 if packed or tiles > 1 else 3, wide(3, torch.float16), variant=variant, dtype=torch.float16, packed=packed
     )
     with using(ptx_launcher(arch=90, seed=1, **options)):
         try:
-            errors = case.errors(case.run(schedule, config_for(case, 2, timeout=0.5)))
+            errors = case.errors(case.run(schedule, config_for(case, 2, timeout=0.5, tiles=tiles)))
         except KernelTimeout:
             return "timeout"
         except PtxError:
@@ -108,28 +108,67 @@ def outcome(schedule, variant="torch", packed=False, **options) -> str:
     return "right" if max(errors.values()) <= TOLERANCE[torch.float16] else "wrong"
 
 
-@pytest.mark.parametrize("variant", ["torch", pytest.param("cho", marks=SLOW)])
-def test_stores_that_are_seen_late(variant):
-    assert outcome(persistent, variant, late=1, quantum=50) == "right"
+@pytest.mark.parametrize(
+    ("variant", "pieces", "batch", "tiles", "dtype", "protocol", "options"),
+    [
+        ("torch", (3, 2), 18, 2, torch.float16, "data", {}),
+        pytest.param("cho", (2, 1), 18, 2, torch.float32, "data", {"packed": True}, marks=SLOW),
+        pytest.param("torch", (2, 1), 40, 2, torch.float32, "data", {"packed": True, "both": True}, marks=SLOW),
+        pytest.param("chung", (4, 2), 20, 3, torch.bfloat16, "flags", {"reverse": True}, marks=SLOW),
+        pytest.param("torch", (3, 1), 36, 3, torch.bfloat16, "flags", {"packed": True, "reverse": True}, marks=SLOW),
+        pytest.param("cho", (3, 2), 36, 3, torch.bfloat16, "data", {"both": True}, marks=SLOW),
+    ],
+)
+def test_several_batch_tiles(variant, pieces, batch, tiles, dtype, protocol, options):
+    case = recurrence(3, batch, wide(pieces[0], dtype), variant=variant, dtype=dtype, **options)
+    check(case, pieces[1], arch=80 if dtype == torch.float32 else 90, protocol=protocol, tiles=tiles, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["torch", "cho"])
+@pytest.mark.parametrize("protocol", ["data", "flags"])
+def test_several_batch_tiles_interleaved_and_starved(variant, protocol):
+    case = recurrence(3, 18, wide(2, torch.float32), variant=variant, dtype=torch.float32)
+    for seed in range(4):
+        check(case, 1, protocol=protocol, tiles=2, seed=seed, quantum=(200, 20, 1000, 50)[seed])
+    for program in (0, 3):
+        check(case, 1, protocol=protocol, tiles=2, starve=program)
+    case = per_step_recurrence(3, 18, wide(2, torch.float32), OPTIONS[:-1], variant=variant, dtype=torch.float32)
+    check(case, 1, protocol=protocol, tiles=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "tiles"),
+    [("torch", 1), *(pytest.param(*x, marks=SLOW) for x in (("cho", 1), ("torch", 2), ("cho", 2)))],
+)
+def test_stores_that_are_seen_late(variant, tiles):
+    assert outcome(persistent, variant, tiles=tiles, late=1, quantum=50) == "right"
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "found"),
     [
-        (
-            "fetched",
-            "fetched = _fetch_gates(_no_earlier(w.packed, p + 1, GATES, S), p + 1,",
-            "fetched = _fetch_gates(w.packed, p,",
-            "wrong",
-        ),
-        ("fetched", "x[KEPT + p]", "x[KEPT]", "wrong"),
+        ("fetched", "S), NEXT, GATES, S)", "S), NEXT - 1, GATES, S)", "wrong"),
+        ("fetched_products", "_first_piece(n % EACH, S) + p, x[p]", "_first_piece(n % EACH, S) + p, x[0]", "wrong"),
+        ("fetched_products", "_glance(xs[(n + 1) // EACH].rows,", "_glance(xs[0].rows,", "wrong"),
+        ("fetched_products", "_part(xs[n // EACH].rows + wait,", "_part(xs[len(xs) - 1].rows + wait,", "wrong"),
         ("fetched", "own.j < S.H, S.H, COLUMN", "own.j < S.H, S.H, 1", "wrong"),
         ("fetched", "first * S.DEPTH\n", "0\n", "wrong"),
         ("fetched", "+ own.j * ROW", "+ own.j * S.H", "error"),
         ("fetched", '("0x11100100", "0x13120302")', '("0x11100100", "0x13120203")', "error"),
         ("exchange", '"@!p bra DONE;"', '"bra DONE;"', "wrong"),
     ],
-    ids=["the next piece", "its columns", "rows", "gate", "columns of a unit", "numbers of elements", "wait"],
+    ids=[
+        "the next piece",
+        "its columns",
+        "what is looked at ahead",
+        "what is looked at again",
+        "rows",
+        "gate",
+        "columns of a unit",
+        "numbers of elements",
+        "wait",
+    ],
 )
 def test_what_is_left_out_is_noticed(mutated, file, old, new, found):  # noqa: F811
     assert outcome(mutated(file, old, new), races=False, late=1, quantum=50) == found
@@ -137,7 +176,8 @@ def test_what_is_left_out_is_noticed(mutated, file, old, new, found):  # noqa: F
 
 def test_rows_of_sequences_that_have_ended_are_zeros(mutated):  # noqa: F811
     """Without that, what lies behind the last sequence of a step is waited for."""
-    schedule = mutated("persistent_tiles", "rows = tl.where(own.b < step.count, rows, own.nothing_ptr)", "rows += 0")
+    where = "tl.where(own.b < step.count, rows, own.nothing_ptr) if S.PACKED else rows"
+    schedule = mutated("fetched_products", where, "rows")
     assert outcome(persistent, packed=True) == "right"
     assert outcome(schedule, packed=True) in ("wrong", "error", "timeout")
 
@@ -178,12 +218,8 @@ def test_where_fetched_columns_lie(dtype, transposed):
 
 def test_pieces_that_do_not_fit_are_refused():
     case = recurrence(2, 3, wide(2, torch.float16), dtype=torch.float16)
-    for config, match in (
-        (config_for(case, 2), "expected more of them in hidden_size"),
-        (config_for(case, 1, tiles=2), "one batch tile a program, got tiles=2"),
-    ):
-        with using(ptx_launcher(arch=90)), pytest.raises(ValueError, match=match):
-            case.run(persistent, config)
+    with using(ptx_launcher(arch=90)), pytest.raises(ValueError, match="expected more of them in hidden_size"):
+        case.run(persistent, config_for(case, 2))
 
 
 @generated_code
@@ -223,10 +259,10 @@ def test_planned_where_the_model_takes_it(variant, direction):
         layer = cost.Layer(variant, dtype, batch, hidden_size, precision=precision)
         return candidates(PRESETS[device], layer, direction)
 
-    for batch in (1, 16, 32):
-        for best in (found("H100", batch, 2048)[0], found("H100", batch, 1024, torch.float32, "tf32")[0]):
-            assert (best.schedule, best.config.fetched, best.config.tiles) == ("persistent", 6, 1)
-    assert found("H100", 256, 2048)[0].schedule == "walking"  # in as many turns of launches
+    for batch, tiles in ((1, (1, 1)), (16, (1, 1)), (32, (2, 1)), (64, (4, 2))):  # H100 has room for 132 programs
+        wide, narrow = found("H100", batch, 2048)[0], found("H100", batch, 1024, torch.float32, "tf32")[0]
+        for best, each in zip((wide, narrow), tiles, strict=True):
+            assert (best.schedule, best.config.fetched, best.config.tiles, best.turns) == ("persistent", 6, each, 1)
     assert found("A100", 16, 1280)[0].config.fetched == 3
     (refused,) = (c for c in found("A100", 16, 1664) if c.schedule == "persistent")
     assert refused.obstacle == "112 programs of a batch tile must run together, 108 can"

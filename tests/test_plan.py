@@ -10,11 +10,14 @@ import torch
 
 import trigru
 from trigru.bench.suites.work_persistent import floor
+from trigru.checks import layer_of
 from trigru.command.cli import main
 from trigru.kernels import config
 from trigru.planning import cost
 from trigru.planning.candidates import DIRECTIONS, candidates
 from trigru.planning.devices import PRESETS, present, preset
+from trigru.planning.plan import Site, plan
+from trigru.schedules import eager_products
 
 HALVES = (torch.bfloat16, torch.float16)
 SIZES = [(batch, hidden_size) for batch in (1, 16, 64, 512) for hidden_size in (32, 100, 128, 512, 1000, 1024, 2048)]
@@ -88,6 +91,19 @@ def test_what_does_not_fit_says_why(device, layer, schedule, reason):
     found = {c.schedule: c for c in candidates(preset(device), layer)}
     with pytest.raises(AssertionError, match=reason):
         assert not found[schedule].obstacle, found[schedule].obstacle
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_tile_has_eight_sequences_where_all_tiles_have_multiprocessors_of_their_own(direction):
+    def chosen(device, batch, **fields):
+        found = candidates(preset(device), cost.Layer("torch", torch.bfloat16, batch, 1024, **fields), direction)
+        return next(c.config for c in found if c.schedule == "persistent")
+
+    assert [chosen("H100", batch).block_b for batch in (8, 16, 17)] == [8, 8, 16]  # 64 programs a tile, 132 can run
+    assert chosen("A100", 16).block_b == 16
+    assert chosen("H100", 16, directions=2).block_b == 16
+    with trigru.batch_invariant():
+        assert chosen("H100", 16).block_b == 16
 
 
 def test_counts_of_a_step_are_those_of_the_schedules():
@@ -170,3 +186,20 @@ def test_a_device_at_hand_gets_the_rates_of_the_one_most_like_it(monkeypatch, na
     found = present.__wrapped__(0)
     assert (found.name, found.capability, found.multiprocessors) == (name, capability, multiprocessors)
     assert found.l2_bandwidth == PRESETS[alike].l2_bandwidth
+
+
+def test_large_products_repay_a_short_sequence_where_onednn_is_faster(monkeypatch):
+    def schedule(size, batch, seq_len, recording):
+        site = Site(torch.device("cpu"), torch.float32, seq_len, batch, False, recording, True)
+        return plan(layer_of(size, size), site).schedule
+
+    large = [(512, 240, 2, True), (512, 240, 1, False), (256, 128, 4, True), (128, 128, 9, False)]
+    small = [(64, 32, 8, True), (512, 240, 1, True), (64, 32, 8, False)]
+    long = [(64, 32, 9, True), (64, 32, 128, False), (64, 32, 32, False)]
+    monkeypatch.setattr(eager_products, "is_zen4", lambda: False)
+    monkeypatch.setattr(eager_products, "_onednn", lambda: "onednn")
+    assert {schedule(*call) for call in large + long} == {"eager"}
+    assert {schedule(*call) for call in small} == {"torch"}
+    monkeypatch.setattr(eager_products, "_onednn", lambda: None)
+    assert {schedule(*call) for call in large + small} == {"torch"}
+    assert {schedule(*call) for call in long} == {"eager"}

@@ -217,8 +217,15 @@ def test_invariant_batches_take_turns():
 
 def test_what_would_spill_takes_turns():
     """By why_one_tile, forward is planned by itself."""
-    layer = cost.Layer("cho", torch.bfloat16, 256, 768)
-    for direction, several in (("forward", True), ("backward", False)):
-        (found,) = (c for c in candidates(PRESETS["H100"], layer, direction) if c.schedule == "persistent")
+    for device, dtype, hidden_size, direction, several in (
+        ("H100", torch.bfloat16, 1024, "backward", True),
+        ("B200", torch.bfloat16, 768, "backward", True),
+        ("B200", torch.bfloat16, 1024, "backward", False),
+        ("B200", torch.bfloat16, 1024, "forward", True),
+        ("H100", torch.float32, 896, "forward", True),
+        ("H100", torch.float32, 1024, "forward", False),
+    ):
+        layer = cost.Layer("cho", dtype, 256, hidden_size, precision="tf32")
+        (found,) = (c for c in candidates(PRESETS[device], layer, direction) if c.schedule == "persistent")
         assert (found.config.tiles > 1) == several
         assert (found.turns == 1) == several

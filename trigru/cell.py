@@ -12,8 +12,9 @@ from .checks import expect_tensor
 from .functional import gru_cell
 from .layer import Variant
 from .leaf import Leaf
-from .planning.invariant import refuse
+from .planning.invariant import is_on, refuse
 from .reference import check_variant
+from .schedules import single
 
 _DREAMER_EPS, _DREAMER_BIAS = 1e-3, -1.0
 
@@ -87,6 +88,8 @@ class GRUCell(Leaf, nn.RNNCellBase):
         """See the class."""
         if isinstance(input, fx.Proxy):
             return self._traced(input, hx)
+        if hx is not None and self.variant == "torch" and self._is_torchs(input, hx):
+            return torch.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         weights = self._weights()
         x, h = self._rows(input, hx, weights[0])
         if self.variant == "dreamer":
@@ -121,6 +124,14 @@ class GRUCell(Leaf, nn.RNNCellBase):
             # A ValueError in nn.GRU, but not in nn.GRUCell.
             raise RuntimeError(f"input: expected the weights' dtype {weight.dtype}, got {x.dtype}")
         return x, h
+
+    def _is_torchs(self, x: Tensor, h: Tensor) -> bool:
+        """Whether a call is what nn.GRUCell's is, its refusals too: a step of a small cell takes little longer than
+        the way through `gru_cell`."""
+        if torch.compiler.is_compiling() or is_on() or not x.is_cpu or x.dim() != 2 or h.dim() != 2:
+            return False
+        size = self.hidden_size
+        return 3 * x.shape[0] * size * (self.input_size + size) < single.MULTIPLICATIONS
 
     def _dreamer(
         self, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None

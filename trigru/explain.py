@@ -55,6 +55,7 @@ class Explanations(dict[str, "Explanation"]):
 
 
 CELL_REASONS = {
+    "eager": "a single step on a CPU, with products by oneDNN and derivatives by hand",
     "cell": "a single step on a CPU has nothing to hoist: torch operations run it, and autograd their derivatives",
     "dreamer": "torch operations run it, a step at a time as its users do",
     "reference": "under autocast the reference runs a single step on a CPU, so that each of its products is cast",
@@ -186,7 +187,7 @@ def _explain_cell(cell: GRUCell, input: Tensor, hx: Tensor | None = None) -> Exp
     if dreamer:
         return Explanation("cell", input.device, input.dtype, cell.variant, CELL_REASONS["dreamer"])
     if input.is_cpu:
-        way = cell_way(cell.variant)
+        way = cell_way(cell.variant, x.shape[0], cell.input_size, cell.hidden_size, x.dtype)
         return Explanation(way, input.device, input.dtype, cell.variant, CELL_REASONS[way])
     layer, _, given = records
     return _explanation(plan(layer, site_of(*records)), given.input, layer, 1)

@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.autograd import forward_ad
 
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole
 from .checks import check, expect, expect_tensor, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
+from .operators.plain import is_plain, is_unseen
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
 from .planning.invariant import refuse
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
+from .schedules import single
 
 
 def gru(
@@ -223,38 +225,48 @@ def gru_cell(
 ) -> Tensor:
     """One step: the state after it, (batch, hidden_size), from input (batch, input_size) and hx (batch, hidden_size).
 
-    On a CPU a single step has nothing that a schedule could save, so torch's own operations run, without the cost of
-    setting one up; see `cell_way`. Weights, variants and errors as for `gru`."""
+    On a CPU a single step has nothing to hoist, so torch's own operations run, or from some size on the same with
+    derivatives by hand; see `cell_way`. Weights, variants and errors as for `gru`."""
     weights = (w_ih, w_hh, b_ih, b_hh)
-    if input.device.type != "cpu":
+    if not input.is_cpu:
         return gru(input.unsqueeze(0), hx, *weights, variant=variant)[1]
-    way = cell_way(variant)
+    way = _plain_way(variant)
     refuse("a cell on a CPU")
+    if is_unseen() and input.dim() == hx.dim() == 2:  # a compiler would have to know the sizes
+        pays = single.pays(hx.shape[0], hx.shape[1], input.shape[1], input.dtype)
+        if pays and _is_plain_cell(input, hx, *weights):
+            return single.step(variant, input, hx, *weights)
     if way == "torch":
         return torch.gru_cell(input, hx, *weights)
     if way == "cell":
-        return _reset_first_cell(input, hx, *weights, variant=variant)
+        return single.plain(variant, input, hx, *weights)
     return reference_cell(input, hx, *weights, variant=variant)
 
 
-def cell_way(variant: str) -> str:
+def cell_way(variant: str, batch: int, input_size: int, hidden_size: int, dtype: torch.dtype) -> str:
     """What runs a single step on a CPU: "torch", its gru_cell; "cell", the equations in as few operations as they take;
-    "reference" where autocast is to find each product by itself."""
+    "eager", these with derivatives by hand, where nothing but eager execution looks on; "reference" where autocast is
+    to find each product by itself."""
+    eager = not torch._C._is_any_autocast_enabled() and single.pays(batch, hidden_size, input_size, dtype)
+    way = _plain_way(variant)
+    return "eager" if eager else way
+
+
+def _plain_way(variant: str) -> str:
     check_variant(variant)
     if variant == "torch":
         return "torch"
     return "reference" if torch._C._is_any_autocast_enabled() else "cell"
 
 
-def _reset_first_cell(
-    x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, *, variant: str
-) -> Tensor:
-    """One step of "cho" or "chung", r and z in one product; autograd takes its derivatives, of any order."""
-    sizes = (2 * h.shape[1], h.shape[1])  # r and z, n
-    bias = b_hh if b_ih is None else b_ih if b_hh is None else b_ih + b_hh
-    gates_rz, gate_n = linear(x, w_ih, bias).split_with_sizes(sizes, 1)
-    w_rz, w_n = w_hh.split_with_sizes(sizes)
-    r, z = torch.addmm(gates_rz, h, w_rz.t()).sigmoid().chunk(2, 1)
-    n = torch.addmm(gate_n, r * h, w_n.t()).tanh()
-    kept, new = (h, n) if variant == "chung" else (n, h)
-    return torch.addcmul((1 - z) * kept, z, new)  # kept + z (new - kept) would lose a small one behind a large one
+def _is_plain_cell(x: Tensor, h: Tensor, *weights: Tensor | None) -> bool:
+    """Whether nothing but eager execution sees a call of a cell, and it is none that torch would refuse."""
+    tensors = (x, h, *weights)
+    if not is_plain(tensors) or forward_ad._current_level >= 0:
+        return False
+    if any(t is not None and (t.dtype != x.dtype or not t.is_cpu or t.layout != torch.strided) for t in tensors):
+        return False
+    rows = 3 * h.shape[1]
+    shapes = (rows, x.shape[1]), (rows, h.shape[1]), (rows,), (rows,)
+    fits = all(t is None or (t.shape == shape and t.is_contiguous()) for t, shape in zip(weights, shapes, strict=True))
+    return fits and x.shape[0] == h.shape[0]

@@ -105,8 +105,8 @@ def samples(rows: Iterable[dict[str, Any]], device: Device) -> list[Sample]:
             precision=row["precision"],
         )
         planned = {found.schedule: found for found in candidates(device, layer)}[row["schedule"]]
-        # Turns hide behind each other, fetched columns do not hide behind the look: no sum as below says either.
-        if planned.step.tiles > 1 or planned.step.fetches:
+        # Turns hide behind each other, fetched columns behind the looks in part: no sum as below says either.
+        if planned.step.tiles > 1 or planned.step.parts:
             continue
         sample = Sample(layer, row["schedule"], planned.step, row["seq_len"], row["ours_ms"] / 1e3 / row["seq_len"])
         found.setdefault((layer, row["schedule"], row["seq_len"]), sample)

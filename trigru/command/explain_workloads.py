@@ -69,7 +69,7 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
 def _on_cpu(gru: Gru, dtype: torch.dtype, direction: str, recording: bool) -> tuple[str, str]:
     """Schedule and reason."""
     if gru.cell:
-        way = cell_way(gru.variant)
+        way = cell_way(gru.variant, gru.batch, gru.input_size, gru.hidden_size, dtype)
         return way, CELL_REASONS[way]
     packed, given = gru.rows == "packed", gru.given
     site = Site(torch.device("cpu"), dtype, gru.seq_len, gru.batch, packed, recording, plain=True, given=given)

@@ -146,17 +146,21 @@ SCHEDULES = {
     "several": Schedule(
         "persistent",
         lambda *sizes: persistent_config(*sizes[:3]),
-        lambda *options: min(PersistentConfig.largest(*options), PersistentConfig.in_registers(options[0])),
+        PersistentConfig.largest,
     ),
     "stacked": Schedule("stacked", lambda *sizes: stacked_config(*sizes[:3]), lambda *options: sys.maxsize),
 }
 
 
+def capability_of(target: str) -> tuple[int, int] | None:
+    """Compute capability, None of AMD's."""
+    number = target.removeprefix("sm_")
+    return divmod(int(number), 10) if number.isdigit() else None
+
+
 def on_units(case: Case) -> bool:
     """Whether the case's products run on matrix units."""
-    number = case.target.removeprefix("sm_")
-    capability = divmod(int(number), 10) if number.isdigit() else None
-    return on_matrix_units(*DTYPES[case.dtype], capability)
+    return on_matrix_units(*DTYPES[case.dtype], capability_of(case.target))
 
 
 def recorded(case: Case, config: Any = None) -> list:
@@ -299,7 +303,8 @@ def _row(at: tuple[Case, int]) -> Row:
 
 def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs from
-    compute capability 8.0 on, no schedule that waits is for AMD's, and schedules have a largest size."""
+    compute capability 8.0 on, no schedule that waits is for AMD's, schedules have a largest size, and a batch that one
+    tile holds has no several."""
     has_dtype = True
     if not case.target.startswith("sm_"):
         has_dtype = case.dtype != "tf32" and case.schedule not in WAITING
@@ -307,7 +312,10 @@ def can_compile(case: Case) -> bool:
         has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule not in ("persistent", "several")
     if case.schedule == "several":
         direction = "backward" if case.direction == "backward" else "forward"
-        has_dtype &= case.target.startswith("sm_") and why_one_tile(case.variant, direction, case.hidden_size) is None
+        sizes = case.variant, direction, DTYPES[case.dtype][0], case.hidden_size
+        capability = capability_of(case.target)
+        has_dtype &= capability is not None and why_one_tile(*sizes, capability) is None
+        has_dtype &= case.batch > persistent_config(sizes[2], case.batch, case.hidden_size).block_b
     if case.schedule == "stacked":
         has_dtype &= case.target.startswith("sm_") and case.target != "sm_75" and not case.both
         return has_dtype and why_not_stacked(case.variant, *_numbers(case)) is None

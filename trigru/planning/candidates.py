@@ -171,18 +171,19 @@ def _step_of(config: PersistentConfig, layer: cost.Layer, direction: str) -> cos
 
 
 def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> list[PersistentConfig]:
-    """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, then,
+    """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, with
+    smaller tiles too where they all fit (within trigru.batch_invariant(), the usual ones alone); then,
     where these would be several, with so many batch tiles in a program that one launch has room for all. There is no
     limit to that number: a further tile never takes longer than a turn would, and its memory is the state's. Within
-    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise. Nor where columns
-    of W_hh are fetched: what a turn loads for the next one would take registers that there are not."""
+    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
-    may = why_one_tile(layer.variant, direction, layer.hidden_size) is None and not invariant.is_on()
-    may = may and not usual.fetched
+    why_one = why_one_tile(layer.variant, direction, layer.dtype, layer.hidden_size, device.capability)
+    may = why_one is None and not invariant.is_on()
     hidden_size = persistent_width(layer.dtype, layer.hidden_size)
     shared = sharing_config(usual, layer.variant, direction, layer.dtype, hidden_size)
+    small = _smallest_tiles(device, layer, usual, hidden_size)
     in_turns, in_one = [], []
-    for config in (usual,) if shared is None or invariant.is_on() else (usual, shared):
+    for config in (usual,) if invariant.is_on() else tuple(one for one in (usual, shared, small) if one is not None):
         programs, batch_tiles = config.grid(hidden_size, layer.batch)
         groups = max(1, config.on_a_multiprocessor * device.multiprocessors // programs)
         config = replace(config, tiles_at_once=groups)
@@ -191,3 +192,14 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
         if tiles > 1 and may:
             in_one.append(replace(config, tiles=tiles))
     return in_turns + in_one
+
+
+def _smallest_tiles(
+    device: Device, layer: cost.Layer, usual: PersistentConfig, hidden_size: int
+) -> PersistentConfig | None:
+    """Tiles as for a small batch, where each of their programs has a multiprocessor to itself: more programs, each with
+    half of the bytes to look at, to multiply and to sum. None where they are the usual ones, or too many."""
+    small = persistent_config(layer.dtype, 1, layer.hidden_size)
+    programs, batch_tiles = small.grid(hidden_size, layer.batch)
+    fit = layer.directions * programs * batch_tiles <= device.multiprocessors
+    return small if fit and small.block_b < usual.block_b else None

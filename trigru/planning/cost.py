@@ -76,7 +76,7 @@ class Step:
     sharing: int = 1  # programs that fit on a multiprocessor together
     tiles: int = 1  # batch tiles that a program takes one after the other; the bytes and flops are of all of them
     turn_clocks: float = 0.0  # the least that one of them takes
-    fetches: bool = False  # weights out of the L1 cache
+    parts: int = 0  # of tiles, each looked at while the one before is multiplied, where weights come from L1
 
     @property
     def total_l2_bytes(self) -> int:
@@ -126,7 +126,7 @@ def persistent(
     """No launch; W_hh stays on chip, what the programs of a batch tile computed goes through L2. tiles: that a program
     takes. fetches: columns of W_hh from L1."""
     if tiles > 1:
-        step = persistent(layer, block_h, block_b, direction)
+        step = persistent(layer, block_h, block_b, direction, fetches=fetches)
         return replace(
             step,
             programs=layer.directions * step.together * cdiv(layer.batch, block_b * tiles),
@@ -147,7 +147,7 @@ def persistent(
         shared_bytes=size * (GATES * block_h * layer.hidden_size + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
         together=together,
-        fetches=fetches,
+        parts=layer.exchanged(direction) * (1 if block_b == 8 else 2) if fetches else 0,
     )
 
 
@@ -197,8 +197,9 @@ def time(step: Step, device: Device, layer: Layer, *, graph: bool = False) -> fl
     shared = step.shared_bytes / (SHARED_BYTES_PER_CLOCK * device.clock)
     arithmetic = step.flops / (device.flops(layer.dtype, layer.precision) / device.multiprocessors)
     latency = L2_LATENCY_CLOCKS / device.clock
-    if step.fetches:  # one look at a whole state, then its products: the model of the machine code gave such sums
-        l2, shared = l2 + max(shared, arithmetic), 0.0
+    if step.parts:  # of the first no product, of the last no look hides the other: the model of the machine code agrees
+        products = max(shared, arithmetic)
+        l2, shared = max(l2, products) + min(l2, products) / step.parts, 0.0
     if step.tiles > 1:
         turn = crowd(step, device) * max(l2, shared, arithmetic) / step.tiles
         least = step.turn_clocks * (TURN_SHARED if crowd(step, device) > 1 else 1) / device.clock

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..layer import Layer
+from ..schedules import eager_products
 from . import cost, cudnn, invariant, measured
 from .candidates import WAITING, Candidate, candidates
 from .configs import CudnnConfig, heads_apart
@@ -201,22 +202,32 @@ def _stacked(layer: Layer, site: Site, choice: Choice, direction: str) -> Plan:
     return together(choice, _described(site.device), sizes_of(layer, site), stack, direction)
 
 
+LARGE, LARGE_TRAINING = 100_000_000, 200_000_000
+"""Multiplications of a layer's steps, of 8 at most, from which `torch_serves` says no."""
+
+
 def torch_serves(layer: Layer, site: Site) -> bool:
     """Whether torch's own GRU is the faster one for a padded call on a CPU, so that "auto" leaves it to that.
 
     The eager schedule has to be set up (some 100 us, and views of each step), which a short sequence does not repay;
     without gradients there is less to win. Bounds from `trigru bench --suite cpu --short`, with and without
-    `--direction forward`, float32, 2 threads of an AMD EPYC, and from an Intel Xeon, 1 and 2 threads, torch 2.13."""
+    `--direction forward`, float32, 2 threads of an AMD EPYC, and from an Intel Xeon, 1 and 2 threads, torch 2.13. Where
+    oneDNN multiplies faster than MKL, large products repay it over few steps: from the bounds below on 1.0 to 1.8 times
+    (an AMD EPYC of Zen 5, 2 threads)."""
     if not site.plain or site.packed or site.given or site.dtype != torch.float32 or site.device.type != "cpu":
         return False
     if invariant.is_on():
         return False
     if (layer.variant, layer.schedule, layer.memory) != ("torch", "auto", "keep"):
         return False
-    if site.recording or site.seq_len <= 8:
-        return site.seq_len <= 8
-    values = site.seq_len * site.batch * layer.hidden_size
-    return site.seq_len < 128 and values < (1 << 16 if site.seq_len >= 32 else 1 << 19)
+    steps, size = site.seq_len, layer.hidden_size
+    if site.recording and steps > 8:
+        return False
+    if eager_products.pays(site.batch, size, 3 * size):
+        multiplications = 3 * site.batch * size * (layer.input_size + size) * min(steps, 8)
+        if multiplications >= (LARGE_TRAINING if site.recording else LARGE) and (steps > 1 or not site.recording):
+            return False
+    return steps <= 8 or (steps < 128 and steps * site.batch * size < (1 << 16 if steps >= 32 else 1 << 19))
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:

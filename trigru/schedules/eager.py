@@ -7,13 +7,16 @@ with the few operations that must wait for the step before.
 A chunk's rows are those of its steps, one after another, as in PackedSequence.data; a row holds one plane of
 hidden_size columns a gate:
 
-    "torch"         forward [an r z n], backward [d_an dr dz dn]: the recurrent product owns the first three planes, the
-                    input's projection the last three, so each is one product and nothing is concatenated
+    "torch"         forward [an r z n]: the recurrent product owns the first three planes, the input's projection the
+                    last three, so each is one product and nothing is concatenated. Backward [d_an dr dz] and, made of
+                    it once a chunk, [dr dz dn], each in one piece, as oneDNN wants what it multiplies
     "cho", "chung"  forward [r z n], backward [dr dz dn]
 
 Small layers of many sequences have units outermost instead: `eager_turned.py`.
 
 Heads that are many and large enough (`heads_apart`) have their recurrent products batched, see `eager_products.Heads`.
+
+A single step, of a cell, has a file of its own: `single.py`.
 
 In 16 bits the arithmetic is in float32, and the reserve keeps of r, z and n what eager_kept.py says.
 """

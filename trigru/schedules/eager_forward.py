@@ -15,7 +15,7 @@ from ..reference import EPS, layer_norm
 from .eager_kept import keep_
 from .eager_layout import Layout
 from .eager_per_step import Between
-from .eager_products import Heads, affine, fast_linear, product, turned
+from .eager_products import Heads, affine, product, repeated, turned
 from .eager_tanh import tanh_, tanh_in_place, tanh_in_steps
 from .part import Part, Run
 
@@ -124,12 +124,25 @@ class Forward:
             products = product(x, self.w_ih.t())
             place.copy_(torch.nn.functional.layer_norm(products, products.shape[1:], self.gain_ih, self.bias, EPS))
 
+    @property
+    def parts(self) -> Sequence[Tensor]:
+        """The recurrent weights by products: of all gates, or of r and z and of n."""
+        size = self.layout.hidden_size
+        return (self.w_hh,) if self.layout.reset_after else self.w_hh.split([2 * size, size])
+
     @functools.cached_property
     def turned(self) -> tuple[Tensor, ...]:
-        """The recurrent weights as the steps' products take them: of all gates, or of r and z and of n."""
-        size, sizes = self.layout.hidden_size, self.layout.sizes
-        parts = (self.w_hh,) if self.layout.reset_after else self.w_hh.split([2 * size, size])
-        return tuple(turned(part, sizes[0], len(sizes)) for part in parts)
+        """`parts` as the steps' products take them."""
+        return tuple(turned(part, self.layout.sizes[0], len(self.layout.sizes)) for part in self.parts)
+
+    @functools.cached_property
+    def linear(self) -> Sequence[Callable[[Tensor], Tensor] | None]:
+        """Who computes the same products where torch.mm does not."""
+        if self.all is not None:
+            return (self.all.onto,)
+        if self.of_rz is not None and self.of_n is not None:
+            return self.of_rz.onto, self.of_n.onto
+        return [repeated(part, self.layout.sizes[0], len(self.layout.sizes)) for part in self.parts]
 
     def _add(self, seen: Tensor, rows: slice, to: Tensor) -> None:
         """Add to a place what some rows of the recurrent weights make of `seen`."""
@@ -195,8 +208,7 @@ class Forward:
 
     def steps_reset_after(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variant "torch" over the current chunk; returns the last state."""
-        (w,), linear = self.turned, fast_linear(self.w_hh, self.layout.sizes[0], *self.w_hh.t().shape)
-        linear = linear if self.all is None else self.all.onto
+        (w,), (linear,) = self.turned, self.linear
         tanh, apart, alive, between = self.tanh, self.layout.narrow, h.shape[0], self.between
         normed, every = self.gain_hh is not None, slice(None)
         for count, own, an, before_rz, rz, r, z, before_n, summed, n, state, (source, target) in self.views:
@@ -210,7 +222,7 @@ class Forward:
             elif linear is None:
                 own.addmm_(seen, w)
             else:
-                own.add_(linear(seen, self.w_hh))
+                own.add_(linear(seen))
             torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
             if summed is before_n:
                 before_n.addcmul_(r, an)
@@ -224,12 +236,7 @@ class Forward:
     def steps_reset_before(self, h: Tensor, h0: Tensor, h_n: Tensor, blend: Callable[..., Tensor]) -> Tensor:
         """Variants "cho" and "chung" over the current chunk; returns the last state."""
         size = self.layout.hidden_size
-        rows_rz, rows_n = self.w_hh[: 2 * size], self.w_hh[2 * size :]
-        w_rz, w_n = self.turned
-        linear_rz = fast_linear(self.w_hh, self.layout.sizes[0], size, 2 * size)
-        linear_n = fast_linear(self.w_hh, self.layout.sizes[0], size, size)
-        if self.of_rz is not None and self.of_n is not None:
-            linear_rz, linear_n = self.of_rz.onto, self.of_n.onto
+        (w_rz, w_n), (linear_rz, linear_n) = self.turned, self.linear
         tanh, apart, alive, chung = self.tanh, self.layout.narrow, h.shape[0], self.layout.variant == "chung"
         reset, between = torch.empty_like(h), self.between
         normed, of_rz, of_n = self.gain_hh is not None, slice(2 * size), slice(2 * size, None)
@@ -245,13 +252,13 @@ class Forward:
             elif linear_rz is None:
                 before_rz.addmm_(seen, w_rz)
             else:
-                before_rz.add_(linear_rz(seen, rows_rz))
+                before_rz.add_(linear_rz(seen))
             torch.sigmoid(before_rz, out=rz) if apart else rz.sigmoid_()
             torch.mul(r, seen, out=reset)
             if normed:
                 self._add(reset, of_n, to=before_n)
             elif linear_n is not None:
-                torch.add(before_n, linear_n(reset, rows_n), out=summed)
+                torch.add(before_n, linear_n(reset), out=summed)
             elif summed is before_n:
                 before_n.addmm_(reset, w_n)
             else:

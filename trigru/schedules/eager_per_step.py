@@ -100,7 +100,7 @@ class Back:
         """What the products see of them."""
         return self.own.seen(begin, self.layout.sizes[0])
 
-    def of_ends(self, new: Tensor, begin: Tensor, factors: Tensor, keep: Tensor) -> None:
+    def of_ends(self, new: Tensor, begin: Tensor, factors: Sequence[Tensor], keep: Tensor) -> None:
         """Fold the ends of the steps into what a state's derivative is multiplied with on its way to the gates, and to
         the state that the step began from. new: the equations' own state."""
         passes = unclipped(self.own, begin, new)
@@ -112,8 +112,9 @@ class Back:
             self.difference = difference if passes is None else difference * passes
         if scale is not None:
             # What is not done reaches nothing, whatever its factors are.
-            wide = factors.unflatten(1, (-1, new.shape[1]))
-            wide.mul_(scale.unsqueeze(1)).masked_fill_(scale.unsqueeze(1) == 0, 0)
+            for some in factors:
+                wide = some.unflatten(1, (-1, new.shape[1]))
+                wide.mul_(scale.unsqueeze(1)).masked_fill_(scale.unsqueeze(1) == 0, 0)
             keep.mul_(scale)
             if amount is not None:
                 torch.where(scale == 0, rest, keep + rest, out=keep)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..kernels.config import kept_values
 from ..layer import Call, Layer, time_major
-from .pages import in_large_pages
+from .pages import empty_again
 
 
 def shares_output(device: torch.device) -> bool:
@@ -51,8 +51,8 @@ class Reserve(NamedTuple):
         inner = kept - 1 if shares_output(x.device) else kept
         masks = _empty_masks(layer, x, kept)
         values = kept * layer.directions * rows * kept_values(layer.variant) * layer.hidden_size
-        gates = in_large_pages(x.new_empty(values if layer.memory == "keep" else 0))
-        states = in_large_pages(x.new_empty(inner, rows, features)) if inner else None
+        gates = empty_again(x, values if layer.memory == "keep" else 0)
+        states = empty_again(x, inner, rows, features) if inner else None
         return cls(first_kept, None, masks, gates, states)
 
     @classmethod
