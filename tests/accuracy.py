@@ -52,7 +52,8 @@ class Overflowing(TorchDispatchMode):
     are, and NaN with infinite parts of both signs. Which parts come first differs between torch's own products, by how
     a matrix lies in memory. So where parts of one sign could overflow the result is infinite here, and `otherwise`
     where those of both could: it is any of NaN, an infinity and a finite number. Exact sums say it: a product whose
-    parts stay within the dtype is left as it is."""
+    parts stay within the dtype is left as it is. Of a row that is normalised the squares are added up: it is any of
+    those too where they overflow, though what is normalised would be within the dtype."""
 
     def __init__(self, otherwise: float) -> None:
         super().__init__()
@@ -62,6 +63,8 @@ class Overflowing(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.mm.default:
             return self._product(*args, result)
+        if func is torch.ops.aten.native_layer_norm.default:
+            return self._normalised(args[0], *result)
         if func in _ADDED_UP and result.is_floating_point():
             large = result.abs() > torch.finfo(_added_in(result.dtype)).max / SUMMANDS
             return torch.where(large, torch.copysign(torch.full_like(result, torch.inf), result), result)
@@ -76,6 +79,12 @@ class Overflowing(TorchDispatchMode):
         result = torch.where(above, torch.inf, torch.where(below, -torch.inf, result))
         result = torch.where(above & below, self.otherwise, result)
         return torch.where(parts.isnan().any(1), torch.nan, result)
+
+    def _normalised(self, x: Tensor, result: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows x, normalised: where no order of their squares' sums overflows."""
+        most = torch.finfo(_added_in(x.dtype)).max / SUMMANDS
+        lost = x.double().square().sum(-1, keepdim=True) > most
+        return torch.where(lost, self.otherwise, result), mean, torch.where(lost, torch.nan, rstd)
 
 
 SUMMANDS = 64

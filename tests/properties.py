@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from accuracy import Overflowing, Rounding
 from property_cases import (
-    BY_STEP,
     CLIP,
     LEAVES_CHANGED,
     RESULTS_CHANGED,
@@ -19,6 +18,7 @@ from property_cases import (
     Case,
     Data,
     data_of,
+    further_of,
     leaves_of,
 )
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from trigru.layer import Weights
 FACTOR = 16  # over the largest error of so few plain runs
 ULPS = 8  # of a result's norm: always allowed, before the factor
 NUDGED = 10  # times, of which no more are made than it takes
+ROWS_OF = ("reset", "decay", "attention")  # packed as the input
 CLOSE = 2.0**-36  # as a share of numbers: so near that a result moves in proportion
 
 
@@ -84,10 +85,14 @@ def _given(case: Case, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor | None,
     return x, hx, weights
 
 
-def _by_step(case: Case, weights: list[Tensor]) -> dict[str, Tensor]:
-    """What steps are given, taken off the end of the leaves that it stands at."""
-    names = [name for name, option in BY_STEP.items() if option in case.options]
-    return {name: weights.pop() for name in reversed(names)}
+def _further(case: Case, weights: list[Tensor]) -> dict[str, Tensor]:
+    """What a layer has beside its weights, taken off the end of the leaves that it stands at."""
+    return {name: weights.pop() for name in reversed(further_of(case))}
+
+
+def _whole(weight: Tensor, blocks: int) -> Tensor:
+    """With zeros outside the blocks."""
+    return torch.cat([torch.block_diag(*gate.chunk(blocks)) for gate in weight.chunk(3)])
 
 
 Outputs = tuple[Tensor, Tensor]
@@ -96,26 +101,31 @@ Outputs = tuple[Tensor, Tensor]
 def by_reference(case: Case, data: Data, leaves: Sequence[Tensor]) -> Outputs:
     """(output, h_n) of the reference; rows alone where packed."""
     x, hx, flat = _given(case, leaves)
-    hx = x.new_zeros(case.parts, case.batch, case.hidden_size) if hx is None else hx
-    by_step = _by_step(case, flat)
+    further = _further(case, flat)
+    if hx is None:
+        hx = further["h0"].unsqueeze(1) if "h0" in further else x.new_zeros(case.parts, 1, case.hidden_size)
+        hx = hx.expand(-1, case.batch, -1)
     there = [True, True, *case.biases]
     weights = []
     for _ in range(case.parts):
-        weights.append(Weights(*(flat.pop(0) if one else None for one in there)))
+        w_ih, w_hh, *biases = (flat.pop(0) if one else None for one in there)
+        weights.append(Weights(_whole(w_ih, case.groups), _whole(w_hh, case.num_heads), *biases))
     x = x.transpose(0, 1) if case.batch_first else x
     if case.options:
-        x, own = _reference_options(case, data, x, by_step)
+        x, own = _reference_options(case, data, x, further)
     sizes = order = None
-    if case.packed:
+    if case.packed and not case.options:
         packed = pack_padded_sequence(x, data.lengths, enforce_sorted=False)
         x, sizes, order, back = packed
         hx = hx[:, order]
     options = {"bidirectional": case.bidirectional, "reverse": case.reverse, "variant": case.variant}
     output, h_n = reference.stack(x, hx, weights, batch_sizes=sizes, options=own if case.options else (), **options)
-    if "lengths" in case.options:
-        output = output.masked_fill(~_alive(case, data).unsqueeze(-1), 0)
+    if case.packed and case.options:
+        return pack_padded_sequence(output, data.lengths, enforce_sorted=False).data, h_n
     if case.packed:
         return output, h_n[:, back]
+    if case.has_lengths:
+        output = output.masked_fill(~_alive(case, data).unsqueeze(-1), 0)
     return output.transpose(0, 1) if case.batch_first else output, h_n
 
 
@@ -126,7 +136,7 @@ def _alive(case: Case, data: Data) -> Tensor:
 
 
 def _reference_options(
-    case: Case, data: Data, x: Tensor, by_step: dict[str, Tensor]
+    case: Case, data: Data, x: Tensor, further: dict[str, Tensor]
 ) -> tuple[Tensor, list[reference.Options]]:
     """The input as far as it is used, and the options of each layer and direction, time-major."""
 
@@ -134,8 +144,8 @@ def _reference_options(
         return given.transpose(0, 1) if case.batch_first and given is not None else given
 
     reset, mask = time_major(data.reset), time_major(data.mask)
-    decay, amount = time_major(by_step.get("decay")), time_major(by_step.get("attention"))
-    if "lengths" in case.options:
+    decay, amount = time_major(further.get("decay")), time_major(further.get("attention"))
+    if case.has_lengths:
         alive = _alive(case, data)
         mask = alive if mask is None else alive & mask
         reset = None if reset is None else alive & reset
@@ -147,11 +157,15 @@ def _reference_options(
         amount = mask.to(x.dtype) if amount is None else amount * mask
     options = []
     for part in range(case.parts):
-        fresh = by_step["reset_state"][part] if reset is not None else None
+        fresh = further["reset_state"][part] if "reset_state" in further else None
+        if reset is not None and "h0" in further:
+            fresh = further["h0"][part].expand(case.batch, -1)
         direction = part % (1 + case.bidirectional)
         own = None if decay is None else decay[..., direction * case.hidden_size :][..., : case.hidden_size]
         whole = None if amount is None else amount.unsqueeze(-1)
-        options.append(reference.Options(reset, fresh, own, whole, None, CLIP if "clip" in case.options else None))
+        clip = CLIP if "clip" in case.options else None
+        gain = further["gain"][part] if "gain" in further else None
+        options.append(reference.Options(reset, fresh, own, whole, None, clip, gain))
     return x, options
 
 
@@ -178,13 +192,13 @@ def _by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Modu
         state = (cell(x[0, 0], hx)[None] if alone else cell(x[0], hx))[None]
         return state, state
     given = _options(case, data, weights)
-    if "reset_state" in given:
-        given["reset_state"] = given["reset_state"][0]
+    given |= {name: given[name][0] for name in ("reset_state", "gain") if name in given}
     b_ih, b_hh = (weights[2 + sum(case.biases[:i])] if case.biases[i] else None for i in range(2))
     options = {"variant": case.variant, "schedule": case.schedule, "reverse": case.reverse, "memory": case.memory}
     sizes = None
     if case.packed:
         x, sizes, *_ = pack_padded_sequence(x, data.lengths)
+        given |= {name: pack_padded_sequence(v, data.lengths).data for name, v in given.items() if name in ROWS_OF}
     options |= _of_module(case) | {"batch_sizes": sizes, "training": "zoneout" not in case.options}
     output, h_n = trigru.gru(x, None if hx is None else hx[0], *weights[:2], b_ih, b_hh, **options, **given)
     return output, h_n[None]
@@ -193,13 +207,14 @@ def _by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Modu
 def _options(case: Case, data: Data, weights: list[Tensor]) -> dict[str, Tensor]:
     """Keywords of a call: those in `weights`, which are taken off its end, and the others."""
     lengths = data.lengths if "lengths" in case.options else None
-    given = _by_step(case, weights) | {"reset": data.reset, "mask": data.mask, "lengths": lengths}
+    given = _further(case, weights) | {"reset": data.reset, "mask": data.mask, "lengths": lengths}
     return {name: x for name, x in given.items() if x is not None}
 
 
 def _of_module(case: Case) -> dict[str, float]:
     """The options that are a module's."""
-    return {name: x for name, x in (("clip", CLIP), ("zoneout", ZONEOUT)) if name in case.options}
+    found = {name: x for name, x in (("clip", CLIP), ("zoneout", ZONEOUT)) if name in case.options}
+    return found | ({"num_heads": case.num_heads, "groups": case.groups} if case.num_heads > 1 else {})
 
 
 def _set(module: nn.Module, weights: list[Tensor]) -> None:
@@ -217,14 +232,21 @@ def _by_module(
     options |= _of_module(case)
     if cls is trigru.GRU:
         options |= {"variant": case.variant, "schedule": case.schedule, "memory": case.memory}
+        options |= {"norm": "layer" if "gain" in given else None, "learn_initial_state": "h0" in given}
     module = cls(case.input_size, case.hidden_size, case.num_layers, dtype=x.dtype, **options)
     module.train("zoneout" not in case.options)
-    _set(module, weights)
+    _set(module, [*weights, *given.pop("gain", ()), *([given.pop("h0")] if "h0" in given else ())])
     if hasattr(module, "_flat_weights"):
         module._flat_weights = list(weights)
     if case.packed:
-        packed = pack_padded_sequence(x, data.lengths, case.batch_first, enforce_sorted=case.rows == "packed")
-        output, h_n = module(packed, hx)
+        pack = partial(
+            pack_padded_sequence,
+            lengths=data.lengths,
+            batch_first=case.batch_first,
+            enforce_sorted=case.rows == "packed",
+        )
+        packed = pack(x)
+        output, h_n = module(packed, hx, **{name: pack(v) if name in ROWS_OF else v for name, v in given.items()})
         assert isinstance(output, PackedSequence)
         assert output.batch_sizes is packed.batch_sizes
         assert output.sorted_indices is packed.sorted_indices

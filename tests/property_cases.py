@@ -20,8 +20,11 @@ ROWS = {
     "function": ("padded", "packed"),
     "cell": ("padded", "unbatched"),
 }
-OPTIONS = ("reset", "mask", "lengths", "decay", "attention", "clip", "zoneout")
-BY_STEP = {"reset_state": "reset", "decay": "decay", "attention": "attention"}  # tensors: the option they come with
+OPTIONS = ("reset", "decay", "attention", "clip", "zoneout", "heads", "groups", "norm")
+NOT_PACKED = ("mask", "lengths")
+OF_MODULES = ("learned",)  # a first state
+# Tensors, the last of the leaves: the option that they come with.
+FURTHER = {"reset_state": "reset", "decay": "decay", "attention": "attention", "gain": "norm", "h0": "learned"}
 CLIP = 0.6
 ZONEOUT = 0.25  # in evaluation, where nothing is drawn
 LEAVES = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
@@ -48,7 +51,7 @@ class Case:
     layout: str  # of input, hx and weights in memory
     dtype: torch.dtype
     variant: str
-    options: tuple[str, ...]  # of OPTIONS, what steps do beside the equations; of the module and the function
+    options: tuple[str, ...]  # of those above, what a layer does beside the equations; of the module and the function
     memory: str
     schedule: str
     through: str  # "output", "h_n", "both"
@@ -58,10 +61,19 @@ class Case:
     seed: int
     frozen: tuple[str, ...] = ()  # of LEAVES, those that require no gradient
     autocast: bool = False  # whether all but input and hx are float32, and autocast is on
+    num_heads: int = 1  # and, with the option "groups", so many groups
 
     @property
     def packed(self) -> bool:
         return self.rows.startswith("packed")
+
+    @property
+    def groups(self) -> int:
+        return self.num_heads if "groups" in self.options else 1
+
+    @property
+    def has_lengths(self) -> bool:
+        return self.packed or "lengths" in self.options
 
     @property
     def parts(self) -> int:
@@ -99,13 +111,17 @@ def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
         rows = ("padded", "packed")
     chosen = draw(st.sampled_from(rows))
     options: list[str] = []
-    if kind != "cell" and not chosen.startswith("packed") and draw(st.booleans()):
-        options = draw(st.lists(st.sampled_from(OPTIONS), unique=True))
+    if kind != "cell" and draw(st.booleans()):
+        there = OPTIONS if chosen.startswith("packed") else (*OPTIONS, *NOT_PACKED)
+        there += OF_MODULES if stacked else ()
+        options = draw(st.lists(st.sampled_from(there), unique=True))
     if dtype.itemsize == 2 and "clip" in options:
         options.remove("clip")  # a state that rounds to the bound has another derivative
     one_layer = "decay" in options or "attention" in options
     some = st.lists(st.sampled_from(LEAVES), unique=True, max_size=2)
     frozen = draw(st.one_of(st.sampled_from(((), ("input",))), some))
+    num_heads = draw(st.integers(2, 4)) if "heads" in options or "groups" in options else 1
+    of_group = num_heads if "groups" in options else 1
     few = 1 if chosen.startswith("packed") else 0
     names = ["input", "hx", "w_ih", "w_hh", "b_ih", "b_hh", "upstream"]
     special = st.tuples(st.sampled_from(names), st.sampled_from((math.nan, math.inf, -math.inf)))
@@ -113,15 +129,15 @@ def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
         kind=kind,
         seq_len=draw(st.integers(1, longest)),
         batch=1 if chosen == "unbatched" else draw(st.integers(few, 5 if kernels else 9)),
-        input_size=draw(st.integers(1, widest)),
-        hidden_size=draw(st.integers(1, widest)),
+        input_size=of_group * draw(st.integers(1, -(-widest // of_group))),
+        hidden_size=num_heads * draw(st.integers(1, -(-widest // num_heads))),
         num_layers=draw(st.integers(1, 2 if kernels else 3)) if stacked and not one_layer else 1,
         bidirectional=stacked and draw(st.booleans()),
         reverse=kind == "function" and draw(st.booleans()),
         biases=biases,
         batch_first=stacked and draw(st.booleans()),
         rows=chosen,
-        has_hx=draw(st.booleans()),
+        has_hx="learned" not in options and draw(st.booleans()),
         layout=draw(st.sampled_from(LAYOUTS)),
         dtype=dtype,
         variant=draw(st.sampled_from(trigru.VARIANTS)),
@@ -136,15 +152,21 @@ def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
         seed=draw(st.integers(0, 2**31)),
         frozen=tuple(sorted(frozen)),
         autocast=kind != "cell" and dtype.itemsize == 2 and draw(st.booleans()),
+        num_heads=num_heads,
     )
 
 
 def leaves_of(case: Case) -> list[str]:
-    """What each leaf is: input, hx unless it has none, the weights that there are, in nn.GRU's order, and BY_STEP."""
+    """What each leaf is: input, hx unless it has none, the weights that there are, in nn.GRU's order, and FURTHER."""
     biases = [name for name, there in zip(("b_ih", "b_hh"), case.biases, strict=True) if there]
     weights = ["w_ih", "w_hh", *biases] * case.parts
-    by_step = [name for name, option in BY_STEP.items() if option in case.options]
-    return ["input", *(["hx"] * case.has_hx), *weights, *by_step]
+    return ["input", *(["hx"] * case.has_hx), *weights, *further_of(case)]
+
+
+def further_of(case: Case) -> list[str]:
+    """The last leaves: one begins episodes with the learned state, where there is one."""
+    names = [name for name, option in FURTHER.items() if option in case.options]
+    return [name for name in names if name != "reset_state" or "learned" not in case.options]
 
 
 @dataclass
@@ -177,14 +199,14 @@ def data_of(case: Case) -> Data:
         leaves.append(random("hx", of_hx, case.parts, case.batch, case.hidden_size))
     for part in range(case.parts):
         width = case.input_size if part < directions else directions * case.hidden_size
-        leaves.append(random("w_ih", of_weights, gates, width, over=width))
-        leaves.append(random("w_hh", of_weights, gates, case.hidden_size, over=case.hidden_size))
+        for name, columns in (("w_ih", width // case.groups), ("w_hh", case.hidden_size // case.num_heads)):
+            leaves.append(random(name, of_weights, gates, columns, over=columns))
         for name, there in zip(("b_ih", "b_hh"), case.biases, strict=True):
             if there:
                 leaves.append(random(name, of_biases, gates))
     flags = [torch.rand(sizes, generator=generator) < share for share in (0.3, 0.7)]
     reset, mask = (x if name in case.options else None for name, x in zip(("reset", "mask"), flags, strict=True))
-    if reset is not None:
+    if "reset_state" in further_of(case):
         leaves.append(random("reset_state", of_hx, case.parts, case.batch, case.hidden_size))
     if "decay" in case.options:
         decay = torch.rand((*sizes, directions * case.hidden_size), generator=generator, dtype=torch.float64)
@@ -192,6 +214,11 @@ def data_of(case: Case) -> Data:
     if "attention" in case.options:
         amount = torch.rand(sizes, generator=generator, dtype=torch.float64) * 2 - 0.5
         leaves.append(amount.clamp(0, 1).to(case.dtype).double())
+    if "norm" in case.options:
+        leaves.append(1 + random("gain", 0, case.parts, 2, gates, over=16))
+        leaves[-1] = leaves[-1].to(case.dtype).double()
+    if "learned" in case.options:
+        leaves.append(random("h0", of_hx, case.parts, case.hidden_size))
     lengths = None
     if "lengths" in case.options:
         lengths = torch.randint(0, case.seq_len + 1, (case.batch,), generator=generator)

@@ -14,7 +14,7 @@ import torch
 import trigru
 from trigru.command import cli, info
 from trigru.command.cli import COMMANDS, main
-from trigru.command.options import Refused, place_to_write
+from trigru.command.options import Refused, place_to_write, seed
 from trigru.command.tables import fitted, number
 from trigru.kernels import config
 from trigru.planning.plan import SCHEDULES
@@ -28,6 +28,16 @@ def run(*argv, **options):
 def test_module_runs_as_the_command():
     result = run("-m", "trigru", "--version", check=True)
     assert result.stdout == f"trigru {trigru.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"), [("-1", True), (2**64 - 1, True), (2**64, False), (-(10**30), False), ("x", False)]
+)
+def test_a_seed_is_one_that_torch_takes(text, fits):
+    if fits:
+        torch.Generator().manual_seed(seed(str(text)))
+    else:
+        assert main(["demo", f"--seed={text}"]) == 2
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"]])

@@ -9,11 +9,12 @@ from torch.nn.utils.rnn import pack_sequence
 
 import trigru
 
+NAMES = ("input", "h0", "w_ih", "w_hh", "b_ih", "b_hh")
+
 
 def arguments(**changed):
     case = layer(3, 2, 5, 7)
-    names = ("input", "h0", "w_ih", "w_hh", "b_ih", "b_hh")
-    return dict(zip(names, (x.float() for x in case.tensors), strict=True)) | changed
+    return dict(zip(NAMES, (x.float() for x in case.tensors), strict=True)) | changed
 
 
 @pytest.mark.parametrize(
@@ -31,11 +32,29 @@ def arguments(**changed):
         ({"w_hh": torch.zeros(21, 8)}, RuntimeError, r"w_hh: expected shape \(24, 8\), got \(21, 8\)"),
         ({"b_ih": torch.zeros(20)}, RuntimeError, r"b_ih: expected shape \(21,\), got \(20,\)"),
         ({"b_hh": torch.zeros(21).double()}, RuntimeError, r"b_hh: expected dtype"),
+        *(
+            ({name: None}, TypeError, f"{name}: expected a torch.Tensor, got NoneType")
+            for name in ("input", "w_ih", "w_hh")
+        ),
+        *(({name: [1.0]}, TypeError, f"{name}: expected a torch.Tensor, got list") for name in NAMES),
+        *(({name: torch.ones(2).numpy()}, TypeError, f"{name}: expected a torch.Tensor") for name in NAMES),
+        ({"batch_sizes": [2, 1]}, TypeError, "batch_sizes: expected a torch.Tensor, got list"),
+        ({"h0": None, "batch_sizes": [2, 1]}, TypeError, "batch_sizes: expected a torch.Tensor, got list"),
+        ({"zoneout": None}, TypeError, "zoneout: expected a number, got NoneType"),
+        ({"recurrent_dropout": None}, TypeError, "recurrent_dropout: expected a number, got NoneType"),
+        ({"weight_dropout": None}, TypeError, "weight_dropout: expected a number, got NoneType"),
     ],
 )
 def test_what_does_not_fit_is_named(changed, kind, message):
     with pytest.raises(kind, match=message):
         trigru.gru(**arguments(**changed))
+
+
+@pytest.mark.parametrize("x", [None, [1.0]], ids=str)
+def test_explain_names_an_input_that_is_no_tensor(x):
+    for call in (trigru.gru, trigru.GRUCell(5, 7)):
+        with pytest.raises(TypeError, match=r"input: expected a torch\.Tensor, got"):
+            trigru.explain(call, x, torch.zeros(2, 7))
 
 
 def test_a_schedule_by_name_that_cannot_run_is_an_error():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -102,6 +104,28 @@ NAMED = {
 def test_where_nn_gru_takes_what_does_not_fit_or_says_nothing_useful(call, kind, words):
     with pytest.raises(kind, match=words):
         call(trigru.GRU(4, 6))
+
+
+@pytest.mark.parametrize("steps", [1, 12], ids=["torch's own", "eager"])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "gain_l0", "h0"])
+def test_a_weight_that_is_gone_is_named(name, steps):
+    options = {"gain_l0": {"norm": "layer"}, "h0": {"learn_initial_state": True}}.get(name, {})
+    layer = trigru.GRU(4, 6, **options)
+    setattr(layer, name, None)
+    with pytest.raises(TypeError, match=f"{name}: expected a torch.Tensor, got NoneType"):
+        layer(x(steps, 2, 4))
+    delattr(layer, name)
+    with pytest.raises(AttributeError, match=name):
+        layer(x(steps, 2, 4))
+
+
+@pytest.mark.parametrize("variant", [*trigru.VARIANTS, "dreamer"])
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh"])
+def test_a_cells_weight_that_is_gone_is_named(name, variant):
+    cell = trigru.GRUCell(4, 6, variant=variant)
+    setattr(cell, name, None)
+    with pytest.raises(TypeError, match=f"{name}: expected a torch.Tensor, got NoneType"):
+        cell(cell_x())
 
 
 @pytest.mark.parametrize(("sizes", "batch"), [([3, 2, 1], 3), ([2, 3], 2), ([2, 0, 3], 2), ([6, -1], 6), ([4, 1], 3)])
@@ -217,6 +241,23 @@ def outcome(call):
 def test_a_call_of_a_cell_does_what_nn_grucell_does(call):
     ours, theirs = (outcome(lambda cls=cls: call(cls(4, 6))) for cls in (trigru.GRUCell, nn.GRUCell))
     assert ours == theirs
+
+
+class Explained(trigru.GRUCell):
+    """Says what a call would do, in place of it."""
+
+    def forward(self, *given):
+        return trigru.explain(self, *given)
+
+
+@pytest.mark.parametrize("variant", [*trigru.VARIANTS, "dreamer"])
+def test_explain_of_a_cell_refuses_what_the_cell_refuses(variant):
+    for name, call in CELL_CALLS.items():
+        cells = [cls(4, 6, variant=variant) for cls in (trigru.GRUCell, Explained)]
+        called, explained = (outcome(partial(call, cell)) for cell in cells)
+        assert isinstance(called, type) == isinstance(explained, type), (name, called, explained)
+    for given in ((cell_x(), cell_h()), (cell_x(4), cell_h(6)), (cell_x().to_sparse(),)):
+        assert Explained(4, 6, variant=variant)(*given).variant == variant
 
 
 @pytest.mark.parametrize("to", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["coo", "csr"])

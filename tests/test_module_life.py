@@ -87,6 +87,90 @@ def test_late_initialisation(kind):
     assert same(outputs(skipped), outputs(made[0]))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_heads": 2},
+        {"groups": 2, "num_layers": 2},
+        {"norm": "layer"},
+        {"learn_initial_state": True},
+        {"num_heads": 4, "groups": 2, "norm": "layer", "learn_initial_state": True, "bidirectional": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cls", [trigru.GRU, trigru.GRUCell])
+def test_new_values_are_those_of_a_new_module(cls, options):
+    """And what is drawn next is, of a module that is made after it."""
+    if cls is trigru.GRUCell:
+        options = {"variant": "dreamer", "norm": options.get("norm")}
+    torch.manual_seed(3)
+    new, drawn_next = cls(6, 8, **options), torch.rand(3)
+    late = cls(6, 8, **options, device="meta").to_empty(device="cpu")
+    for parameter in late.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    torch.manual_seed(3)
+    late.reset_parameters()
+    assert torch.equal(torch.rand(3), drawn_next)
+    for name, value in new.named_parameters():
+        assert torch.equal(value, late.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(("name", "options"), [("gain_l0", {"norm": "layer"}), ("h0", {"learn_initial_state": True})])
+def test_a_parametrized_gain_or_initial_state_is_used(name, options):
+    class Shifted(nn.Module):
+        def forward(self, x):
+            return x + 0.5
+
+    plain, module = trigru.GRU(5, 7, **options), trigru.GRU(5, 7, **options)
+    module.load_state_dict(plain.state_dict())
+    said = module.extra_repr()
+    nn.utils.parametrize.register_parametrization(module, name, Shifted())
+    with torch.no_grad():
+        getattr(plain, name).add_(0.5)
+    assert same(outputs(module), outputs(plain))
+    assert module.extra_repr() == said
+    module.reset_parameters()
+    assert torch.equal(getattr(module, name), torch.full_like(getattr(plain, name), 1.5 if name == "gain_l0" else 0.5))
+
+
+class Counted(nn.Module):
+    """Gives a weight, a new tensor each time, and counts how often."""
+
+    times = 0
+
+    def forward(self, x):
+        self.times += 1
+        return x.clone()
+
+
+@pytest.mark.parametrize("call", ["padded", "packed", "short", "options", "cell", "dreamer"])
+def test_a_parametrized_weight_is_computed_once_in_a_call(call):
+    options = {"cell": {}, "dreamer": {"variant": "dreamer"}, "options": {"norm": "layer", "num_heads": 7}}.get(
+        call, {}
+    )
+    is_cell = call in ("cell", "dreamer")
+    module = (trigru.GRUCell if is_cell else trigru.GRU)(5, 7, **options)
+    counts = {name: Counted() for name, _ in module.named_parameters()}
+    for name, count in counts.items():
+        nn.utils.parametrize.register_parametrization(module, name, count)
+        count.times = 0
+    x = torch.randn(2, 5) if is_cell else torch.randn(1 if call == "short" else 12, 2, 5)
+    if call == "packed":
+        x = nn.utils.rnn.pack_padded_sequence(x, [12, 4])
+    for _ in range(2):
+        module(x)
+    assert {count.times for count in counts.values()} == {2}
+
+
+@pytest.mark.parametrize("cls", [trigru.GRU, trigru.GRUCell])
+def test_explain_leaves_what_steps_on_as_it_was(cls):
+    module = cls(5, 7)
+    nn.utils.parametrizations.spectral_norm(module, next(iter(module._parameters)))
+    before = copy.deepcopy(module.state_dict())
+    trigru.explain(module, torch.randn(2, 5))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
 def test_weights_lie_as_in_nn():
     theirs, ours = nn.GRU(5, 7, 2, bidirectional=True), trigru.GRU(5, 7, 2, bidirectional=True)
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]

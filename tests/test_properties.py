@@ -106,8 +106,11 @@ def test_what_may_overflow_in_some_order():
     for otherwise in (math.nan, -math.inf, 5.0):
         with Overflowing(otherwise):
             found, doubled = a @ b, 2 * torch.tensor([3e38, -3e38, 2e36])
+            rows = torch.nn.functional.layer_norm(torch.tensor([[2e19, 1e19], [2e17, 1e17]]), (2,))
         wanted = torch.tensor([[math.inf, otherwise, -math.inf, 0.0, math.nan]])
         torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+        normalised = torch.tensor([[otherwise, otherwise], [1.0, -1.0]])
+        torch.testing.assert_close(rows, normalised, equal_nan=True)
         torch.testing.assert_close(doubled, torch.tensor([math.inf, -math.inf, 4e36]))
 
 

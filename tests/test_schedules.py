@@ -55,6 +55,35 @@ def test_tf32_where_torch_allows_it_for_its_rnns(on_cpu, schedule, variant, monk
             assert_as_reference(case, schedule=schedule, tolerance=TOLERANCE[torch.float32])
 
 
+def negated(x):
+    """The same values, in memory with the other sign, as torch has them where it negates what it reads."""
+    found = torch._neg_view(-x.detach())
+    assert found.is_neg()
+    assert found.is_contiguous()
+    return found.requires_grad_()
+
+
+@pytest.mark.parametrize(("variant", "given"), [("torch", False), ("cho", True)])
+def test_tensors_that_are_read_negated(on_cpu, schedule, variant, given):
+    leaves = [torch.randn(size) for size in ((4, 3, 5), (3, 16), (48, 5), (48, 16), (48,), (48,))]
+    names, reset = ["input", "h0", "w_ih", "w_hh", "b_ih", "b_hh"], {}
+    if given:
+        leaves += [torch.rand(4, 3, 16), torch.rand(4, 3), torch.randn(3, 16), 1 + torch.rand(2, 48)]
+        names += ["decay", "attention", "reset_state", "gain"]
+        reset = {"reset": torch.rand(4, 3) < 0.5}
+    upstream = [torch.randn(4, 3, 16), torch.randn(3, 16)]
+
+    def results(leaves, upstream, **options):
+        found = trigru.gru(**dict(zip(names, leaves, strict=True)), **reset, variant=variant, **options)
+        return [*found, *torch.autograd.grad(found, leaves, upstream)]
+
+    with on_cpu():
+        got = results([negated(x) for x in leaves], [negated(x).detach() for x in upstream], schedule=schedule)
+    want = results([x.double().requires_grad_() for x in leaves], [x.double() for x in upstream])
+    for g, w in zip(got, want, strict=True):
+        assert error(g, w) <= TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 def test_strided_and_expanded_arguments(on_cpu, schedule, variant):
     batch, hidden_size = 3, 16

@@ -56,11 +56,11 @@ class Blocks:
         return {name: count for name, count in given.items() if count > 1}
 
     def narrow(self, module: nn.RNNBase) -> None:
-        """Give a module's parameters, made for one block, the columns of theirs, with values as new ones have."""
+        """Give a module's parameters, made for one block, the columns of theirs, without values."""
         for names in module._all_weights:
             for name, blocks in zip(names[:2], (self.groups, self.num_heads), strict=True):
                 weight = getattr(module, name)
-                setattr(module, name, nn.Parameter(weight.detach()[:, : weight.shape[1] // blocks].clone()))
+                setattr(module, name, nn.Parameter(weight.new_empty(weight.shape[0], weight.shape[1] // blocks)))
 
     def ungrouped(self, weights: Sequence[Tensor], width: int) -> list[Tensor]:
         """A module's weights with whole matrices in the place of groups. width: of each layer and direction."""

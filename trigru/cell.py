@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import layer_norm, linear
 
+from .checks import expect_tensor
 from .functional import gru_cell
 from .layer import Variant
 from .leaf import Leaf
@@ -70,10 +71,7 @@ class GRUCell(Leaf, nn.RNNCellBase):
 
     def reset_parameters(self) -> None:
         """As in `nn.GRUCell`; a norm's gain becomes 1 again, its shift 0."""
-        super().reset_parameters()
-        if "norm_weight" in self._parameters:
-            nn.init.ones_(self.norm_weight)
-            nn.init.zeros_(self.norm_bias)
+        self._draw({"norm_weight": 1.0, "norm_bias": 0.0})
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, `nn.GRUCell`'s first."""
@@ -92,6 +90,22 @@ class GRUCell(Leaf, nn.RNNCellBase):
             return self._traced(input, hx)
         if hx is not None and self.variant == "torch" and self._is_torchs(input, hx):
             return torch.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        weights = self._weights()
+        x, h = self._rows(input, hx, weights[0])
+        if self.variant == "dreamer":
+            h = self._dreamer(x, h, *weights)
+        else:
+            h = gru_cell(x, h, *weights, variant=self.variant)
+        return h if input.dim() == 2 else h.squeeze(0)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Each looked up once in a call, for a parametrization may step on where it is."""
+        w_ih, w_hh = (expect_tensor(name, getattr(self, name)) for name in ("weight_ih", "weight_hh"))
+        return w_ih, w_hh, self.bias_ih, self.bias_hh
+
+    def _rows(self, input: Tensor, hx: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and state with a batch. weight: of the input's product. Raises what nn.GRUCell raises where one does
+        not fit."""
         for name, tensor in (("input", input), ("hidden", hx)):
             if tensor is not None and tensor.dim() not in (1, 2):
                 raise ValueError(f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
@@ -106,15 +120,10 @@ class GRUCell(Leaf, nn.RNNCellBase):
             self._check_state(x, h)
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        weight = self.weight_ih
         if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             # A ValueError in nn.GRU, but not in nn.GRUCell.
             raise RuntimeError(f"input: expected the weights' dtype {weight.dtype}, got {x.dtype}")
-        if self.variant == "dreamer":
-            h = self._dreamer(x, h)
-        else:
-            h = gru_cell(x, h, weight, self.weight_hh, self.bias_ih, self.bias_hh, variant=self.variant)
-        return h if batched else h.squeeze(0)
+        return x, h
 
     def _is_torchs(self, x: Tensor, h: Tensor) -> bool:
         """Whether a call is what nn.GRUCell's is, its refusals too: a step of a small cell takes little longer than
@@ -124,10 +133,12 @@ class GRUCell(Leaf, nn.RNNCellBase):
         size = self.hidden_size
         return 3 * x.shape[0] * size * (self.input_size + size) < single.MULTIPLICATIONS
 
-    def _dreamer(self, x: Tensor, h: Tensor) -> Tensor:
+    def _dreamer(
+        self, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+    ) -> Tensor:
         """The equations of variant "dreamer"."""
         refuse("variant 'dreamer'")
-        parts = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
+        parts = linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)
         if "norm_weight" in self._parameters:
             parts = layer_norm(parts, parts.shape[-1:], self.norm_weight, self.norm_bias, _DREAMER_EPS)
         r, n, u = parts.chunk(3, -1)

@@ -86,6 +86,13 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
         _check_given(layer, call)
 
 
+def expect_tensor(name: str, x: object) -> Tensor:
+    """The argument. Raises TypeError where it is no tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    return x
+
+
 def expect(
     name: str,
     x: object,
@@ -100,8 +107,7 @@ def expect(
         TypeError: no tensor.
         RuntimeError: anything else.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    x = expect_tensor(name, x)
     if tuple(x.shape) not in shapes:
         expected = " or ".join(str(tuple(shape)) for shape in shapes)
         raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")

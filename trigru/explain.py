@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .cell import GRUCell
-from .checks import layer_of
+from .checks import expect_tensor
 from .functional import cell_way, gru, records_of
-from .layer import Call, Layer, Records
+from .layer import Layer, Records
 from .modules import GRU
 from .operators import site_of
 from .options import per_call
@@ -98,11 +98,12 @@ def explain(call: Any, input: Any, *args: Any, **kwargs: Any) -> Explanation | E
         >>> trigru.explain(model, torch.randn(50, 2, 4))["1"].schedule
         'eager'
     """
-    if isinstance(call, GRUCell) and isinstance(input, Tensor):
-        return _explain_cell(call, input)
+    if isinstance(call, GRUCell):
+        return _explain_cell(call, expect_tensor("input", input), *args, **kwargs)
     if isinstance(call, GRU):
         records = of_module(call, input, *args, **kwargs)
-    elif call is gru and isinstance(input, Tensor):
+    elif call is gru:
+        input = expect_tensor("input", input)
         h0 = kwargs["h0"] if "h0" in kwargs else next(iter(args), None)
         if len(args) < 2 and "w_ih" not in kwargs:  # planned by its state alone
             if not isinstance(h0, Tensor) or h0.dim() != 2:
@@ -115,7 +116,7 @@ def explain(call: Any, input: Any, *args: Any, **kwargs: Any) -> Explanation | E
         return _of_model(call, input, *args, **kwargs)
     else:
         kind = "a trigru.GRU, a trigru.GRUCell, a model of them or trigru.gru"
-        got = f"{type(call).__module__}.{type(call).__qualname__} and {type(input).__name__}"
+        got = f"{type(call).__module__}.{type(call).__qualname__}"
         raise TypeError(f"call: expected {kind}, got {got}; trigru.swap makes nn.GRU a trigru.GRU")
     layer, _, given = records
     site = site_of(*records)
@@ -173,14 +174,20 @@ def _kept(module: nn.Module) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def _explain_cell(cell: GRUCell, input: Tensor) -> Explanation:
-    if cell.variant == "dreamer":
+def _explain_cell(cell: GRUCell, input: Tensor, hx: Tensor | None = None) -> Explanation:
+    dreamer = cell.variant == "dreamer"
+    with _kept(cell):
+        weights = cell._weights()
+    x, h = cell._rows(input, hx, weights[0])
+    if h.layout != torch.strided:
+        raise RuntimeError(f"hx: expected a strided tensor, got one of layout {h.layout}")
+    if x.layout != torch.strided:  # of which cells take a step on a CPU
+        x = x.to_dense()
+    records = records_of(x.unsqueeze(0), h, *weights, variant="torch" if dreamer else cell.variant)  # for its checks
+    if dreamer:
         return Explanation("cell", input.device, input.dtype, cell.variant, CELL_REASONS["dreamer"])
-    x = input if input.dim() == 2 else input.unsqueeze(0)
     if input.is_cpu:
         way = cell_way(cell.variant, x.shape[0], cell.input_size, cell.hidden_size, x.dtype)
         return Explanation(way, input.device, input.dtype, cell.variant, CELL_REASONS[way])
-    weights = [w for w in (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh) if w is not None]
-    layer = layer_of(cell.input_size, cell.hidden_size, bias=cell.bias, variant=cell.variant)
-    records = Records(layer, weights, Call(x.unsqueeze(0), x.new_zeros(1, x.shape[0], cell.hidden_size)))
-    return _explanation(plan(layer, site_of(*records)), input, layer, 1)
+    layer, _, given = records
+    return _explanation(plan(layer, site_of(*records)), given.input, layer, 1)

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole
-from .checks import check, expect, first_of, layer_of
+from .checks import check, expect, expect_tensor, first_of, layer_of
 from .layer import Call, Memory, Records, ScheduleName, Variant
 from .operators.plain import is_plain, is_unseen
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
@@ -82,6 +82,7 @@ def gru(
         h_n: each sequence's last state, (batch, hidden_size).
 
     Raises:
+        TypeError: an argument that is no tensor or no number.
         ValueError: unknown variant, schedule or memory; input's dtype differs from that of the weights; a rate or clip
             outside its range; what cannot be combined.
         RuntimeError: a shape, dtype or device does not fit; the schedule asked for by name cannot run here.
@@ -107,7 +108,7 @@ the tensors are torch.float64
         options |= {"num_heads": num_heads, "groups": groups}
     arguments = per_call(reset, reset_state, lengths, mask, decay, attention)
     of_steps = NO_OPTIONS
-    if zoneout or recurrent_dropout or weight_dropout or clip is not None:
+    if zoneout != 0 or recurrent_dropout != 0 or weight_dropout != 0 or clip is not None:  # None is no rate
         of_steps = Options(zoneout, recurrent_dropout, weight_dropout, clip)
     asked, tensors = None, (input, h0, w_ih, w_hh, b_ih, b_hh)
     bare = arguments is NO_ARGUMENTS and of_steps is NO_OPTIONS and gain is batch_sizes is None
@@ -131,9 +132,12 @@ def _asked(
     b_hh: Tensor | None,
 ) -> operators.Asked | None:
     """What `operators.gru_again` takes of a call of the equations alone; None where none is known by that."""
-    if not input.is_cuda or input.dim() != 3 or w_hh.dim() != 2 or (b_ih is None) != (b_hh is None):
+    try:
+        if not input.is_cuda or input.dim() != 3 or w_hh.dim() != 2 or (b_ih is None) != (b_hh is None):
+            return None
+        zeros, state = ((1, input.shape[1], w_hh.shape[0] // 3), ()) if h0 is None else (None, (h0.unsqueeze(0),))
+    except AttributeError:  # no tensor, which `_prepared` names; asking for that here would cost each call
         return None
-    zeros, state = ((1, input.shape[1], w_hh.shape[0] // 3), ()) if h0 is None else (None, (h0.unsqueeze(0),))
     tensors = (input, *state, w_ih, w_hh) if b_ih is None or b_hh is None else (input, *state, w_ih, w_hh, b_ih, b_hh)
     key = operators.key_of((*said, len(tensors)), input, zeros)
     return None if key is None else (key, tensors, zeros)
@@ -143,7 +147,7 @@ def records_of(input: Tensor, *tensors: Any, **options: Any) -> Records:
     """The records of a call of `gru` with these arguments, checked, and cast, where autocast is on."""
     arguments = per_call(*(options.pop(name, None) for name in PerCall._fields))
     of_steps = {name: options.pop(name) for name in vars(NO_OPTIONS) if name in options}
-    devices = [input.device] if input.device.type == "cuda" else []
+    devices = [input.device] if expect_tensor("input", input).device.type == "cuda" else []
     with torch.random.fork_rng(devices, enabled=bool(of_steps)):  # of a call's own masks
         options |= {"arguments": arguments, "of_steps": Options(**of_steps) if of_steps else NO_OPTIONS}
         return _prepared(input, *tensors, **options)[0]
@@ -169,6 +173,11 @@ def _prepared(
 ) -> tuple[Records, Finish | None]:
     """The records of a call of `gru`, checked, and cast, where autocast is on; and what its output still goes
     through. zeros_later: where there is no h0, it may be `Call.zeros`."""
+    for name, x in (("input", input), ("w_ih", w_ih), ("w_hh", w_hh)):
+        expect_tensor(name, x)
+    for name, y in (("h0", h0), ("b_ih", b_ih), ("b_hh", b_hh), ("batch_sizes", batch_sizes)):
+        if y is not None:
+            expect_tensor(name, y)
     if (blocks := Blocks.of(num_heads, groups, groups * w_ih.shape[-1], w_hh.shape[0] // 3, 1)) is not None:
         num_heads = blocks.num_heads
         w_ih = whole(w_ih, blocks.groups)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import expect
+from .checks import expect, expect_tensor
 from .layer import Memory, ScheduleName, Variant
 from .modules import GRU
 from .planning.invariant import refuse
@@ -232,8 +232,7 @@ class GRUD(nn.Module):
         return 1 if self.batch_first and x.dim() == 3 else 0
 
     def _observed(self, input: Tensor, mask: Tensor) -> Tensor:
-        if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a torch.Tensor, got {type(input).__name__}")
+        expect_tensor("input", input)
         self._time(input)
         if input.shape[-1] != self.input_size:
             raise RuntimeError(

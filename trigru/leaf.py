@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from torch import fx, nn
@@ -43,6 +45,17 @@ class Leaf(nn.Module):
             f"trigru.{name}: torch.jit.script cannot compile it. Call trigru.unswap(model) before it, which makes it "
             f"torch.nn.{name}, or use torch.jit.trace, torch.export or torch.compile"
         )
+
+    def _draw(self, values: Mapping[str, float]) -> None:
+        """What nn.RNNBase and nn.RNNCellBase draw, for all parameters but those of which values are given."""
+        size: int = self.hidden_size  # type: ignore[assignment]
+        bound = 1.0 / math.sqrt(size) if size > 0 else 0.0
+        for name, parameter in self.named_parameters():
+            name = name.removeprefix("parametrizations.").partition(".")[0]
+            if name in values:
+                nn.init.constant_(parameter, values[name])
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
 
     def _get_name(self) -> str:
         return shown_name(super()._get_name())

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole_weights
-from .checks import check, first_of, layer_of
+from .checks import check, expect_tensor, first_of, layer_of
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf
 from .operators.direct import direct
@@ -140,7 +140,9 @@ class GRU(Leaf, nn.RNNBase):
     _reverse = False  # a single direction from the last step to the first
     _options: Options | None = None
     _blocks: Blocks | None = None
-    h0: nn.Parameter  # with learn_initial_state
+    _normalises = False
+    _learns_state = False
+    h0: nn.Parameter  # where it learns one
 
     def __init__(
         self,
@@ -180,6 +182,8 @@ class GRU(Leaf, nn.RNNBase):
             raise ValueError(f"norm: expected None or 'layer', got {norm!r}")
         if not isinstance(learn_initial_state, bool):
             raise TypeError(f"learn_initial_state: expected a bool, got {type(learn_initial_state).__name__}")
+        if blocks is not None:
+            self._blocks = blocks
         super().__init__(
             "GRU",
             input_size,
@@ -198,13 +202,15 @@ class GRU(Leaf, nn.RNNBase):
         if options != NO_OPTIONS:
             self._options = options
         if blocks is not None:
-            self._blocks = blocks
             blocks.narrow(self)
+            self.reset_parameters()
         if norm is not None:
+            self._normalises = True
             for names in self._all_weights:
                 like = getattr(self, names[0])
                 self.register_parameter(_gain_of(names), nn.Parameter(like.new_ones(2, 3 * hidden_size)))
         if learn_initial_state:
+            self._learns_state = True
             place = self._parameters["weight_ih_l0"]
             assert place is not None
             self.h0 = nn.Parameter(place.new_zeros(len(self._all_weights), hidden_size))
@@ -217,12 +223,11 @@ class GRU(Leaf, nn.RNNBase):
         return state
 
     def reset_parameters(self) -> None:
-        """As in `nn.GRU`; the learned initial state becomes zeros again, and gains 1."""
-        super().reset_parameters()
-        if "h0" in self._parameters:
-            nn.init.zeros_(self.h0)
-        for name in self._gains():
-            nn.init.ones_(getattr(self, name))
+        """As in `nn.GRU`; the learned initial state becomes zeros again, and gains 1. With one seed the values are
+        those of a new module."""
+        if self._blocks is not None and "variant" not in self.__dict__:
+            return  # called by nn.RNNBase's constructor: the weights are yet to lose columns
+        self._draw({"h0": 0.0, **dict.fromkeys(self._gains(), 1.0)})
 
     def flatten_parameters(self) -> None:
         """With schedule="cudnn" as in `nn.GRU`: the parameters move into the one buffer that cuDNN reads, which spares
@@ -247,15 +252,15 @@ class GRU(Leaf, nn.RNNBase):
         found: dict[str, Any] = {}
         for options in (self._options, self._blocks):
             found |= {} if options is None else options.named()
-        if self._gains():
+        if self._normalises:
             found["norm"] = "layer"
-        if "h0" in self._parameters:
+        if self._learns_state:
             found["learn_initial_state"] = True
         return found
 
     def _gains(self) -> list[str]:
         """Names of the gains of normalised products, of each layer and direction; none without a norm."""
-        return [_gain_of(names) for names in self._all_weights] if "gain_l0" in self._parameters else []
+        return [_gain_of(names) for names in self._all_weights] if self._normalises else []
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
 
@@ -319,9 +324,9 @@ class GRU(Leaf, nn.RNNBase):
         """The weights of a module of the equations alone, where all are parameters and nobody listens; else None."""
         if self._options is not None or self._blocks is not None or "_prepared" in self.__dict__:  # by trigru.tap
             return None
-        parameters = self._parameters
-        if "h0" in parameters or "gain_l0" in parameters:
+        if self._learns_state or self._normalises:
             return None
+        parameters = self._parameters
         try:
             return [parameters[name] for names in self._all_weights for name in names]  # type: ignore[misc]
         except KeyError:  # a parametrized weight is computed where it is looked up, which may do more: once in a call
@@ -354,6 +359,7 @@ class GRU(Leaf, nn.RNNBase):
     ) -> tuple[Records, Finish | None]:
         """What a call of the module is: the records, checked, as nn.GRU checks, and cast, where autocast is on.
         And what its output goes through. zeros_later: where there is no hx, it may be `Call.zeros`."""
+        weights: Sequence[Tensor] = self._weights()
         batched = True
         if batch_sizes is not None:
             if sorted_indices is not None:
@@ -362,7 +368,7 @@ class GRU(Leaf, nn.RNNBase):
                 batch = hx.shape[1]  # what batch_sizes holds is unknown there; the operator checks
             else:
                 batch = first_of(batch_sizes)
-            self._check(input, hx, 2, batch)
+            self._check(input, hx, 2, batch, weights[0])
             if hx is not None:
                 hx = self.permute_hidden(hx, sorted_indices)
         else:
@@ -379,12 +385,11 @@ class GRU(Leaf, nn.RNNBase):
             if not batched:
                 input = input.unsqueeze(1)
             batch = input.shape[0 if batched and self.batch_first else 1]
-            self._check(input, hx, 3, batch)
+            self._check(input, hx, 3, batch, weights[0])
         layer = self._layer(batched)
-        weights: Sequence[Tensor] = self._weights()
         if layer.num_heads > 1 and is_exported():
             layer, weights = replace(layer, num_heads=1), whole_weights(layer, weights)
-        initial = self._weight("h0").to(input.dtype) if "h0" in self._parameters else None
+        initial = self._weight("h0").to(input.dtype) if self._learns_state else None
         if hx is None and initial is not None:
             hx = initial.unsqueeze(1).expand(layer.parts, batch, self.hidden_size)
         zeros_later = zeros_later and hx is None
@@ -429,11 +434,10 @@ class GRU(Leaf, nn.RNNBase):
         """The records of `_prepared`."""
         return self._prepared(*call, **arguments)[0]
 
-    def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int) -> None:
+    def _check(self, input: Tensor, hx: Tensor | None, dims: int, batch: int, weight: Tensor) -> None:
         """Raise what nn.GRU raises, in its words, where input or hx does not fit; `check` sees to the rest."""
         if input.dim() != dims:
             raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
-        weight = self._weight(self._all_weights[0][0])
         if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
@@ -463,14 +467,14 @@ class GRU(Leaf, nn.RNNBase):
 
     def _weights(self) -> list[Tensor]:
         """w_ih, w_hh (of heads one's columns) and the biases of each layer and direction, looked up by name so that
-        parametrizations are seen."""
+        parametrizations are seen, once in a call, for one may step on where it is."""
         weights = [self._weight(name) for names in self._all_weights for name in names]
         return weights if self._blocks is None else self._blocks.ungrouped(weights, len(self._all_weights[0]))
 
     def _gain(self) -> Tensor | None:
         """Of normalised products, (directions * num_layers, 2, 3 * hidden_size)."""
-        return torch.stack([self._weight(name) for name in self._gains()]) if "gain_l0" in self._parameters else None
+        return torch.stack([self._weight(name) for name in self._gains()]) if self._normalises else None
 
     def _weight(self, name: str) -> Tensor:
         parameters = self._parameters  # where attributes of this kind are found last, and most weights are
-        return parameters[name] if name in parameters else getattr(self, name)  # type: ignore[return-value]
+        return expect_tensor(name, parameters[name] if name in parameters else getattr(self, name))

@@ -136,8 +136,8 @@ class GRUModule(_GRUModule):  # type: ignore[misc]  # of a library without types
         if hidden is None:
             hidden = value.new_zeros(()).expand(*value.shape[:2], len(self.gru._all_weights), size)
         hidden = hidden.reshape(*value.shape[:2], -1, size)
-        if "h0" in self.gru._parameters or not self.recurrent_mode:
-            first = self.gru.h0 if "h0" in self.gru._parameters else 0
+        if self.gru._learns_state or not self.recurrent_mode:
+            first = self.gru.h0 if self.gru._learns_state else 0
             hidden = torch.where(is_init[..., None, None], first, hidden)
         if self.recurrent_mode:
             output, states = self._episodes(value.transpose(0, 1), hidden.permute(1, 2, 0, 3), is_init.t())

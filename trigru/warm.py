@@ -183,7 +183,7 @@ def _calls(
         "decay": [meta(*steps, width) for width in (1, layer.directions * layer.hidden_size)],
         "attention": [meta(*steps)],
     }
-    initial = meta(layer.parts, layer.hidden_size) if "h0" in module._parameters else None
+    initial = meta(layer.parts, layer.hidden_size) if module._learns_state else None
     for chosen in product(*(forms[name] if name in given else [None] for name in PerCall._fields)):
         for training in (False, True):
             options, arguments = module._options or NO_OPTIONS, PerCall(*chosen)

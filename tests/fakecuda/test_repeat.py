@@ -65,6 +65,15 @@ def drawn(*shape):
     return torch.randn(*shape).to("cuda", HALF).requires_grad_()
 
 
+def test_a_state_that_is_read_negated_is_resolved_anew_in_each_call():
+    """Not what comes out, for the device that is not there has operations that see nothing of that bit."""
+    module, x, hx = made("resident"), drawn(3, 2, 4).detach(), drawn(1, 2, 16).detach()
+    for state, kinds in ((torch._neg_view(-hx), 0), (hx, 1)):
+        for _ in range(4):
+            module(x, state)
+        assert repeated() == kinds
+
+
 @pytest.mark.parametrize("schedule", ["stepwise", "walking", "resident", "persistent"])
 @pytest.mark.parametrize(
     ("variant", "options"),

@@ -41,6 +41,17 @@ def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str
     return number
 
 
+def seed(text: str) -> int:
+    """A type for argparse: of torch's random numbers."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 1 << 64
+    if not -(1 << 63) <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"expected a whole number from -2**63 to 2**64 - 1, got {text!r}")
+    return value
+
+
 def place_to_write(option: str, folder: Path) -> None:
     """Make the folder, and raise Refused unless files can be written in it: before the work, not after it."""
     try:

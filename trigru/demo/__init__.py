@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..command.machine import devices_named
-from ..command.options import Refused, Unable, at_least, place_to_write
+from ..command.options import Refused, Unable, at_least, place_to_write, seed
 from ..command.tables import wrapped
 from ..command.threads import one_thread
 from ..explain import explain
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("out/demo.png"),
         help="the figure: a file that ends in .png, .pdf or .svg, or a folder (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of weights and batches (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of sentences")
 
 

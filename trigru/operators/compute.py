@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import reference
 from ..blocks import whole_weights
 from ..checks import batch_sizes_of
-from ..layer import Call, Layer, time_major
+from ..layer import NOTHING, Call, Given, Layer, time_major
 from ..planning import invariant
 from ..planning.plan import KERNELS, Site, plan, precision_of, shared_devices
 from ..planning.stages import Plan
@@ -44,8 +44,22 @@ def forward(recorded: Recorded, by: Plan | None = None, again: Again | None = No
         input, hx, *own = tensors
         return tuple(stack.forward(layer, own, call._replace(input=input, hx=hx), by, first_kept))
 
-    tensors = (call.input, call.hx, *weights)
+    tensors: Sequence[Any] = (call.input, call.hx, *weights)
+    if by.schedule in KERNELS:
+        tensors, call = _as_in_memory(tensors), _others_in_memory(call)
     return stack.Result(*(run(tensors) if again is None else again(run, tensors)))
+
+
+def _as_in_memory(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Tensors whose memory holds their values: kernels see nothing of a bit by which torch reads them negated."""
+    return [x.resolve_neg() if x is not None and x.is_neg() else x for x in tensors]
+
+
+def _others_in_memory(call: Call) -> Call:
+    """What a call brings beside input and hx."""
+    if call.gain is not None:
+        call = call._replace(gain=call.gain.resolve_neg())
+    return call if call.given is NOTHING else call._replace(given=Given.of(_as_in_memory(call.given)))
 
 
 def backward(
@@ -63,7 +77,9 @@ def backward(
         wanted = stack.Wanted(grad_output, grad_h_n, needs[:given], needs[given:])
         return stack.backward(layer, own, call._replace(input=input, hx=hx), by, first_kept, kept, wanted)
 
-    tensors = (grad_output, grad_h_n, call.input, call.hx, *weights, *reserve)
+    tensors: Sequence[Any] = (grad_output, grad_h_n, call.input, call.hx, *weights, *reserve)
+    if by.schedule in KERNELS:
+        tensors, call = _as_in_memory(tensors), _others_in_memory(call)
     again = repeated(backward.forward, by, tensors, needs) if alone else None
     if again is not None and note is not None:
         note(again)
@@ -101,6 +117,8 @@ def repeated(
     address, strides = 0, [None if x is None else x.stride() for x in tensors]
     for x in tensors:
         if x is not None:
+            if x.is_neg():
+                return None
             address |= x.data_ptr()
     launch, repeat = _lazily()
     if address % 16 or (around := launch.circumstances()) is None:
