@@ -271,7 +271,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named("test_exchange_mutations", "the_beginning_of_a_wait_not_noted"),
         ),
         ('f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",', "", _EXPIRES),
-        ('"@p mov.b32 again, 1;", f"@p {load}"', 'f"@p {load}"', _DATA),
+        ('[*_is_missing(m, bits, packed_max), f"@p {load}"]', "_is_missing(m, bits, packed_max)", _DATA),
     ],
     "kernels/persistent_tiles.py": [
         (
