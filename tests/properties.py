@@ -33,6 +33,7 @@ ULPS = 8  # of a result's norm: always allowed, before the factor
 NUDGED = 10  # times, of which no more are made than it takes
 ROWS_OF = ("reset", "decay", "attention")  # packed as the input
 CLOSE = 2.0**-36  # as a share of numbers: so near that a result moves in proportion
+DEVICE = "cpu"  # where what is tested runs; soak.py has it otherwise
 
 
 def _laid(x: Tensor, layout: str) -> Tensor:
@@ -175,8 +176,19 @@ def by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Modul
     Raises:
         AssertionError: shapes or dtypes are not as they must be.
     """
+    if cls is None and DEVICE != "cpu":
+        return _by_call_on_device(case, data, leaves)
     with torch.autocast("cpu", case.dtype, enabled=case.autocast and cls is None):
         return _by_call(case, data, leaves, cls)
+
+
+def _by_call_on_device(case: Case, data: Data, leaves: Sequence[Tensor]) -> Outputs:
+    """There and back, which autograd goes too."""
+    reset, mask, lengths = (x if x is None else x.to(DEVICE) for x in (data.reset, data.mask, data.lengths))
+    own = replace(data, reset=reset, mask=mask, lengths=data.lengths if case.packed else lengths)
+    output, h_n = _by_call(case, own, [x.to(DEVICE) for x in leaves], None)
+    assert (output.device.type, h_n.device.type) == (DEVICE, DEVICE)
+    return output.cpu(), h_n.cpu()
 
 
 def _by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Module] | None) -> Outputs:

@@ -81,12 +81,13 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
-    """Any case; with `kernels`, those of Triton's schedules that run in its interpreter, which are small."""
+def cases(draw: st.DrawFn, kernels: bool = False, device: bool = False) -> Case:
+    """Any case; with `kernels`, those of Triton's schedules that run in its interpreter, which are small; with `device`
+    too, those of a GPU."""
     kind = draw(st.sampled_from(("module", "module", "module", "function", "cell")))
     schedule = "auto"
     if kernels and kind != "cell":
-        schedule = draw(st.sampled_from(("stepwise", "resident")))
+        schedule = draw(st.sampled_from(("auto", "stepwise", "resident") if device else ("stepwise", "resident")))
     elif kind != "cell":
         schedule = draw(st.sampled_from(("auto", "eager")))
     longest = {"cell": 1}.get(kind, 3 if kernels else draw(st.sampled_from((2, 5, 5, 20))))
@@ -122,7 +123,7 @@ def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
     frozen = draw(st.one_of(st.sampled_from(((), ("input",))), some))
     num_heads = draw(st.integers(2, 4)) if "heads" in options or "groups" in options else 1
     of_group = num_heads if "groups" in options else 1
-    few = 1 if chosen.startswith("packed") else 0
+    few = 1 if chosen.startswith("packed") or device else 0  # tests/fakecuda gives empty tensors no shape
     names = ["input", "hx", "w_ih", "w_hh", "b_ih", "b_hh", "upstream"]
     special = st.tuples(st.sampled_from(names), st.sampled_from((math.nan, math.inf, -math.inf)))
     return Case(
@@ -151,7 +152,7 @@ def cases(draw: st.DrawFn, kernels: bool = False) -> Case:
         order=draw(st.sampled_from(ORDERS)),
         seed=draw(st.integers(0, 2**31)),
         frozen=tuple(sorted(frozen)),
-        autocast=kind != "cell" and dtype.itemsize == 2 and draw(st.booleans()),
+        autocast=kind != "cell" and dtype.itemsize == 2 and not device and draw(st.booleans()),
         num_heads=num_heads,
     )
 

@@ -1,6 +1,9 @@
 """Random calls for as long as one likes: what test_properties.py asks of a few, asked of many.
 
     python tests/soak.py --minutes 10 --seed 1
+    PYTHONPATH=tests python -m fakecuda soak --device cuda --minutes 10 --seed 1
+
+The second asks it of a GPU that is not there (tests/fakecuda), or without "-m fakecuda" of one that is.
 
 Batch by batch, each with the next seed. A batch that finds a case which breaks a property shrinks it, prints it and its
 seed, with which `--seed S --batches 1` finds it again. Exit code 1 where there was one; the last line has the counts.
@@ -17,11 +20,13 @@ import time
 import warnings
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels on the CPU, which "auto" does not take
+if "fakecuda" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels on the CPU, which "auto" does not take
 # oneDNN, and torch's interface to it, keep up to 1,024 compiled products each, one for each shape: of nn.GRU in 16
 # bits, beside which calls are checked, 600 MiB after some hundred shapes, which would hide whatever else grows.
 os.environ |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1"}
 
+import properties
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from properties import check
@@ -42,7 +47,8 @@ def resident_mib() -> float:
 class Soak:
     """Batches, and what they came to."""
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, device: bool) -> None:
+        self.device = device
         self.end = time.monotonic() + 60 * minutes
         self.cases = {False: 0, True: 0}
         self.failures = 0
@@ -65,7 +71,7 @@ class Soak:
             suppress_health_check=list(HealthCheck),
             phases=(Phase.generate, Phase.shrink),
         )
-        @given(cases(kernels=kernels))
+        @given(cases(kernels=kernels, device=self.device))
         def any_call(case: Case) -> None:
             nonlocal failed
             if self.over and not failed:
@@ -88,13 +94,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="of the first batch")
     parser.add_argument("--batches", type=int, default=sys.maxsize, help="at most so many")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where all of it runs")
     given = parser.parse_args()
+    properties.DEVICE = given.device
+    torch.backends.cudnn.allow_tf32 = False  # float32 is compared with what float32 can do
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton|numpy")  # numpy's, of infinite numbers
-    began, soak, sizes = time.monotonic(), Soak(given.minutes), []
+    began, soak, sizes = time.monotonic(), Soak(given.minutes, given.device != "cpu"), []
     number = given.seed
     while not soak.over and number < given.seed + given.batches:
-        soak.batch(number, kernels=number % KERNELS_EVERY == KERNELS_EVERY - 1)
+        soak.batch(number, kernels=soak.device or number % KERNELS_EVERY == KERNELS_EVERY - 1)
         number += 1
         sizes.append(resident_mib())
     early = sizes[len(sizes) // 4]  # by then all code is there
