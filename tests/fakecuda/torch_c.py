@@ -264,6 +264,8 @@ def _extend(C: Any, path: Path) -> None:
     C._cuda_exchangeDevice, C._cuda_maybeExchangeDevice = exchange, lambda device: exchange(device)
     C._cuda_getCurrentRawStream = ctypes.PyDLL(library._name).fakecuda_stream
     C._cuda_getCurrentRawStream.argtypes, C._cuda_getCurrentRawStream.restype = [ctypes.c_int], ctypes.c_int64
+    for function in (C._cuda_getDevice, C._cuda_getCurrentRawStream):  # torch's compiler has them in a dict
+        type(function).__hash__ = object.__hash__  # type: ignore[assignment]
     C._cuda_getCurrentStream = stream_data
     C._cuda_getDefaultStream = lambda device: (0, device, 1)
     C._cuda_setStream = set_stream
