@@ -88,10 +88,11 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        variant, inputs, needs = ctx.variant, ctx.saved_tensors[:6], ctx.needs_input_grad[1:]
+        variant, saved, needs = ctx.variant, ctx.saved_tensors, ctx.needs_input_grad[1:]  # hooks unpack at each look
+        inputs = saved[:6]
         if not torch.is_grad_enabled():
             back = _after if variant == "torch" else _before
-            return None, *back(variant, d.contiguous(), *ctx.saved_tensors, needs=needs)
+            return None, *back(variant, d.contiguous(), inputs, saved[6:], needs)
         wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
         found = iter(torch.autograd.grad(plain(variant, *inputs), wanted, d, create_graph=True))
         return None, *(next(found) if need else None for need in needs)
@@ -105,21 +106,10 @@ def _of_input(d_gates: Tensor, x: Tensor, w_ih: Tensor, needs: Sequence[bool]) -
 
 
 def _after(
-    variant: str,
-    d: Tensor,
-    x: Tensor,
-    h: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    rz: Tensor,
-    n: Tensor,
-    own_n: Tensor,
-    *,
-    needs: Sequence[bool],
+    variant: str, d: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Derivatives of variant "torch", whose reset comes after the product."""
+    """Derivatives of variant "torch", whose reset comes after the product. inputs: of the step; kept: of `_forward`."""
+    (x, h, w_ih, w_hh), (rz, n, own_n) = inputs[:4], kept
     r, z = rz.chunk(2, 1)
     past = d * z
     d_n = _tanh_backward(d - past, n)
@@ -133,21 +123,10 @@ def _after(
 
 
 def _before(
-    variant: str,
-    d: Tensor,
-    x: Tensor,
-    h: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    rz: Tensor,
-    n: Tensor,
-    reset: Tensor,
-    *,
-    needs: Sequence[bool],
+    variant: str, d: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Derivatives of "cho" and "chung", whose reset comes before it."""
+    (x, h, w_ih, w_hh), (rz, n, reset) = inputs[:4], kept
     r, z = rz.chunk(2, 1)
     w_rz, w_n = w_hh.split_with_sizes((rz.shape[1], n.shape[1]))
     chung = variant == "chung"
