@@ -68,6 +68,7 @@ def layer(
 def flat_call(case: Layer, arguments: list[Tensor | None], *, first_kept: int = 0, schedule: str = "auto") -> tuple:
     """The arguments of `torch.ops.trigru.gru` for a case's tensors."""
     input, h0, *weights = arguments
+    assert input is not None
     options = {"variant": case.options["variant"], "reverse": case.options["reverse"], "schedule": schedule}
     records = records_of(input, h0, *weights, batch_sizes=case.batch_sizes, **options)
     return flat(Recorded(*records, first_kept))

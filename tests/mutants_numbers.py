@@ -156,11 +156,12 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("else d.masked_fill(own.reset[here].unsqueeze(1), 0)", "else d", _PAIRS),
         ("products.mul_(own.dropped)", "products.mul_(1)", _PAIRS),
-        ("keep.mul_(scale)", "keep.mul_(1)", _PAIRS),
+        ("keep.mul_(amount).add_(rest)", "keep.mul_(1).add_(rest)", _PAIRS),
+        ("d.masked_fill_(next(self.clipped), 0)", "d.masked_fill_(next(self.clipped), 0.5)", _PAIRS),
     ],
     "trigru/schedules/per_step.py": [
         ("torch.cat([reset[1:], torch.zeros_like(reset[:1])])", "reset", _RESET),
-        ("passes = (end.abs() <= clip) | end.isnan()", "passes = (end.abs() <= 2 * clip) | end.isnan()", _PAIRS),
+        ("beyond = end.abs() > clip", "beyond = end.abs() > 2 * clip", _PAIRS),
     ],
     "trigru/schedules/eager_layout.py": [
         (

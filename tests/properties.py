@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from accuracy import Overflowing, Rounding
@@ -91,8 +92,9 @@ def _further(case: Case, weights: list[Tensor]) -> dict[str, Tensor]:
     return {name: weights.pop() for name in reversed(further_of(case))}
 
 
-def _whole(weight: Tensor, blocks: int) -> Tensor:
+def _whole(weight: Tensor | None, blocks: int) -> Tensor:
     """With zeros outside the blocks."""
+    assert weight is not None
     return torch.cat([torch.block_diag(*gate.chunk(blocks)) for gate in weight.chunk(3)])
 
 
@@ -116,12 +118,18 @@ def by_reference(case: Case, data: Data, leaves: Sequence[Tensor]) -> Outputs:
         x, own = _reference_options(case, data, x, further)
     sizes = order = None
     if case.packed and not case.options:
+        assert data.lengths is not None
         packed = pack_padded_sequence(x, data.lengths, enforce_sorted=False)
         x, sizes, order, back = packed
         hx = hx[:, order]
-    options = {"bidirectional": case.bidirectional, "reverse": case.reverse, "variant": case.variant}
+    options: dict[str, Any] = {
+        "bidirectional": case.bidirectional,
+        "reverse": case.reverse,
+        "variant": case.variant,
+    }
     output, h_n = reference.stack(x, hx, weights, batch_sizes=sizes, options=own if case.options else (), **options)
     if case.packed and case.options:
+        assert data.lengths is not None
         return pack_padded_sequence(output, data.lengths, enforce_sorted=False).data, h_n
     if case.packed:
         return output, h_n[:, back]
@@ -196,23 +204,25 @@ def _by_call(case: Case, data: Data, leaves: Sequence[Tensor], cls: type[nn.Modu
     if case.kind == "module":
         return _by_module(case, data, x, hx, weights, cls or trigru.GRU)
     if case.kind == "cell":
-        options = {} if cls else {"variant": case.variant}
-        cell = (cls or trigru.GRUCell)(case.input_size, case.hidden_size, case.biases[0], dtype=x.dtype, **options)
+        only_trigru: dict[str, Any] = {} if cls else {"variant": case.variant}
+        cell = (cls or trigru.GRUCell)(case.input_size, case.hidden_size, case.biases[0], dtype=x.dtype, **only_trigru)
         _set(cell, weights)
         alone = case.rows == "unbatched"
         hx = None if hx is None else hx[0, 0] if alone else hx[0]
         state = (cell(x[0, 0], hx)[None] if alone else cell(x[0], hx))[None]
         return state, state
-    given = _options(case, data, weights)
+    given: dict[str, Any] = _options(case, data, weights)
     given |= {name: given[name][0] for name in ("reset_state", "gain") if name in given}
+    w_ih, w_hh = weights[:2]
     b_ih, b_hh = (weights[2 + sum(case.biases[:i])] if case.biases[i] else None for i in range(2))
-    options = {"variant": case.variant, "schedule": case.schedule, "reverse": case.reverse, "memory": case.memory}
     sizes = None
     if case.packed:
+        assert data.lengths is not None
         x, sizes, *_ = pack_padded_sequence(x, data.lengths)
         given |= {name: pack_padded_sequence(v, data.lengths).data for name, v in given.items() if name in ROWS_OF}
-    options |= _of_module(case) | {"batch_sizes": sizes, "training": "zoneout" not in case.options}
-    output, h_n = trigru.gru(x, None if hx is None else hx[0], *weights[:2], b_ih, b_hh, **options, **given)
+    given |= {"variant": case.variant, "schedule": case.schedule, "reverse": case.reverse, "memory": case.memory}
+    given |= _of_module(case) | {"batch_sizes": sizes, "training": "zoneout" not in case.options}
+    output, h_n = trigru.gru(x, None if hx is None else hx[0], w_ih, w_hh, b_ih, b_hh, **given)
     return output, h_n[None]
 
 
@@ -223,9 +233,9 @@ def _options(case: Case, data: Data, weights: list[Tensor]) -> dict[str, Tensor]
     return {name: x for name, x in given.items() if x is not None}
 
 
-def _of_module(case: Case) -> dict[str, float]:
+def _of_module(case: Case) -> dict[str, Any]:
     """The options that are a module's."""
-    found = {name: x for name, x in (("clip", CLIP), ("zoneout", ZONEOUT)) if name in case.options}
+    found: dict[str, Any] = {name: x for name, x in (("clip", CLIP), ("zoneout", ZONEOUT)) if name in case.options}
     return found | ({"num_heads": case.num_heads, "groups": case.groups} if case.num_heads > 1 else {})
 
 
@@ -233,13 +243,17 @@ def _set(module: nn.Module, weights: list[Tensor]) -> None:
     """Leaves in the place of a module's parameters."""
     names = [name for name, parameter in module._parameters.items() if parameter is not None]
     for name, weight in zip(names, weights, strict=True):
-        module._parameters[name] = weight
+        module._parameters[name] = weight  # type: ignore[assignment]  # a leaf, which need not be a Parameter
 
 
 def _by_module(
     case: Case, data: Data, x: Tensor, hx: Tensor | None, weights: list[Tensor], cls: type[nn.Module]
 ) -> Outputs:
-    options = {"bias": case.biases[0], "batch_first": case.batch_first, "bidirectional": case.bidirectional}
+    options: dict[str, Any] = {
+        "bias": case.biases[0],
+        "batch_first": case.batch_first,
+        "bidirectional": case.bidirectional,
+    }
     given = _options(case, data, weights)
     options |= _of_module(case)
     if cls is trigru.GRU:
@@ -249,8 +263,9 @@ def _by_module(
     module.train("zoneout" not in case.options)
     _set(module, [*weights, *given.pop("gain", ()), *([given.pop("h0")] if "h0" in given else ())])
     if hasattr(module, "_flat_weights"):
-        module._flat_weights = list(weights)
+        module._flat_weights = list(weights)  # type: ignore[assignment]  # a list, as torch itself has it
     if case.packed:
+        assert data.lengths is not None
         pack = partial(
             pack_padded_sequence,
             lengths=data.lengths,

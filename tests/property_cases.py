@@ -105,7 +105,7 @@ def cases(draw: st.DrawFn, kernels: bool = False, device: bool = False) -> Case:
         biases = (bias, bias)
     else:
         biases = (draw(st.booleans()), draw(st.booleans()))
-    rows = (
+    rows: tuple[str, ...] = (
         ("padded", "unbatched") if kind == "cell" else ("padded", "padded", "packed", "packed, unsorted", "unbatched")
     )
     if kind == "function":
@@ -113,7 +113,7 @@ def cases(draw: st.DrawFn, kernels: bool = False, device: bool = False) -> Case:
     chosen = draw(st.sampled_from(rows))
     options: list[str] = []
     if kind != "cell" and draw(st.booleans()):
-        there = OPTIONS if chosen.startswith("packed") else (*OPTIONS, *NOT_PACKED)
+        there: tuple[str, ...] = OPTIONS if chosen.startswith("packed") else (*OPTIONS, *NOT_PACKED)
         there += OF_MODULES if stacked else ()
         options = draw(st.lists(st.sampled_from(there), unique=True))
     if dtype.itemsize == 2 and "clip" in options:
@@ -146,7 +146,7 @@ def cases(draw: st.DrawFn, kernels: bool = False, device: bool = False) -> Case:
         memory="keep" if kind == "cell" else draw(st.sampled_from(("keep", "recompute"))),
         schedule=schedule,
         through=draw(st.sampled_from(("both", "output", "h_n"))),
-        scales=tuple(draw(power) for _ in range(5)),
+        scales=(draw(power), draw(power), draw(power), draw(power), draw(power)),
         # With options, what is not done is 0 times it in the reference, NaN where it is infinite.
         special=None if options else draw(st.one_of(st.none(), st.none(), special)),
         order=draw(st.sampled_from(ORDERS)),

@@ -78,6 +78,19 @@ PEAK = replace(
     order="input changed in place",
     seed=3358,
 )
+# Derivatives of a layer above overflow, behind a clip that lets none of them pass.
+CLIPPED = replace(
+    OVERFLOWS,
+    seq_len=3,
+    input_size=2,
+    hidden_size=1,
+    num_layers=3,
+    has_hx=False,
+    layout="contiguous",
+    options=("clip",),
+    memory="keep",
+    scales=(0, 0, 14, 0, 0),
+)
 QUICK = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
@@ -88,6 +101,9 @@ QUICK = {"deadline": None, "derandomize": True, "suppress_health_check": list(He
 @example(NARROW)
 @example(INFINITE)
 @example(PEAK)
+@example(CLIPPED)
+@example(replace(CLIPPED, variant="cho"))
+@example(replace(CLIPPED, options=("clip", "attention"), num_layers=1, scales=(0, 0, 14, 0, 30)))
 def test_any_call(case):
     properties.check(case)
 

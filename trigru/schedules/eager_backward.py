@@ -86,7 +86,7 @@ class _Backward:
             assert self.reset is not None
             self.reset.copy_(r)
             _sigmoid_backward(seen, side_r, grad_input=f_r)
-        if self.back is not None:
+        if self.back is not None and self.back.ends:
             new = self.keep * before + (z * n if chung else n - z * n)
             # Before the product, r has its derivative from the candidate's alone.
             factors = (self.own, f_n) if layout.reset_after else (self.own[:, size:],)
@@ -153,6 +153,8 @@ class _Backward:
                     carry = self._carry(d_last * keep_last, times(own_last))
                 d.add_(resize(carry, count, grad_h_n, d_h0))
                 alive = count
+            if back is not None:
+                back.end(d)
             for gate in gates:
                 gate.mul_(d_wide)
             d_last, keep_last, own_last = d, keep, own if norm is None else next(norm).back(own)
@@ -180,6 +182,8 @@ class _Backward:
                     carry = self._carry(d_last * keep_last, (d_reset * r_last).add_(times(rz_last)))
                 d.add_(resize(carry, count, grad_h_n, d_h0))
                 alive, d_reset = count, torch.empty_like(d)
+            if back is not None:
+                back.end(d)
             z.mul_(d)
             n.mul_(d)
             of_n = n if norm_n is None else next(norm_n).back(n)

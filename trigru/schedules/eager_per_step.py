@@ -2,12 +2,12 @@
 
 Forward changes the state between two steps. Backward goes a chunk at a time, as the equations do: the ends of its steps
 are folded into the factors that the equations' derivatives are multiplied with, so that the loop has the beginnings
-alone to go through.
+to go through, and the clip, behind which even an infinite derivative must not be seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.recurrence import PerStep, by_row
 from .eager_layout import Chunk, Layout
 from .part import Found, Run
-from .per_step import from_begins, of_amount, partly, unclipped
+from .per_step import clipped, from_begins, of_amount, partly
 
 
 def _cast(per_step: PerStep, dtype: torch.dtype) -> PerStep:
@@ -85,8 +85,10 @@ class Back:
         rows, size = layout.offsets[-1], layout.hidden_size
         new = run.h0.new_empty
         wanted = any(needs[:2])
+        self.ends = per_step.amount is not None or per_step.clip is not None  # whether a step's end does anything
         self.d_begin = new(rows, size, dtype=layout.dtype) if wanted else None
         self.d_amount = new(rows, size, dtype=layout.dtype) if needs[2] else None
+        self.clipped: Iterator[Tensor] | None = None  # of the steps of a chunk
 
     def begin(self, before: Tensor, chunk: Chunk) -> Tensor:
         """The states that a chunk's steps begin from."""
@@ -103,21 +105,24 @@ class Back:
     def of_ends(self, new: Tensor, begin: Tensor, factors: Sequence[Tensor], keep: Tensor) -> None:
         """Fold the ends of the steps into what a state's derivative is multiplied with on its way to the gates, and to
         the state that the step began from. new: the equations' own state."""
-        passes = unclipped(self.own, begin, new)
-        amount = None if self.own.amount is None else by_row(self.own.amount)
-        scale = passes if amount is None else amount if passes is None else amount * passes
-        if amount is not None:
-            rest = 1 - amount if passes is None else (1 - amount) * passes
-            difference = new - begin
-            self.difference = difference if passes is None else difference * passes
-        if scale is not None:
+        hidden = clipped(self.own, begin, new)
+        if hidden is not None:
+            steps = hidden.split(self.layout.sizes[0])
+            self.clipped = iter(steps if self.layout.reverse else reversed(steps))
+        if self.own.amount is not None:
+            amount = by_row(self.own.amount)
+            rest, nothing = 1 - amount, amount == 0
+            self.difference = new - begin
             # What is not done reaches nothing, whatever its factors are.
             for some in factors:
                 wide = some.unflatten(1, (-1, new.shape[1]))
-                wide.mul_(scale.unsqueeze(1)).masked_fill_(scale.unsqueeze(1) == 0, 0)
-            keep.mul_(scale)
-            if amount is not None:
-                torch.where(scale == 0, rest, keep + rest, out=keep)
+                wide.mul_(amount.unsqueeze(1)).masked_fill_(nothing.unsqueeze(1), 0)
+            torch.where(nothing, rest, keep.mul_(amount).add_(rest), out=keep)
+
+    def end(self, d: Tensor) -> None:
+        """Take away of the derivative by the state that the next step ended with what its clip lets not pass."""
+        if self.clipped is not None:
+            d.masked_fill_(next(self.clipped), 0)
 
     def carry(self, direct: Tensor, products: Tensor) -> Tensor:
         """The derivative by the state before a step, from its shares past the products and through them."""

@@ -148,14 +148,14 @@ def partly(begin: Tensor, new: Tensor, amount: Tensor) -> Tensor:
     return torch.where(amount == 1, new, (1 - amount) * begin + amount * new)
 
 
-def unclipped(per_step: PerStep, begin: Tensor, new: Tensor) -> Tensor | None:
-    """(N, H) bool: where the clip lets a derivative pass, of steps whose equations say `new`; None without a clip."""
+def clipped(per_step: PerStep, begin: Tensor, new: Tensor) -> Tensor | None:
+    """(N, H) bool: where the clip lets no derivative pass, of steps whose equations say `new`; None without a clip."""
     clip, amount = per_step.clip, None if per_step.amount is None else by_row(per_step.amount)
     if clip is None:
         return None
     end = new if amount is None else partly(begin, new, amount)
-    passes = (end.abs() <= clip) | end.isnan()
-    return passes if amount is None else passes | (amount == 0)
+    beyond = end.abs() > clip
+    return beyond if amount is None else beyond & (amount != 0)
 
 
 def from_begins(per_step: PerStep, d_begin: Tensor, before: Tensor, needs: Sequence[bool]) -> Found:
@@ -225,8 +225,10 @@ def by_given(
     size = begin.shape[1]
     z, n = (run.gates.narrow(1, i * size, size).float() for i in (1, 2))
     new = (1 - z) * begin + z * n if variant == "chung" else (n - z * n) + z * begin
-    difference, passes = new - begin, unclipped(per_step, begin, new)
-    d_amount = d_end * (difference if passes is None else difference * passes)
+    hidden = clipped(per_step, begin, new)
+    if hidden is not None:
+        d_end.masked_fill_(hidden, 0)
+    d_amount = d_end.mul_(new - begin)
     return found._replace(amount=of_amount(per_step, d_amount).to(amount.dtype))
 
 
