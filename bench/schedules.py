@@ -61,10 +61,10 @@ def schedule_of_gru(gru: Gru, device: str, dtype: torch.dtype, schedule: str, me
     Raises:
         RuntimeError: `schedule` cannot run it.
     """
-    if gru.cell and device == "cpu":
+    if gru.by_steps and device == "cpu":
         return cell_way(gru.variant, gru.batch, gru.input_size, gru.hidden_size, dtype)
-    layer = gru.layer if gru.cell else replace(gru.layer, schedule=schedule, memory=memory)
-    packed, given = gru.rows == "packed" and not gru.cell, gru.given
-    seq_len = 1 if gru.cell else gru.seq_len
+    layer = gru.layer if gru.by_steps else replace(gru.layer, schedule=schedule, memory=memory)
+    packed, given = gru.rows == "packed" and not gru.by_steps, gru.given
+    seq_len = 1 if gru.by_steps else gru.seq_len
     site = Site(_place(device), dtype, seq_len, gru.batch, packed, recording, plain=True, given=given)
     return plan(layer, site).schedule

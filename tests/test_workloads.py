@@ -124,6 +124,9 @@ def test_resets_are_given_to_the_layer():
     gru = Gru(8, 4, 8, 8, rows="resets")
     assert gru.given == ("reset",)
     assert replace(gru, cell=True).given == ()
+    decayed = replace(gru, cell=True, rows="decayed")
+    assert (decayed.by_steps, decayed.given) == (False, ("decay",))
+    assert of_gru(decayed, "fp32", H100, "forward")["launches"] == 1
     assert of_gru(gru, "fp32", None, "forward")["schedule"] == "eager"
     assert of_gru(replace(gru, rows="padded"), "fp32", None, "forward")["schedule"] == "torch"
 

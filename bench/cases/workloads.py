@@ -19,8 +19,8 @@ RESET_EVERY = 50
 
 @dataclass(frozen=True)
 class Gru:
-    """A GRU and its input's sizes. rows: one of ROWS; reset_rate: of "resets", the share of steps. cell: called a step
-    at a time, for a step's input depends on the state before it. calls: so many alike."""
+    """A GRU and its input's sizes. rows: one of ROWS; reset_rate: of "resets", the share of steps. cell: its users call
+    it a step at a time, for a step's input depends on the state before it or is decayed. calls: so many alike."""
 
     seq_len: int
     batch: int
@@ -42,9 +42,15 @@ class Gru:
         return 2 if self.bidirectional else 1
 
     @property
+    def by_steps(self) -> bool:
+        """Whether trigru too is called a step at a time: decays, for which nn.GRU's users need a cell, a layer takes."""
+        return self.cell and self.rows != "decayed"
+
+    @property
     def given(self) -> tuple[str, ...]:
         """What trigru's layer is given for each step, by the names of a plan; a cell takes nothing of the kind."""
-        return ("reset",) if self.rows == "resets" and not self.cell else ()
+        names = {"resets": ("reset",), "decayed": ("decay",)}
+        return () if self.by_steps else names.get(self.rows, ())
 
     @property
     def layer(self) -> Layer:

@@ -36,7 +36,7 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
         "directions": gru.directions,
         "variant": gru.variant,
         "rows": gru.rows,
-        "cell": gru.cell,
+        "cell": gru.by_steps,
         "calls": gru.calls,
     }
     number = DTYPES[dtype]
@@ -44,7 +44,7 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
         return {**_nothing_counted(*_on_cpu(gru, number, direction, recording)), **sizes}
     precision = "tf32" if number == torch.float32 else "ieee"
     layer = Layer(gru.variant, number, gru.batch, gru.hidden_size, precision=precision, directions=gru.directions)
-    times, steps = (gru.calls * gru.seq_len, 1) if gru.cell else (gru.calls, gru.seq_len)
+    times, steps = (gru.calls * gru.seq_len, 1) if gru.by_steps else (gru.calls, gru.seq_len)
     choice = planned("auto", device, layer, direction)
     if choice.schedule == "eager":
         return {**_nothing_counted(choice.schedule, choice.reason), **sizes}
@@ -68,7 +68,7 @@ def of_gru(gru: Gru, dtype: str, device: Device | None, direction: str, *, recor
 
 def _on_cpu(gru: Gru, dtype: torch.dtype, direction: str, recording: bool) -> tuple[str, str]:
     """Schedule and reason."""
-    if gru.cell:
+    if gru.by_steps:
         way = cell_way(gru.variant, gru.batch, gru.input_size, gru.hidden_size, dtype)
         return way, CELL_REASONS[way]
     packed, given = gru.rows == "packed", gru.given
