@@ -131,7 +131,8 @@ class PerStep(NamedTuple):
         dropped = self.dropping(batch, begin.shape[1], wide).dropped
         assert dropped is not None
         seen = torch.empty_like(begin)
-        torch.mul(begin.view(-1, batch, begin.shape[1]), dropped, out=seen.view(-1, batch, begin.shape[1]))
+        by_step = begin.shape[0] // max(batch, 1), batch, begin.shape[1]
+        torch.mul(begin.view(by_step), dropped, out=seen.view(by_step))
         return seen
 
     def begun_grad(self, d_begin: Tensor) -> Tensor:

@@ -102,6 +102,24 @@ def test_against_the_reference(name, variant, schedule):
         assert (got_one - wanted).abs().max() <= 4 * tolerance * max(1.0, wanted.abs().max())
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("name", ["reset", "lengths", "recurrent dropout", "all, recompute"])
+def test_an_empty_batch(name, heads, schedule):
+    """Nothing is launched, and every result has its shape."""
+    dtype = torch.bfloat16 if schedule == "persistent" else torch.float32
+    module = trigru.GRU(4, 9, bidirectional=True, num_heads=heads, schedule=schedule, dtype=dtype, **OPTIONS[name])
+    given = given_for(name, 3, 0, 2, 9, dtype)
+    leaves = [x.requires_grad_() for x in given.values() if x.is_floating_point()]
+    x, hx = torch.randn(3, 0, 4, dtype=dtype).requires_grad_(), torch.randn(2, 0, 9, dtype=dtype).requires_grad_()
+    with launched():
+        output, h_n = module(x, hx, **given)
+        assert (output.shape, h_n.shape) == ((3, 0, 18), (2, 0, 9))
+        leaves = [x, hx, *module.parameters(), *leaves]
+        grads = torch.autograd.grad(output.sum() + h_n.sum(), leaves)
+    assert all(grad.shape == leaf.shape and not grad.any() for grad, leaf in zip(grads, leaves, strict=True))
+
+
 @pytest.mark.parametrize("schedule", ["resident"])
 @pytest.mark.parametrize(("variant", "memory"), [("torch", "keep"), ("cho", "keep"), ("chung", "recompute")])
 def test_steps_without_a_sequence_alive_are_passed_over(monkeypatch, schedule, variant, memory):

@@ -91,6 +91,17 @@ CLIPPED = replace(
     memory="keep",
     scales=(0, 0, 14, 0, 0),
 )
+# A function whose steps are torch's own, and so are its infinities' ways.
+BY_TORCH = replace(
+    OVERFLOWS,
+    kind="function",
+    hidden_size=1,
+    has_hx=False,
+    layout="contiguous",
+    memory="keep",
+    scales=(0, 0, 0, 0, 0),
+    special=("upstream", math.inf),
+)
 QUICK = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
@@ -101,6 +112,9 @@ QUICK = {"deadline": None, "derandomize": True, "suppress_health_check": list(He
 @example(NARROW)
 @example(INFINITE)
 @example(PEAK)
+@example(BY_TORCH)
+@example(replace(BY_TORCH, reverse=True))
+@example(replace(BY_TORCH, batch=3, seq_len=4, biases=(False, True), rows="packed"))
 @example(CLIPPED)
 @example(replace(CLIPPED, variant="cho"))
 @example(replace(CLIPPED, options=("clip", "attention"), num_layers=1, scales=(0, 0, 14, 0, 30)))

@@ -43,7 +43,7 @@ class Gru:
 
     @property
     def by_steps(self) -> bool:
-        """Whether trigru too is called a step at a time: decays, for which nn.GRU's users need a cell, a layer takes."""
+        """Whether trigru too is called a step at a time: a layer takes decays, for which nn.GRU's users need a cell."""
         return self.cell and self.rows != "decayed"
 
     @property

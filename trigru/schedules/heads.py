@@ -22,12 +22,12 @@ _KINDS = len(Weights._fields)
 
 def _units(x: Tensor, heads: int) -> Tensor:
     """(N, H), or (2, N, H), as (heads, N, H / heads), or twice as many."""
-    return x.unflatten(-1, (heads, -1)).movedim(-2, -3).reshape(-1, x.shape[-2], x.shape[-1] // heads)
+    return x.unflatten(-1, (heads, -1)).movedim(-2, -3).flatten(0, -3)
 
 
 def _rows(x: Tensor, heads: int) -> Tensor:
     """(N,), or (2, N), as (heads, N), or twice as many: the same for each."""
-    return x.unsqueeze(-2).expand(*x.shape[:-1], heads, x.shape[-1]).reshape(-1, x.shape[-1])
+    return x.unsqueeze(-2).expand(*x.shape[:-1], heads, x.shape[-1]).flatten(0, -2)
 
 
 def _weights(weights: Weights, heads: int) -> list[Weights]:
