@@ -91,8 +91,8 @@ class _Step(torch.autograd.Function):
         variant, saved, needs = ctx.variant, ctx.saved_tensors, ctx.needs_input_grad[1:]  # hooks unpack at each look
         inputs = saved[:6]
         if not torch.is_grad_enabled():
-            back = _after if variant == "torch" else _before
-            return None, *back(variant, d.contiguous(), inputs, saved[6:], needs)
+            given = d.contiguous(), inputs, saved[6:], needs
+            return None, *(_after(*given) if variant == "torch" else _before(variant, *given))
         wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
         found = iter(torch.autograd.grad(plain(variant, *inputs), wanted, d, create_graph=True))
         return None, *(next(found) if need else None for need in needs)
@@ -106,7 +106,7 @@ def _of_input(d_gates: Tensor, x: Tensor, w_ih: Tensor, needs: Sequence[bool]) -
 
 
 def _after(
-    variant: str, d: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor], needs: Sequence[bool]
+    d: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Derivatives of variant "torch", whose reset comes after the product. inputs: of the step; kept: of `_forward`."""
     (x, h, w_ih, w_hh), (rz, n, own_n) = inputs[:4], kept
