@@ -44,6 +44,10 @@ ZEN4_ROWS, ZEN4_SIZE = 256, 512
 1024: 1.2 to 2.5 times, of 2 to 16 rows), a quarter of them for 2 to 4 rows; or rows from which, with at least so many
 columns in either operand (1.2 times). Below, torch.mm is: by 1.1 to 2 times."""
 
+ZEN4_PACKED_ROWS, ZEN4_PACKED_WEIGHTS = 32, (190_000, 300_000)
+"""There, with weights laid out beforehand: elements of them from which oneDNN is faster, of 2 to so many rows and of
+more (1.0 to 1.7 times at 256 units, 1.05 to 2.2 times at 512)."""
+
 Linear = Callable[..., Tensor]
 
 TURNED_STEPS = 32
@@ -111,6 +115,8 @@ def _is_large(rows: int, inner: int, columns: int, packed: bool) -> bool:
     """Whether a product in float32 is large enough for oneDNN, where that can be the faster one."""
     weights = inner * columns
     if is_zen4():
+        if packed and weights >= ZEN4_PACKED_WEIGHTS[rows > ZEN4_PACKED_ROWS]:
+            return rows > 1
         least = ZEN4_WEIGHTS if rows > 4 else ZEN4_WEIGHTS // 4
         large = weights >= least or (rows >= ZEN4_ROWS and min(inner, columns) >= ZEN4_SIZE)
         return large and rows > 1
