@@ -10,15 +10,30 @@ import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def _halvings(parts):
+    """That leave one of a power of two."""
+    return parts.bit_length() - 1
+
+
 @triton.jit
 def sum_parts(a, SPLIT: tl.constexpr, GATES: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
     """(SPLIT, GATES * BLOCK_H, BLOCK_B) -> (GATES, BLOCK_B, BLOCK_H), summed over the parts.
 
-    `tl.split` wants the parts that it separates in one thread: it is what makes Triton choose that layout here.
+    `tl.split` wants the parts that it separates in one thread: it is what makes Triton choose that layout here. Where
+    there are more threads than elements, `tl.sum` would have several threads share an element's parts, and add their
+    sums in two more rounds through shared memory: there it is splits alone, and threads have the same element.
     """
-    a = tl.reshape(a, (SPLIT // 2, 2, GATES, BLOCK_H, BLOCK_B))
-    even, odd = tl.split(tl.permute(a, (0, 2, 4, 3, 1)))
-    return tl.sum(even + odd, 0)
+    if GATES * BLOCK_H * BLOCK_B < 32 * SPLIT:
+        a = tl.permute(tl.reshape(a, (SPLIT, GATES, BLOCK_H, BLOCK_B)), (1, 3, 2, 0))
+        for n in tl.static_range(_halvings(SPLIT)):
+            even, odd = tl.split(tl.reshape(a, (GATES, BLOCK_B, BLOCK_H, SPLIT >> (n + 1), 2)))
+            a = even + odd
+        return tl.reshape(a, (GATES, BLOCK_B, BLOCK_H))
+    else:
+        a = tl.reshape(a, (SPLIT // 2, 2, GATES, BLOCK_H, BLOCK_B))
+        even, odd = tl.split(tl.permute(a, (0, 2, 4, 3, 1)))
+        return tl.sum(even + odd, 0)
 
 
 @triton.jit

@@ -274,6 +274,18 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ('f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",', "", _EXPIRES),
         ('[*_is_missing(m, bits, packed_max), f"@p {load}"]', "_is_missing(m, bits, packed_max)", _DATA),
     ],
+    "kernels/parts.py": [
+        (
+            "a = even + odd",
+            "a = even",
+            named("test_persistent", "tiles_with_fewer_elements_than_threads[chung-160-True-90-dtype2-data]"),
+        ),
+        (
+            "if GATES * BLOCK_H * BLOCK_B < 32 * SPLIT:",
+            "if False:",
+            named("test_work_persistent", "parts_take_one_round_where_threads_are_more_than_elements[cho]"),
+        ),
+    ],
     "kernels/persistent_tiles.py": [
         (
             "tile = group if together == 1 else group // together",

@@ -64,6 +64,21 @@ def test_every_kind_of_layer(variant, hidden_size, rows, reverse, arch, dtype, p
     check(case, arch=arch, protocol=protocol, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("variant", "hidden_size", "packed", "arch", "dtype", "protocol"),
+    [
+        ("torch", 288, False, 90, torch.bfloat16, "data"),
+        ("cho", 300, True, 80, torch.float16, "flags"),
+        ("chung", 160, True, 90, torch.float32, "data"),
+    ],
+)
+def test_tiles_with_fewer_elements_than_threads(variant, hidden_size, packed, arch, dtype, protocol):
+    config = persistent_config(dtype, 7, hidden_size)
+    assert config.block_h * config.block_b < 32 * config.num_warps
+    case = recurrence(3, 7, hidden_size, variant=variant, dtype=dtype, packed=packed)
+    check(case, arch=arch, protocol=protocol, seed=1)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_interleavings(variant, protocol):

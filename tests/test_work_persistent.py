@@ -11,7 +11,7 @@ from conftest import generated_code
 from per_step import per_step_recurrence
 from recurrences import recurrence
 
-from trigru.bench.suites.work_persistent import LENGTHS, Twice, difference, floor
+from trigru.bench.suites.work_persistent import LENGTHS, Twice, difference, floor, measure
 from trigru.kernels import persistent, resident
 from trigru.kernels.config import persistent_config, resident_config
 from trigru.kernels.launch import using
@@ -59,6 +59,18 @@ def test_work_of_a_step(variant):
         assert step["barriers"] <= SLACK * most_barriers, kernel
         assert step["global_load_bytes"] == floor(kernel, 512, BATCH, 2, 16)[0], kernel
         assert step["atomics"] == 0
+
+
+@pytest.mark.parametrize("variant", ["torch", "cho"])
+def test_parts_take_one_round_where_threads_are_more_than_elements(variant):
+    """By `tl.sum` "torch" has 5 barriers going back, "cho" 10, and 15 forward."""
+    from ptx import ptx_launcher
+
+    steps = {step.pop("kernel"): step for step in measure(ptx_launcher, 90, variant, torch.bfloat16, "ieee", 288, 8)}
+    steps.pop("forward_torch", None)  # its four gates are more elements than threads
+    assert steps
+    for kernel, step in steps.items():
+        assert step["barriers"] <= BUDGET[kernel][1], kernel
 
 
 @pytest.mark.parametrize(
