@@ -27,6 +27,11 @@ def loader(p: Program, operand: Any, kind: str) -> Callable:
     if kind in ("f32", "f64"):
         s = p.src(operand, kind)
         return lambda R: R[s]
+    if kind == "f32x2":
+        s = p.src(operand, "u64")
+        return lambda R: R[s].view(np.float32)
+    if kind not in ("f16", "f16x2", "bf16", "bf16x2"):
+        raise NotImplementedError(kind)
     s = p.src(operand, "u32" if kind.endswith("x2") else "u16")
     if kind.startswith("bf16"):
         return lambda R: bf16_to_f32(R[s].view(np.uint16))
@@ -40,6 +45,11 @@ def storer(p: Program, operand: Any, kind: str) -> tuple[Callable, int]:
 
         def store(R, v):
             np.copyto(R[d], v, casting="same_kind")
+    elif kind == "f32x2":
+        d = p.dst(operand, "u64")
+
+        def store(R, v):
+            R[d].view(np.float32)[:] = v
     else:
         d = p.dst(operand, "u32" if kind.endswith("x2") else "u16")
         pack = f32_to_bf16 if kind.startswith("bf16") else f32_to_f16
@@ -54,7 +64,7 @@ def float_op(ins: Instruction, p: Program, kind: str, fn: Callable, sources: int
     """A float operation fn(arrays) -> array with .ftz, .sat and .relu."""
     loads = [loader(p, o, kind) for o in ins.operands[1 : 1 + sources]]
     store, d = storer(p, ins.operands[0], kind)
-    flush = "ftz" in ins.parts and kind == "f32"
+    flush = "ftz" in ins.parts and kind.startswith("f32")
     sat, relu = "sat" in ins.parts, "relu" in ins.parts
 
     def run(cta, R):
@@ -95,7 +105,7 @@ def _add(ins: Instruction, p: Program) -> Op:
         if kind in ("f32", "f64") and mode == "rn" and not {"ftz", "sat"} & set(ins.parts):
             return _binary_ufunc(ins, p, kind, ufunc)
         if mode != "rn":
-            if kind != "f32":
+            if not kind.startswith("f32"):
                 raise NotImplementedError("rounding mode")
             return float_op(
                 ins, p, kind, lambda x, y: round_f32(ufunc(x.astype(np.float64), y.astype(np.float64)), mode), 2
@@ -252,7 +262,7 @@ def _fma(ins: Instruction, p: Program) -> Op:
 
     def fma(x, y, z):
         r = x.astype(np.float64) * y + z
-        return round_f32(r, mode) if kind == "f32" else r if kind.startswith("f16") else _odd(r)
+        return round_f32(r, mode) if kind.startswith("f32") else r if kind.startswith("f16") else _odd(r)
 
     return float_op(ins, p, kind, fma, 3)
 

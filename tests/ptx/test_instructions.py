@@ -55,6 +55,7 @@ _PTX = """\
 """
 _R32 = " cvt.u64.u32 %rd10, %r4;"
 _R16 = " cvt.u64.u16 %rd10, %rs4;"
+_PAIRS = "mov.b64 %rd11, {%r1, %r2}; mov.b64 %rd12, {%r2, %r3}; mov.b64 %rd13, {%r3, %r1}; "
 _PRED = " selp.b64 %rd10, 1, 0, %p1;"
 
 
@@ -150,6 +151,18 @@ _f16, _bf16 = _half(torch.float16), _half(torch.bfloat16)
 
 def _nan(a, b):
     return math.isnan(_f(a)) or math.isnan(_f(b))
+
+
+def _pair(fn):
+    """Of two floats, (a, b) with (b, c), and as an addend (c, a); None where one is a NaN, whose bits are free."""
+
+    def f(a, b, c):
+        a, b, c = (torch.tensor(_f(x), dtype=torch.float64) for x in (a, b, c))
+        found = torch.stack([fn(a, b, c), fn(b, c, a)]).float()
+        low, high = (x & M32 for x in found.view(torch.int32).tolist())
+        return None if found.isnan().any() else high << 32 | low
+
+    return f
 
 
 # text of the instruction, reference of (a, b, c) as unsigned numbers; 32 bits of each unless the text uses %rd
@@ -248,6 +261,10 @@ FLOAT = [
     ("cvt.rn.f16.f32 %rs4, %r1;" + _R16, lambda a, b, c: _f16(_f(a))),
     ("cvt.rn.bf16x2.f32 %r4, %r1, %r2;", lambda a, b, c: _bf16(_f(a)) << 16 | _bf16(_f(b))),
     ("cvt.rn.f16x2.f32 %r4, %r1, %r2;", lambda a, b, c: _f16(_f(a)) << 16 | _f16(_f(b))),
+    (_PAIRS + "add.rn.f32x2 %rd10, %rd11, %rd12;", _pair(lambda a, b, c: a + b)),
+    (_PAIRS + "sub.f32x2 %rd10, %rd11, %rd12;", _pair(lambda a, b, c: a - b)),
+    (_PAIRS + "mul.f32x2 %rd10, %rd11, %rd12;", _pair(lambda a, b, c: a * b)),
+    (_PAIRS + "fma.rn.f32x2 %rd10, %rd11, %rd12, %rd13;", _pair(lambda a, b, c: a * b + c)),
     ("abs.f32 %r4, %r1;", lambda a, b, c: a & 0x7FFFFFFF),
     ("neg.f32 %r4, %r1;", lambda a, b, c: a ^ 0x80000000),
     ("setp.ltu.f32 %p1, %r1, %r2;" + _PRED, lambda a, b, c: _nan(a, b) or _f(a) < _f(b)),
