@@ -174,7 +174,8 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
         assert row["target"] == path.stem
         assert row["spill_bytes"] == 0, row
         assert row["shared_bytes"] <= SHARED[path.stem], row
-        assert row["loop_matrix_instructions"] or (row["dtype"] == "fp32" and path.stem != "gfx942"), row
+        exact = row["dtype"] == "fp32" and path.stem != "gfx942"
+        assert row["loop_matrix_instructions"] or exact or row["hidden_size"] == 1, row  # a single chunk is no loop
         dtype, _ = inspect.DTYPES[row["dtype"]]
         tile = row["block_h"], row["block_b"], row["block_k"], row["num_warps"], row["num_stages"]
         case = inspect.Case(*(row[field.name] for field in fields(inspect.Case) if field.name in row))
