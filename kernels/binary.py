@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import triton
 
@@ -62,30 +65,36 @@ class Binary:
     @staticmethod
     def of(compiled: Compiled) -> Binary:
         """Read `compiled`."""
-        if "cubin" in compiled.asm:
-            usage, sass = _dump(compiled.asm["cubin"])
-            code = parse_sass(sass)
-            found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-            if found is None:
-                raise RuntimeError(f"cuobjdump printed no resource usage: {usage[:200]!r}")
-            registers, spilled = int(found[1]), int(found[2])
+        return Binary.of_all([compiled])[0]
+
+    @staticmethod
+    def of_all(several: Sequence[Compiled]) -> list[Binary]:
+        """Read kernels of one target: the disassembler takes a quarter of a second to start, a kernel a hundredth."""
+        if not several:
+            return []
+        if "cubin" not in several[0].asm:
+            return [Binary._of_gcn(compiled) for compiled in several]
+        found = []
+        texts = _disassembled(several[0].target.arch, [_code(compiled.asm["cubin"]) for compiled in several])
+        for compiled, text in zip(several, texts, strict=True):
+            code, (registers, spilled) = parse_sass(text), _usage(compiled.asm["cubin"])
             if not any("local_accesses" in i.classes for i in code):
                 spilled = 0  # a stack frame that nothing is stored in
-        else:
-            text = compiled.asm["amdgcn"]
-            code = parse_gcn(text)
-            registers = _metadata(text, "vgpr_count")
-            # Scalar registers spill into lanes of vector registers, not to memory.
-            spilled = max(4 * _metadata(text, "vgpr_spill_count"), _metadata(text, "private_segment_fixed_size"))
+            found.append(Binary._counted(code, registers, spilled, compiled.shared))
+        return found
+
+    @staticmethod
+    def _of_gcn(compiled: Compiled) -> Binary:
+        text = compiled.asm["amdgcn"]
+        # Scalar registers spill into lanes of vector registers, not to memory.
+        spilled = max(4 * _metadata(text, "vgpr_spill_count"), _metadata(text, "private_segment_fixed_size"))
+        return Binary._counted(parse_gcn(text), _metadata(text, "vgpr_count"), spilled, compiled.shared)
+
+    @staticmethod
+    def _counted(code: Sequence[Instruction], registers: int, spilled: int, shared: int) -> Binary:
         matrix = Counter(i.name for i in code if "matrix_instructions" in i.classes).most_common(1)
-        return Binary(
-            registers,
-            spilled,
-            compiled.shared,
-            matrix[0][0] if matrix else None,
-            len(code),
-            count(code, time_loop(code)),
-        )
+        name = matrix[0][0] if matrix else None
+        return Binary(registers, spilled, shared, name, len(code), count(code, time_loop(code)))
 
 
 def count(code: Sequence[Instruction], where: Sequence[int]) -> dict[str, int]:
@@ -127,8 +136,9 @@ def loops(code: Sequence[Instruction]) -> list[list[int]]:
                 if path:
                     low[path[-1][0]] = min(low[path[-1][0]], low[node])
                 if low[node] == order[node]:
-                    component = stack[stack.index(node) :]
-                    del stack[-len(component) :]
+                    component = [stack.pop()]
+                    while component[-1] != node:
+                        component.append(stack.pop())
                     waiting.difference_update(component)
                     if len(component) > 1:
                         found.append(sorted(component))
@@ -143,17 +153,17 @@ def loops(code: Sequence[Instruction]) -> list[list[int]]:
 
 
 def parse_sass(text: str) -> list[Instruction]:
-    """The instructions of `cuobjdump -sass`, of its only function."""
+    """The instructions of one function that a disassembler of NVIDIA's printed."""
     pattern = r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);"
     lines = [m.groups() for m in re.finditer(pattern, text, re.MULTILINE)]
     index = {int(address, 16): i for i, (address, *_) in enumerate(lines)}
     code, joins = [], {}
     for i, (_, predicate, name, operands) in enumerate(lines):
         base = name.split(".")[0]
-        target = re.search(r"\b0x([0-9a-f]+)\s*$", operands)
-        goal = index.get(int(target[1], 16)) if target else None
         after = {i + 1} if i + 1 < len(lines) else set()
-        always = predicate in (None, "@PT")
+        always, goal = predicate in (None, "@PT"), None
+        if base in ("BSSY", "BRA", "JMP") and (target := re.search(r"\b0x([0-9a-f]+)\s*$", operands)):
+            goal = index.get(int(target[1], 16))
         if base == "BSSY":
             joins[operands.split(",")[0]] = goal
         elif base == "BSYNC":
@@ -165,7 +175,7 @@ def parse_sass(text: str) -> list[Instruction]:
             after |= {goal} if goal is not None else set()
         elif base in ("EXIT", "RET", "KILL") and always:
             after = set()
-        classes = _classes(name, _SASS_CLASSES) if predicate != "@!PT" else frozenset()
+        classes = _classes(name) if predicate != "@!PT" else frozenset()
         code.append(Instruction(name, classes, tuple(sorted(after))))
     return code
 
@@ -184,11 +194,13 @@ def parse_gcn(text: str) -> list[Instruction]:
         goal = labels.get(operand) if name.startswith(("s_branch", "s_cbranch")) else None
         ends = name.startswith(("s_branch", "s_endpgm", "s_setpc"))
         after = {x for x in (None if ends else i + 1, goal) if x is not None and x < len(lines)}
-        code.append(Instruction(name, _classes(name, _GCN_CLASSES), tuple(sorted(after))))
+        code.append(Instruction(name, _classes(name, gcn=True), tuple(sorted(after))))
     return code
 
 
-def _classes(name: str, patterns: dict[str, str]) -> frozenset[str]:
+@functools.cache
+def _classes(name: str, gcn: bool = False) -> frozenset[str]:
+    patterns = _GCN_CLASSES if gcn else _SASS_CLASSES
     return frozenset(kind for kind, pattern in patterns.items() if re.match(pattern, name))
 
 
@@ -197,15 +209,44 @@ def _metadata(text: str, name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _dump(cubin: bytes) -> tuple[str, str]:
-    """What cuobjdump, which comes with Triton, says about resources, and its disassembly."""
+def _code(cubin: bytes) -> bytes:
+    """The instructions of the only kernel of an ELF file of 64 bits."""
+    (table,), (size, number, names) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<3H", cubin, 0x3A)
+    headers = [struct.unpack_from("<2I4Q", cubin, table + size * i) for i in range(number)]
+    strings = headers[names][4]
+    found = [
+        cubin[offset : offset + length]
+        for name, _, _, _, offset, length in headers
+        if cubin[strings + name :].startswith(b".text.")
+    ]
+    if len(found) != 1:
+        raise RuntimeError(f"expected one kernel in a cubin, found {len(found)}")
+    return found[0]
+
+
+def _disassembled(capability: int, codes: Sequence[bytes]) -> list[str]:
+    """What nvdisasm, which comes with Triton, prints of each; addresses are those in all of them together."""
+    architecture = f"SM{capability}" + "a" * (capability >= 90)  # as Triton names it
+    text = _printed(triton.knobs.nvidia.nvdisasm.path, "--binary", architecture, given=b"".join(codes))
+    *starts, _ = accumulate(map(len, codes), initial=0)
+    return [text[first:end] for first, end in pairwise([*(text.index(f" /*{x:04x}*/") for x in starts), len(text)])]
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack, by cuobjdump, which comes with Triton."""
+    text = _printed(triton.knobs.nvidia.cuobjdump.path, "-res-usage", given=cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {text[:200]!r}")
+    return int(found[1]), int(found[2])
+
+
+def _printed(*command: str, given: bytes) -> str:
+    """What a program prints of a file with these bytes."""
     handle, path = tempfile.mkstemp(suffix=".cubin")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(cubin)
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", path]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            file.write(given)
+        return subprocess.run([*command, path], capture_output=True, text=True, check=True).stdout
     finally:
         os.remove(path)
-    usage, _, sass = text.partition("code for ")
-    return usage, sass

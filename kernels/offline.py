@@ -159,12 +159,21 @@ class Compiled:
         return getattr(self.kernel.metadata, "global_scratch_size", 0) or 0
 
 
-_compiled: dict[tuple, Compiled] = {}
 _binders: dict[tuple, Any] = {}
 
 
 def specialise(kernel: Any, args: Mapping[str, Any], target: GPUTarget, **options: Any) -> Specialisation:
-    """What Triton's launcher would make of these arguments; nothing is compiled. See `compile_for`."""
+    """What Triton's launcher would make of these arguments; nothing is compiled.
+
+    Args:
+        kernel: a `triton.jit` function.
+        args: all its arguments by name, compile-time constants among them; tensors may be on any device, "meta" too.
+            Triton's own rules decide what is specialised: an argument that is None, or an integer 1, becomes a
+            constant; pointers and integers that 16 divides get that attribute; both not where the kernel says
+            `do_not_specialize`.
+        target: see `target_of`.
+        options: Triton's (num_warps, num_stages, ...).
+    """
     if triton.knobs.runtime.interpret or not isinstance(kernel, triton.JITFunction):
         raise RuntimeError(
             "cannot compile: TRITON_INTERPRET=1 is in force, which makes triton.jit build interpreted functions; "
@@ -180,32 +189,14 @@ def specialise(kernel: Any, args: Mapping[str, Any], target: GPUTarget, **option
     return Specialisation(kernel, target, {**EVERY, **options}, bound, tuple(map(tuple, kinds)))
 
 
-def compile_for(kernel: Any, args: Mapping[str, Any], target: GPUTarget, **options: Any) -> Compiled:
-    """Compile `kernel` for a GPU that need not be there; what was compiled once in this process is kept.
-
-    Args:
-        kernel: a `triton.jit` function.
-        args: all its arguments by name, compile-time constants among them; tensors may be on any device, "meta" too.
-            Triton's own rules decide what is specialised: an argument that is None, or an integer 1, becomes a
-            constant; pointers and integers that 16 divides get that attribute; both not where the kernel says
-            `do_not_specialize`.
-        target: see `target_of`.
-        options: Triton's (num_warps, num_stages, ...).
-    """
-    special = specialise(kernel, args, target, **options)
-    if special.key not in _compiled:
-        _compiled[special.key] = _compile(special)
-    return _compiled[special.key]
-
-
-def compile_launch(launch: Launch, target: GPUTarget) -> Compiled:
-    """Compile what a recorded launch would run."""
-    return compile_for(launch.kernel, {**launch.args, **launch.constexprs}, target, **launch.options)
-
-
 def specialise_launch(launch: Launch, target: GPUTarget) -> Specialisation:
     """What decides the binary of a recorded launch."""
     return specialise(launch.kernel, {**launch.args, **launch.constexprs}, target, **launch.options)
+
+
+def compile_launch(launch: Launch, target: GPUTarget) -> Compiled:
+    """Compile what a recorded launch would run, or take it from Triton's cache on disk."""
+    return _compile(specialise_launch(launch, target))
 
 
 def _compile(special: Specialisation) -> Compiled:

@@ -174,14 +174,15 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
         assert row["target"] == path.stem
         assert row["spill_bytes"] == 0, row
         assert row["shared_bytes"] <= SHARED[path.stem], row
-        assert row["loop_matrix_instructions"] or (row["dtype"] == "fp32" and path.stem != "gfx942"), row
+        exact = row["dtype"] == "fp32" and path.stem != "gfx942"
+        assert row["loop_matrix_instructions"] or exact or row["hidden_size"] == 1, row  # a single chunk is no loop
         dtype, _ = inspect.DTYPES[row["dtype"]]
         tile = row["block_h"], row["block_b"], row["block_k"], row["num_warps"], row["num_stages"]
         case = inspect.Case(*(row[field.name] for field in fields(inspect.Case) if field.name in row))
         config = stepwise_config(dtype, row["batch"], row["hidden_size"], inspect.on_units(case))
         assert tile == (config.block_h, config.block_b, config.block_k, config.num_warps, config.num_stages)
         shapes |= {(h, b) for h in row["hidden_sizes"] for b in row["batches"]}
-    assert shapes == set(product(inspect.ALL_HIDDEN_SIZES, inspect.ALL_BATCHES))
+    assert shapes == set(product(inspect.all_hidden_sizes("stepwise", "bf16"), inspect.ALL_BATCHES))
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
@@ -195,11 +196,10 @@ def test_committed_tables_of_whole_sequences_are_of_the_present_configurations_a
         for row in rows
         for hidden_size, batch in product(row["hidden_sizes"], row["batches"])
     }
-    batches = [batch for batch in inspect.ALL_BATCHES if batch > 8 or schedule == "resident"]
-    every = product(trigru.VARIANTS, inspect.DIRECTIONS, inspect.DTYPES, inspect.ALL_HIDDEN_SIZES, batches)
-    present = {
-        case for case in every if inspect.can_compile(inspect.Case(target, schedule, case[1], case[0], *case[2:]))
-    }
+    asked = inspect.cases(
+        [target], [schedule], inspect.DIRECTIONS, trigru.VARIANTS, inspect.DTYPES, None, inspect.ALL_BATCHES
+    )
+    present = {(case.variant, case.direction, case.dtype, case.hidden_size, case.batch) for case in asked}
     assert compiled == present if fetches() or schedule == "resident" else compiled > present
     for row in rows:
         assert row["target"] == target
@@ -278,6 +278,66 @@ def test_nothing_to_compile(capsys):
 def test_unknown_target():
     with pytest.raises(ValueError, match="got 'sm90'"):
         offline.target_of("sm90")
+
+
+def _found(schedule, variant, direction, dtype, hidden_sizes):
+    """By configuration and masked edges: the largest hidden_size of a launch, as the kernel has it. Then the
+    configurations, which differ in numbers of fetched pieces no more, each with whether units are added."""
+    largest, added = {}, set()
+    for hidden_size, batch in product(hidden_sizes, inspect.ALL_BATCHES):
+        case = inspect.Case("sm_90", schedule, direction, variant, dtype, hidden_size, batch)
+        for start in inspect.recorded(case) if inspect.can_compile(case) else ():
+            special = offline.specialise_launch(start, offline.target_of(case.target))
+            kinds = dict(zip(special.values, special.kinds, strict=True))
+            options = special.kernel.__name__, str(special.options)
+            if "H" in start.constexprs:
+                del kinds["H"]
+            adds = kinds.pop("ADDED", ("constexpr", 0))[1] > 0
+            key = *options, str(kinds)
+            largest[key] = max(largest.get(key, 0), special.values["H"])
+            kinds = {name: kind for name, kind in kinds.items() if name not in ("EVEN_H", "EVEN_K")}
+            if "FETCHED" in kinds:
+                kinds["FETCHED"] = kinds["FETCHED"][1] > 0
+            added.add((*options, str(kinds), adds))
+    return largest, added
+
+
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 13])
+@pytest.mark.parametrize("dtype", ["bf16", "tf32", "fp32"])
+@pytest.mark.parametrize("schedule", inspect.SCHEDULES)
+def test_all_has_every_configuration(schedule, dtype, stride):
+    """At whatever hidden_size, and its largest; with units added and without."""
+    for layer in (("torch", "forward"), ("cho", "backward")):
+        chosen, with_chosen = _found(schedule, *layer, dtype, inspect.all_hidden_sizes(schedule, dtype))
+        there, with_there = _found(schedule, *layer, dtype, range(1, 2049, stride))
+        assert there.keys() <= chosen.keys()
+        assert all(chosen[key] >= hidden_size for key, hidden_size in there.items())
+        assert with_there <= with_chosen
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "tf32", "fp32"])
+@pytest.mark.parametrize("schedule", inspect.SCHEDULES)
+def test_all_has_every_configuration_of_a_batch(schedule, dtype):
+    def keys(batches):
+        sizes = inspect.all_hidden_sizes(schedule, dtype)[::3]
+        asked = inspect.cases(["sm_90"], [schedule], ["forward", "backward"], ["torch"], [dtype], sizes, batches)
+        return {
+            offline.specialise_launch(start, offline.target_of("sm_90")).key
+            for case in asked
+            for start in inspect.recorded(case)
+        }
+
+    assert keys([*range(1, 34), 100, 256, 511]) <= keys(inspect.ALL_BATCHES)
+
+
+def test_several_kernels_are_read_as_each_alone():
+    asked = inspect.cases(["sm_80"], ["stepwise", "resident"], ["forward"], ["torch"], ["bf16"], [16, 32], [16])
+    starts = [start for case in asked for start in inspect.recorded(case)]
+    compiled = [offline.compile_launch(start, offline.target_of("sm_80")) for start in starts]
+    together = binary.Binary.of_all(compiled)
+    assert together == [binary.Binary.of(one) for one in compiled]
+    assert len({one.instructions for one in together}) > 1
+    assert binary.Binary.of_all([]) == []
 
 
 SASS = """

@@ -28,9 +28,8 @@ _devices = itertools.count(2000)  # Triton keeps what it compiled by the device'
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty folder for Triton's binaries, and nothing compiled in this process."""
+    """An empty folder for Triton's binaries."""
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    monkeypatch.setattr(offline, "_compiled", {})
     monkeypatch.setattr(driver_only, "DEVICE", next(_devices))
     return tmp_path
 

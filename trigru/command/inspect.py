@@ -7,12 +7,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
-from itertools import product
+from itertools import chain, groupby, product
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..kernels.config import (
     kept_values,
     on_matrix_units,
     persistent_config,
+    persistent_width,
     resident_config,
     sharing_config,
     stacked_config,
@@ -48,30 +49,25 @@ DIRECTIONS = ("forward", "inference", "backward")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 ALIKE = ("sm_75", "sm_86", "sm_87", "sm_89", "sm_103", "sm_120", "gfx908", "gfx90a", "gfx950")
 """More that kernels were compiled for. No others are taken: LLVM ends the process at a name that it does not know."""
-# The sizes of `--all`: some that 16 divides, which Triton specialises on, some that it does not.
-ALL_HIDDEN_SIZES = (
-    32,
-    48,
-    64,
-    96,
-    100,
-    128,
-    192,
-    250,
-    256,
-    384,
-    500,
-    512,
-    640,
-    768,
-    1000,
-    1024,
-    1280,
-    1536,
-    2000,
-    2048,
-)
-ALL_BATCHES = (1, 2, 3, 4, 8, 15, 16, 17, 24, 31, 32, 48, 64, 100, 128, 200, 256, 512)
+# The sizes of `--all`, with which it compiles every configuration that there is at hidden_size 1 to 2048 and batch 1 to
+# 512 (tests/test_offline.py walks through all). Of each they are the largest, for every combination of edges that it
+# masks and of what Triton specialises on; and where sizes have units added to them (see widen.py), one such too. Of
+# fetched columns, which are whole pieces, the most are there with added units.
+_OF_STEPS = (1, 15, 16, 32, 2047, 2048)
+# fmt: off
+_EXCHANGING = {  # by bytes of an element
+    2: (
+        48, 55, 64, 112, 119, 128, 240, 247, 256, 496, 503, 511, 512, 896, 1023, 1024,
+        1280, 1536, 1792, 2047, 2048,
+    ),
+    4: (
+        16, 27, 32, 48, 59, 64, 112, 123, 128, 240, 251, 256, 496, 507, 512,
+        640, 768, 896, 1023, 1024,
+    ),
+}
+# fmt: on
+_STACKED = {2: (64, 128, 240, 248, 256, 512), 4: (32, 64, 112, 124, 128, 256)}
+ALL_BATCHES = (8, 16, 512)
 SEQ_LEN = 2  # host code does at the second step what it does at all later ones
 
 
@@ -185,7 +181,7 @@ def recorded(case: Case, config: Any = None) -> list:
         config = schedule.config(dtype, batch, hidden_size, on_units(case))
         if case.schedule == "several":
             direction = "backward" if case.direction == "backward" else "forward"
-            shared = sharing_config(config, case.variant, direction, dtype, hidden_size)
+            shared = sharing_config(config, case.variant, direction, dtype, persistent_width(dtype, hidden_size))
             config = replace(config if shared is None else shared, tiles=2)
     run = Recurrence(case.variant, False, precision, config)
     if case.schedule == "stacked":
@@ -257,10 +253,11 @@ def rows_of(cases: Iterable[Case], jobs: int = 1, progress: bool = False) -> lis
             if case not in same:
                 same.append(case)
     binaries: dict[tuple, Row] = {}
-    jobs = min(jobs, len(first))
+    portions = _portions(list(first.values()), jobs)
+    jobs = min(jobs, len(portions))
     with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
-        results: Iterator[Row] = (pool.map if pool else map)(_row, first.values())
-        for key, row in zip(first, results, strict=True):
+        results: Iterator[list[Row]] = (pool.map if pool else map)(_compiled, portions)
+        for key, row in zip(first, chain.from_iterable(results), strict=True):
             binaries[key] = row
             if progress:
                 end = "\n" if len(binaries) == len(first) else ""
@@ -273,14 +270,26 @@ def rows_of(cases: Iterable[Case], jobs: int = 1, progress: bool = False) -> lis
     return rows
 
 
-def _row(at: tuple[Case, int]) -> Row:
-    """Compile the launch of this number of a case, and read the binary."""
+def _portions(starts: list[tuple[Case, int]], jobs: int) -> list[list[tuple[Case, int]]]:
+    """Launches of one target that a process compiles and reads together: at most 16, fewer where there are few, so that
+    all processes end at about the same time."""
+    size = max(1, min(16, len(starts) // (1 if jobs == 1 else 8 * jobs)))
+    of_targets = (list(same) for _, same in groupby(starts, key=lambda start: start[0].target))
+    return [same[i : i + size] for same in of_targets for i in range(0, len(same), size)]
+
+
+def _compiled(starts: list[tuple[Case, int]]) -> list[Row]:
+    """Compile these launches, each by its number in its case's, and read the binaries."""
     from ..kernels.binary import Binary
     from ..kernels.offline import compile_launch, target_of
 
-    case, i = at
-    launch = recorded(case)[i]
-    binary = Binary.of(compile_launch(launch, target_of(case.target)))
+    target = target_of(starts[0][0].target)
+    launches = [recorded(case)[i] for case, i in starts]
+    binaries = Binary.of_all([compile_launch(launch, target) for launch in launches])
+    return [_row(case, *found) for (case, _), *found in zip(starts, launches, binaries, strict=True)]
+
+
+def _row(case: Case, launch: Any, binary: Any) -> Row:
     loop: dict[str, Any] = {f"loop_{name}": number for name, number in binary.loop.items()}
     return Row(
         **asdict(case),
@@ -388,8 +397,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help=f"every dtype and direction, H {ALL_HIDDEN_SIZES[0]} to {ALL_HIDDEN_SIZES[-1]} and B {ALL_BATCHES[0]} to "
-        f"{ALL_BATCHES[-1]}, where not given; each distinct kernel once",
+        help="every dtype and direction, and sizes with which every configuration for H 1 to 2048 and B 1 to 512 is "
+        "there, where not given; each distinct kernel once",
     )
     parser.add_argument("--both", action="store_true", help="kernels that run both directions of time in a launch")
     parser.add_argument("--jobs", type=size, metavar="N", help="kernels compiled at once (default: all CPUs)")
@@ -409,7 +418,7 @@ def run(args: argparse.Namespace) -> int:
             args.direction or (DIRECTIONS if args.all else ("forward", "backward")),
             args.variant,
             args.dtype or (DTYPES if args.all else ("bf16",)),
-            args.hidden or (ALL_HIDDEN_SIZES if args.all else (512,)),
+            args.hidden or (None if args.all else (512,)),
             args.batch or (ALL_BATCHES if args.all else (64,)),
             both=args.both,
         ),
@@ -422,17 +431,32 @@ def run(args: argparse.Namespace) -> int:
     return int(any(row.spill_bytes for row in rows))
 
 
+def all_hidden_sizes(schedule: str, dtype: str) -> tuple[int, ...]:
+    """Those of `--all`."""
+    itemsize = DTYPES[dtype][0].itemsize
+    if schedule == "resident":
+        return (15, 16, 31, 32, 63, 64, 127, 128)
+    if schedule == "stacked":
+        return _STACKED[itemsize]
+    return _EXCHANGING[itemsize] if schedule in ("persistent", "several") else _OF_STEPS
+
+
 def cases(
     targets: Iterable[str],
     schedules: Iterable[str],
     directions: Iterable[str],
     variants: Iterable[str],
     dtypes: Iterable[str],
-    hidden_sizes: Iterable[int],
-    batches: Iterable[int],
+    hidden_sizes: Collection[int] | None,
+    batches: Collection[int],
     *,
     both: bool = False,
 ) -> list[Case]:
-    """Every combination that can be compiled."""
-    combinations = product(targets, schedules, directions, variants, dtypes, hidden_sizes, batches)
-    return [case for case in (Case(*values, both) for values in combinations) if can_compile(case)]
+    """Every combination that can be compiled. hidden_sizes: None for those of `--all`."""
+    every = (
+        Case(*layer, hidden_size, batch, both)
+        for layer in product(targets, schedules, directions, variants, dtypes)
+        for hidden_size in hidden_sizes or all_hidden_sizes(layer[1], layer[-1])
+        for batch in batches
+    )
+    return [case for case in every if can_compile(case)]
