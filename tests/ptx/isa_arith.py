@@ -60,9 +60,18 @@ def storer(p: Program, operand: Any, kind: str) -> tuple[Callable, int]:
     return store, d
 
 
+def _mixed(ins: Instruction) -> str | None:
+    """The type of an addend or of factors, where the result and the other addend are f32 (from sm_100 on)."""
+    return ins.parts[-1] if ins.parts[-1] in ("f16", "bf16") and ins.parts[-2] == "f32" else None
+
+
 def float_op(ins: Instruction, p: Program, kind: str, fn: Callable, sources: int) -> Op:
-    """A float operation fn(arrays) -> array with .ftz, .sat and .relu."""
-    loads = [loader(p, o, kind) for o in ins.operands[1 : 1 + sources]]
+    """A float operation fn(arrays) -> array with .ftz, .sat and .relu. Where it is mixed, its last source is f32."""
+    narrow = _mixed(ins)
+    kinds = [kind] * sources
+    if narrow is not None:
+        kind, kinds = "f32", [narrow] * (sources - 1) + ["f32"]
+    loads = [loader(p, o, own) for o, own in zip(ins.operands[1 : 1 + sources], kinds, strict=True)]
     store, d = storer(p, ins.operands[0], kind)
     flush = "ftz" in ins.parts and kind.startswith("f32")
     sat, relu = "sat" in ins.parts, "relu" in ins.parts
@@ -105,7 +114,7 @@ def _add(ins: Instruction, p: Program) -> Op:
         if kind in ("f32", "f64") and mode == "rn" and not {"ftz", "sat"} & set(ins.parts):
             return _binary_ufunc(ins, p, kind, ufunc)
         if mode != "rn":
-            if not kind.startswith("f32"):
+            if not kind.startswith("f32") and _mixed(ins) is None:
                 raise NotImplementedError("rounding mode")
             return float_op(
                 ins, p, kind, lambda x, y: round_f32(ufunc(x.astype(np.float64), y.astype(np.float64)), mode), 2
@@ -262,7 +271,7 @@ def _fma(ins: Instruction, p: Program) -> Op:
 
     def fma(x, y, z):
         r = x.astype(np.float64) * y + z
-        return round_f32(r, mode) if kind.startswith("f32") else r if kind.startswith("f16") else _odd(r)
+        return round_f32(r, mode) if kind.startswith("f32") or _mixed(ins) else r if kind.startswith("f16") else _odd(r)
 
     return float_op(ins, p, kind, fma, 3)
 

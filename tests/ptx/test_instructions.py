@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -165,6 +166,17 @@ def _pair(fn):
     return f
 
 
+def _low(fn, *shifts):
+    """Of floats whose upper 16 bits are the lower ones of an operand, as bfloat16 has them; None for a NaN."""
+
+    def f(*operands):
+        a, b, c = ((x << shift) & M32 for x, shift in zip_longest(operands, shifts, fillvalue=0))
+        found = fn(*(torch.tensor(_f(x), dtype=torch.float64) for x in (a, b, c))).float()
+        return None if found.isnan() else found.view(torch.int32).item() & M32
+
+    return f
+
+
 # text of the instruction, reference of (a, b, c) as unsigned numbers; 32 bits of each unless the text uses %rd
 INTEGER = [
     ("add.s32 %r4, %r1, %r2;", lambda a, b, c: a + b),
@@ -265,6 +277,9 @@ FLOAT = [
     (_PAIRS + "sub.f32x2 %rd10, %rd11, %rd12;", _pair(lambda a, b, c: a - b)),
     (_PAIRS + "mul.f32x2 %rd10, %rd11, %rd12;", _pair(lambda a, b, c: a * b)),
     (_PAIRS + "fma.rn.f32x2 %rd10, %rd11, %rd12, %rd13;", _pair(lambda a, b, c: a * b + c)),
+    ("add.rn.f32.bf16 %r4, %rs1, %r2;", _low(lambda a, b, c: a + b, 16)),
+    ("sub.rn.f32.bf16 %r4, %rs1, %r2;", _low(lambda a, b, c: a - b, 16)),
+    ("fma.rn.f32.bf16 %r4, %rs1, %rs2, %r3;", _low(lambda a, b, c: a * b + c, 16, 16)),
     ("abs.f32 %r4, %r1;", lambda a, b, c: a & 0x7FFFFFFF),
     ("neg.f32 %r4, %r1;", lambda a, b, c: a ^ 0x80000000),
     ("setp.ltu.f32 %p1, %r1, %r2;" + _PRED, lambda a, b, c: _nan(a, b) or _f(a) < _f(b)),
