@@ -41,6 +41,19 @@ _STATIC = attrgetter(
 """What `GRU._layer` goes by."""
 
 
+def _of_steps(name: str) -> Any:
+    """An argument of `Options` as an attribute, checked where it is set."""
+
+    def get(module: GRU) -> float | None:
+        return getattr(module._options or NO_OPTIONS, name)
+
+    def put(module: GRU, value: float | None) -> None:
+        options = replace(module._options or NO_OPTIONS, **{name: value})
+        module._options = None if options == NO_OPTIONS else options
+
+    return property(get, put, doc="As the argument; may be set, for the calls that follow.")
+
+
 class GRU(Leaf, nn.RNNBase):
     """A multi-layer GRU: `nn.GRU` with a choice of equations and of schedule.
 
@@ -143,6 +156,10 @@ class GRU(Leaf, nn.RNNBase):
     _normalises = False
     _learns_state = False
     h0: nn.Parameter  # where it learns one
+    zoneout = _of_steps("zoneout")
+    recurrent_dropout = _of_steps("recurrent_dropout")
+    weight_dropout = _of_steps("weight_dropout")
+    clip = _of_steps("clip")
 
     def __init__(
         self,
