@@ -44,10 +44,10 @@ _STATIC = attrgetter(
 def _of_steps(name: str) -> Any:
     """An argument of `Options` as an attribute, checked where it is set."""
 
-    def get(module: GRU) -> float | None:
+    def get(module: GRU) -> Any:
         return getattr(module._options or NO_OPTIONS, name)
 
-    def put(module: GRU, value: float | None) -> None:
+    def put(module: GRU, value: Any) -> None:
         options = replace(module._options or NO_OPTIONS, **{name: value})
         module._options = None if options == NO_OPTIONS else options
 
