@@ -16,6 +16,10 @@ def packed(rows, sizes, dtype=torch.int64):
     return PackedSequence(torch.randn(rows, 4), torch.tensor(sizes, dtype=dtype))
 
 
+def nested(layout):
+    return torch.nested.nested_tensor([torch.randn(5, 4), torch.randn(3, 4)], layout=layout)
+
+
 def quantised(x):
     return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
 
@@ -96,6 +100,8 @@ NAMED = {
     "packed, two dimensions": (lambda m: m(packed(5, [[3, 2]])), RuntimeError, r"batch_sizes: .* got \(1, 2\)"),
     "packed, empty": (lambda m: m(packed(0, [])), RuntimeError, "sequence length to be larger than 0 in RNN"),
     "quantised input": (lambda m: m(quantised(x())), ValueError, "does not match weight dtype"),
+    "nested": (lambda m: m(nested(torch.strided)), RuntimeError, "input: expected .* lengths, .* got a nested tensor"),
+    "jagged": (lambda m: m(nested(torch.jagged)), RuntimeError, "input: expected .* lengths, .* got a nested tensor"),
     "complex layer": (lambda m: m.to(torch.complex64)(x().to(torch.complex64)), RuntimeError, "expected a floating"),
 }
 

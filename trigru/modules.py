@@ -21,7 +21,7 @@ from .autocast import cast
 from .blocks import Blocks, is_exported, whole_weights
 from .checks import check, expect_tensor, first_of, layer_of
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
-from .leaf import Leaf
+from .leaf import Leaf, traced
 from .operators.direct import direct
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
 from .planning.plan import check_memory, check_schedule
@@ -313,7 +313,7 @@ class GRU(Leaf, nn.RNNBase):
         """See the class."""
         given = per_call(reset, reset_state, lengths, mask, decay, attention)
         if isinstance(input, fx.Proxy):
-            return self._traced(input, hx, given._asdict())
+            return traced(self, input, hx, **given._asdict())
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             records, finish = self._prepared(data, hx, batch_sizes, sorted_indices, given)
@@ -321,6 +321,10 @@ class GRU(Leaf, nn.RNNBase):
             output = output if finish is None else finish(output)
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
+            )
+        if input.is_nested:
+            raise RuntimeError(
+                "input: expected a padded tensor, with lengths, or a PackedSequence, got a nested tensor"
             )
         asked = None
         if given is NO_ARGUMENTS and not torch.compiler.is_compiling() and (weights := self._bare()) is not None:
