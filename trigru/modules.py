@@ -49,7 +49,9 @@ def _of_steps(name: str) -> Any:
 
     def put(module: GRU, value: Any) -> None:
         options = replace(module._options or NO_OPTIONS, **{name: value})
-        module._options = None if options == NO_OPTIONS else options
+        vars(module).pop("_options", None)
+        if options != NO_OPTIONS:
+            module._options = options
 
     return property(get, put, doc="As the argument; may be set, for the calls that follow.")
 
