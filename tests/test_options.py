@@ -295,7 +295,7 @@ def test_rates_and_clip_may_be_changed_later(name, value, compiled):
         setattr(later, name, -1)
     setattr(later, name, default)
     assert torch.equal(result(call), plain)
-    assert vars(later).keys() == vars(trigru.GRU(3, 4)).keys()
+    assert "_options" not in vars(later)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
