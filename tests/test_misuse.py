@@ -16,10 +16,6 @@ def packed(rows, sizes, dtype=torch.int64):
     return PackedSequence(torch.randn(rows, 4), torch.tensor(sizes, dtype=dtype))
 
 
-def nested(layout):
-    return torch.nested.nested_tensor([torch.randn(5, 4), torch.randn(3, 4)], layout=layout)
-
-
 def quantised(x):
     return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
 
@@ -100,8 +96,6 @@ NAMED = {
     "packed, two dimensions": (lambda m: m(packed(5, [[3, 2]])), RuntimeError, r"batch_sizes: .* got \(1, 2\)"),
     "packed, empty": (lambda m: m(packed(0, [])), RuntimeError, "sequence length to be larger than 0 in RNN"),
     "quantised input": (lambda m: m(quantised(x())), ValueError, "does not match weight dtype"),
-    "nested": (lambda m: m(nested(torch.strided)), RuntimeError, "input: expected .* lengths, .* got a nested tensor"),
-    "jagged": (lambda m: m(nested(torch.jagged)), RuntimeError, "input: expected .* lengths, .* got a nested tensor"),
     "complex layer": (lambda m: m.to(torch.complex64)(x().to(torch.complex64)), RuntimeError, "expected a floating"),
 }
 
@@ -110,6 +104,22 @@ NAMED = {
 def test_where_nn_gru_takes_what_does_not_fit_or_says_nothing_useful(call, kind, words):
     with pytest.raises(kind, match=words):
         call(trigru.GRU(4, 6))
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: trigru.GRU(4, 6)(x),
+        lambda x: trigru.GRUD(4, 6)(x, x, x),
+        lambda x: trigru.gru(x, None, torch.randn(18, 4), torch.randn(18, 6)),
+    ],
+    ids=["GRU", "GRUD", "gru"],
+)
+def test_nested_input_is_named(call, layout):
+    nested = torch.nested.nested_tensor([x(5, 4), x(3, 4)], layout=layout)
+    with pytest.raises(RuntimeError, match=r"input: expected .* with lengths, .* got a nested tensor"):
+        call(nested)
 
 
 @pytest.mark.parametrize("steps", [1, 12], ids=["torch's own", "eager"])

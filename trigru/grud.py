@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .checks import expect, expect_tensor
+from .checks import expect, expect_tensor, refuse_nested
 from .layer import Memory, ScheduleName, Variant
 from .leaf import traced
 from .modules import GRU
@@ -237,7 +237,7 @@ class GRUD(nn.Module):
         return 1 if self.batch_first and x.dim() == 3 else 0
 
     def _observed(self, input: Tensor, mask: Tensor) -> Tensor:
-        expect_tensor("input", input)
+        refuse_nested(expect_tensor("input", input))
         self._time(input)
         if input.shape[-1] != self.input_size:
             raise RuntimeError(

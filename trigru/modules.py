@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole_weights
-from .checks import check, expect_tensor, first_of, layer_of
+from .checks import check, expect_tensor, first_of, layer_of, refuse_nested
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf, traced
 from .operators.direct import direct
@@ -324,10 +324,7 @@ class GRU(Leaf, nn.RNNBase):
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
             )
-        if input.is_nested:
-            raise RuntimeError(
-                "input: expected a padded tensor, with lengths, or a PackedSequence, got a nested tensor"
-            )
+        refuse_nested(input)
         asked = None
         if given is NO_ARGUMENTS and not torch.compiler.is_compiling() and (weights := self._bare()) is not None:
             if input.is_cpu:
