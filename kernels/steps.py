@@ -58,7 +58,8 @@ class Steps:
             return None
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return self.computed_offsets(device)
-        offsets = torch.tensor(self.offsets, dtype=torch.int64, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"
+        offsets = torch.tensor(self.offsets, dtype=torch.int64, device="cpu", pin_memory=pinned)
         return offsets.to(device, non_blocking=True)  # a copy from pageable memory would wait for the device
 
     def computed_offsets(self, device: torch.device) -> Tensor:
@@ -69,7 +70,7 @@ class Steps:
         for count, stretch in groupby(self.counts):
             last = first + len(list(stretch))
             start = self.offsets[first] + count
-            torch.arange(start, self.offsets[last] + 1, count, out=offsets[first + 1 : last + 1])
+            torch.arange(start, self.offsets[last] + 1, count, out=offsets[first + 1 : last + 1], device=device)
             first = last
         return offsets
 

@@ -27,7 +27,7 @@ class _Word:
     """A device's word, as a tensor for kernels and as a number for the host."""
 
     def __init__(self) -> None:
-        self.tensor = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+        self.tensor = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=True)
         self.number = ctypes.c_int32.from_address(self.tensor.data_ptr())
 
 

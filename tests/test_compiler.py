@@ -196,6 +196,21 @@ def test_a_compiled_module_under_forward_mode_keeps_tangents_or_raises():
             compiled(dual)
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen W_ih"])
+@pytest.mark.parametrize("options", [{}, {"norm": "layer", "clip": 0.5}], ids=["plain", "norm, clip"])
+def test_compiled_autograd(options, frozen):
+    """The derivative of a call that was not compiled, in one graph."""
+    layer = trigru.GRU(5, 6, **options)
+    layer.weight_ih_l0.requires_grad_(not frozen)
+    x = torch.randn(12, 2, 5, requires_grad=True)
+    leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    want = torch.autograd.grad(layer(x)[0].square().sum(), leaves)
+    loss = layer(x)[0].square().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        loss.backward()
+    assert_same([leaf.grad for leaf in leaves], want)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("options", list(LAYERS.values()), ids=LAYERS)

@@ -250,6 +250,8 @@ def test_what_does_not_fit_is_refused(case):
 
 
 def test_a_mean_or_times_of_another_shape_are_refused():
+    with pytest.raises(TypeError, match=r"mean: expected a torch\.Tensor, got list"):
+        trigru.GRUD(3, 4, mean=[0.0, 1.0, 2.0])
     with pytest.raises(RuntimeError, match=r"mean: expected shape \(3,\), got \(4,\)"):
         trigru.GRUD(3, 4, mean=torch.zeros(4))
     with pytest.raises(RuntimeError, match=r"times: expected shape \(5, 2\), got \(4, 2\)"):

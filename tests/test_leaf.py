@@ -65,6 +65,22 @@ def test_keywords_reach_the_leaf():
     torch.testing.assert_close(fx.symbolic_trace(model)(*inputs), model(*inputs), rtol=0, atol=0)
 
 
+def test_gru_d_is_a_leaf_of_fx():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = trigru.GRUD(5, 7)
+
+        def forward(self, x, mask, gaps, lengths):
+            return self.inner(x, mask, gaps, lengths=lengths)[0]
+
+    model, x = Model(), torch.randn(4, 2, 5)
+    inputs = x, x > 0, x.abs(), torch.tensor([4, 1])
+    traced = fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["inner"]
+    torch.testing.assert_close(traced(*inputs), model(*inputs), rtol=0, atol=0)
+
+
 def test_the_module_alone_is_no_graph():
     """As of nn.GRU."""
     for module in (nn.GRU(4, 6), trigru.GRU(4, 6)):

@@ -106,6 +106,22 @@ def test_where_nn_gru_takes_what_does_not_fit_or_says_nothing_useful(call, kind,
         call(trigru.GRU(4, 6))
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: trigru.GRU(4, 6)(x),
+        lambda x: trigru.GRUD(4, 6)(x, x, x),
+        lambda x: trigru.gru(x, None, torch.randn(18, 4), torch.randn(18, 6)),
+    ],
+    ids=["GRU", "GRUD", "gru"],
+)
+def test_nested_input_is_named(call, layout):
+    nested = torch.nested.nested_tensor([x(5, 4), x(3, 4)], layout=layout)
+    with pytest.raises(RuntimeError, match=r"input: expected .* with lengths, .* got a nested tensor"):
+        call(nested)
+
+
 @pytest.mark.parametrize("steps", [1, 12], ids=["torch's own", "eager"])
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "gain_l0", "h0"])
 def test_a_weight_that_is_gone_is_named(name, steps):

@@ -199,6 +199,15 @@ def test_weights_that_are_replaced_or_moved_are_used():
     assert same(outputs(ours), outputs(theirs))
 
 
+@pytest.mark.parametrize("steps", [3, 40], ids=["torch's own", "eager"])
+def test_a_list_in_place_of_the_flat_weights_is_not_read(steps):
+    """Which nn.GRU computes with: the parameters by their names are used, in every schedule."""
+    layer, x = trigru.GRU(3, 4), torch.randn(steps, 2, 3)
+    want, _ = layer(x)
+    layer._flat_weights = [w * 2 for w in layer._flat_weights]
+    assert torch.equal(layer(x)[0], want)
+
+
 def test_shared_memory():
     module = trigru.GRU(5, 7)
     want = outputs(module)

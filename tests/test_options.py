@@ -270,6 +270,34 @@ def test_an_empty_batch(name, memory):
     assert all(grad.shape == leaf.shape and not grad.any() for grad, leaf in zip(grads, leaves, strict=True))
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("zoneout", 0.4), ("recurrent_dropout", 0.4), ("weight_dropout", 0.4), ("clip", 0.05)]
+)
+def test_rates_and_clip_may_be_changed_later(name, value, compiled):
+    """As nn.GRU's dropout: the next call, compiled or not, is of a layer made with it."""
+    made, later, x = trigru.GRU(3, 4, **{name: value}), trigru.GRU(3, 4), torch.randn(6, 2, 3)
+    later.load_state_dict(made.state_dict())
+    torch.compiler.reset()
+    call = torch.compile(later, backend="eager", fullgraph=True) if compiled else later
+
+    def result(layer):
+        torch.manual_seed(0)
+        return layer(x)[0]
+
+    plain, default = result(call), getattr(later, name)
+    setattr(later, name, value)
+    assert getattr(later, name) == value
+    assert repr(later) == repr(made)
+    torch.testing.assert_close(result(call), result(made))
+    assert not torch.allclose(result(call), plain)
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        setattr(later, name, -1)
+    setattr(later, name, default)
+    assert torch.equal(result(call), plain)
+    assert "_options" not in vars(later)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_clip_is_the_last_thing_in_a_step(variant):
     module, x, hx = layer_of(3, 5, clip=0.2, variant=variant), randn(6, 2, 3), 10 * randn(1, 2, 5)

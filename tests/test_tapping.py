@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import trigru
@@ -54,6 +55,47 @@ def test_off_it_leaves_nothing_and_changes_no_result():
     assert len(gates) == 1
     assert set(vars(model[1])) == before
     assert not model[1]._forward_hooks
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["", "compiled before"])
+@pytest.mark.filterwarnings("error")
+def test_a_compiled_call_is_recorded(before):
+    """In a graph that breaks there, and says so where it may not."""
+    torch.compiler.reset()
+    module, x = trigru.GRU(3, 5), torch.randn(12, 2, 3)
+    compiled, whole = (torch.compile(module, backend="eager", fullgraph=full) for full in (False, True))
+    want, _ = compiled(x) if before else module(x)
+    with trigru.tap(module) as gates:
+        output, _ = compiled(x)
+        torch.compiler.reset()  # else what was compiled in parts serves both
+        with pytest.raises(Exception, match=r"trigru\.tap records calls as they run"):
+            whole(x)
+    torch.testing.assert_close(output, want)
+    torch.testing.assert_close(gates[0].h, want)
+    compiled(x)
+    assert len(gates) == 1
+
+
+def dual(module, x):
+    with forward_ad.dual_level():
+        module(forward_ad.make_dual(x, x))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda module, x: torch.func.grad(lambda x: module(x)[0].sum())(x),
+        lambda module, x: torch.vmap(lambda x: module(x)[0])(x.unsqueeze(0)),
+        lambda module, x: torch.func.jvp(lambda x: module(x)[0], (x,), (x,)),
+        lambda module, x: torch.export.export(module, (x,)),
+        dual,
+    ],
+    ids=["grad", "vmap", "jvp", "export", "dual"],
+)
+def test_what_others_look_at_is_refused(call):
+    module = trigru.GRU(3, 5)
+    with trigru.tap(module), pytest.raises(RuntimeError, match="tap: expected a call"):
+        call(module, torch.randn(12, 2, 3))
 
 
 def test_layouts():

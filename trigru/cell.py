@@ -11,7 +11,7 @@ from torch.nn.functional import layer_norm, linear
 from .checks import expect_tensor
 from .functional import gru_cell
 from .layer import Variant
-from .leaf import Leaf
+from .leaf import Leaf, traced
 from .planning.invariant import is_on, refuse
 from .reference import check_variant
 from .schedules import single
@@ -87,7 +87,7 @@ class GRUCell(Leaf, nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """See the class."""
         if isinstance(input, fx.Proxy):
-            return self._traced(input, hx)
+            return traced(self, input, hx)
         if hx is not None and self.variant == "torch" and self._is_torchs(input, hx):
             return torch.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         weights = self._weights()

@@ -93,6 +93,12 @@ def expect_tensor(name: str, x: object) -> Tensor:
     return x
 
 
+def refuse_nested(input: Tensor) -> None:
+    """Raise RuntimeError where the input has no shape to speak of."""
+    if input.is_nested:
+        raise RuntimeError("input: expected a padded tensor, with lengths, or a packed one, got a nested tensor")
+
+
 def expect(
     name: str,
     x: object,

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole
-from .checks import check, expect, expect_tensor, first_of, layer_of
+from .checks import check, expect, expect_tensor, first_of, layer_of, refuse_nested
 from .layer import Call, Memory, Records, ScheduleName, Variant
 from .operators.plain import is_plain, is_unseen
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
@@ -133,7 +133,13 @@ def _asked(
 ) -> operators.Asked | None:
     """What `operators.gru_again` takes of a call of the equations alone; None where none is known by that."""
     try:
-        if not input.is_cuda or input.dim() != 3 or w_hh.dim() != 2 or (b_ih is None) != (b_hh is None):
+        if (
+            not input.is_cuda
+            or input.is_nested
+            or input.dim() != 3
+            or w_hh.dim() != 2
+            or (b_ih is None) != (b_hh is None)
+        ):
             return None
         zeros, state = ((1, input.shape[1], w_hh.shape[0] // 3), ()) if h0 is None else (None, (h0.unsqueeze(0),))
     except AttributeError:  # no tensor, which `_prepared` names; asking for that here would cost each call
@@ -175,6 +181,7 @@ def _prepared(
     through. zeros_later: where there is no h0, it may be `Call.zeros`."""
     for name, x in (("input", input), ("w_ih", w_ih), ("w_hh", w_hh)):
         expect_tensor(name, x)
+    refuse_nested(input)
     for name, y in (("h0", h0), ("b_ih", b_ih), ("b_hh", b_hh), ("batch_sizes", batch_sizes)):
         if y is not None:
             expect_tensor(name, y)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from .checks import expect, expect_tensor
+from .checks import expect, expect_tensor, refuse_nested
 from .layer import Memory, ScheduleName, Variant
+from .leaf import traced
 from .modules import GRU
 from .planning.invariant import refuse
 
@@ -110,13 +111,14 @@ class GRUD(nn.Module):
         self.bias_gamma_h = nn.Parameter(like.new_empty(hidden_size))
         self.weight_gamma_x = nn.Parameter(like.new_empty(input_size))
         self.bias_gamma_x = nn.Parameter(like.new_empty(input_size))
-        if mean is not None and tuple(mean.shape) != (input_size,):
+        if mean is not None and tuple(expect_tensor("mean", mean).shape) != (input_size,):
             raise RuntimeError(f"mean: expected shape {(input_size,)}, got {tuple(mean.shape)}")
         self.register_buffer("mean", like.new_zeros(input_size) if mean is None else mean.detach().to(like).clone())
         self._reset_decays()
 
     def reset_parameters(self) -> None:
-        """New values: of `gru` as in `nn.GRU`, of the decays as in PyPOTS, uniform up to 1 / sqrt(outputs)."""
+        """New values: of `gru` as in `nn.GRU`, of the decays as in PyPOTS, uniform up to 1 / sqrt(outputs). `mean`
+        stays as it is; after `to_empty` it has to be filled."""
         self.gru.reset_parameters()
         self._reset_decays()
 
@@ -145,6 +147,9 @@ class GRUD(nn.Module):
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See the class."""
+        if isinstance(input, fx.Proxy):
+            steps = {"last": last, "reset": reset, "reset_state": reset_state, "lengths": lengths}
+            return traced(self, input, mask, gaps, hx, **steps)
         observed = self._observed(input, mask)
         expect("gaps", gaps, [tuple(input.shape), (*input.shape[:-1], 1)], [input.dtype], input)
         refuse("GRU-D, whose decays come from a product of torch's,")
@@ -232,7 +237,7 @@ class GRUD(nn.Module):
         return 1 if self.batch_first and x.dim() == 3 else 0
 
     def _observed(self, input: Tensor, mask: Tensor) -> Tensor:
-        expect_tensor("input", input)
+        refuse_nested(expect_tensor("input", input))
         self._time(input)
         if input.shape[-1] != self.input_size:
             raise RuntimeError(

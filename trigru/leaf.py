@@ -60,17 +60,17 @@ class Leaf(nn.Module):
     def _get_name(self) -> str:
         return shown_name(super()._get_name())
 
-    def _traced(self, input: fx.Proxy, hx: Any, arguments: dict[str, Any] | None = None) -> Any:
-        """A call that torch.fx traces: of this module as it is, like one of torch.nn."""
-        tracer: Any = input.tracer
-        if getattr(tracer, "root", None) is self:
-            raise fx.proxy.TraceError(
-                f"trigru.{type(self).__name__} is a leaf: torch.fx traces a model that has it, not the module alone"
-            )
-        given = {name: x for name, x in (arguments or {}).items() if x is not None}
-        return tracer.create_proxy(
-            "call_module", tracer.path_of_module(self), (input,) if hx is None else (input, hx), given
+
+def traced(module: nn.Module, *inputs: Any, **arguments: Any) -> Any:
+    """A call that torch.fx traces: of the module as it is, like one of torch.nn. Without what is None."""
+    tracer: Any = inputs[0].tracer
+    if getattr(tracer, "root", None) is module:
+        raise fx.proxy.TraceError(
+            f"trigru.{type(module).__name__} is a leaf: torch.fx traces a model that has it, not the module alone"
         )
+    given = {name: x for name, x in arguments.items() if x is not None}
+    positional = tuple(x for x in inputs if x is not None)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), positional, given)
 
 
 def shown_name(name: str) -> str:

@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import PackedSequence
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole_weights
-from .checks import check, expect_tensor, first_of, layer_of
+from .checks import check, expect_tensor, first_of, layer_of, refuse_nested
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
-from .leaf import Leaf
+from .leaf import Leaf, traced
 from .operators.direct import direct
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
 from .planning.plan import check_memory, check_schedule
@@ -39,6 +39,21 @@ _STATIC = attrgetter(
     *("bidirectional", "_reverse", "variant", "schedule", "memory"),
 )
 """What `GRU._layer` goes by."""
+
+
+def _of_steps(name: str) -> Any:
+    """An argument of `Options` as an attribute, checked where it is set."""
+
+    def get(module: GRU) -> Any:
+        return getattr(module._options or NO_OPTIONS, name)
+
+    def put(module: GRU, value: Any) -> None:
+        options = replace(module._options or NO_OPTIONS, **{name: value})
+        vars(module).pop("_options", None)
+        if options != NO_OPTIONS:
+            module._options = options
+
+    return property(get, put, doc="As the argument; may be set, for the calls that follow.")
 
 
 class GRU(Leaf, nn.RNNBase):
@@ -143,6 +158,10 @@ class GRU(Leaf, nn.RNNBase):
     _normalises = False
     _learns_state = False
     h0: nn.Parameter  # where it learns one
+    zoneout = _of_steps("zoneout")
+    recurrent_dropout = _of_steps("recurrent_dropout")
+    weight_dropout = _of_steps("weight_dropout")
+    clip = _of_steps("clip")
 
     def __init__(
         self,
@@ -296,7 +315,7 @@ class GRU(Leaf, nn.RNNBase):
         """See the class."""
         given = per_call(reset, reset_state, lengths, mask, decay, attention)
         if isinstance(input, fx.Proxy):
-            return self._traced(input, hx, given._asdict())
+            return traced(self, input, hx, **given._asdict())
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             records, finish = self._prepared(data, hx, batch_sizes, sorted_indices, given)
@@ -305,6 +324,7 @@ class GRU(Leaf, nn.RNNBase):
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
                 h_n, unsorted_indices
             )
+        refuse_nested(input)
         asked = None
         if given is NO_ARGUMENTS and not torch.compiler.is_compiling() and (weights := self._bare()) is not None:
             if input.is_cpu:

@@ -151,7 +151,7 @@ class Nodes:
         self.g = g
 
     def constant(self, values: Sequence[int]) -> Any:
-        return self.g.op("Constant", value_t=torch.tensor(values))
+        return self.g.op("Constant", value_t=torch.tensor(values, device="cpu"))
 
     def rows(self, x: Any, start: int, stop: int) -> Any:
         return self.g.op("Gather", x, self.constant(range(start, stop)), axis_i=0)
@@ -172,7 +172,7 @@ class Nodes:
         return self.g.op("Cast", lengths, to_i=torch.onnx.TensorProtoDataType.INT32)
 
     def unless_none(self, lengths: Any, h_n: Any, h0: Any) -> Any:
-        some = self.g.op("Greater", lengths, self.g.op("Constant", value_t=torch.tensor(0)))
+        some = self.g.op("Greater", lengths, self.g.op("Constant", value_t=torch.tensor(0, device="cpu")))
         return self.g.op("Where", self.g.op("Reshape", some, self.constant([1, -1, 1])), h_n, h0)
 
     def node(self, input: Any, w: Any, r: Any, b: Any, ends: Any, h0: Any, **attributes: Any) -> tuple[Any, Any]:

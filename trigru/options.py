@@ -232,7 +232,7 @@ class _User:
             return True
         if not all(x is None or _can_look_at(x) for x in (own, other)):
             return True
-        as_given = torch.arange(self.batch)
+        as_given = torch.arange(self.batch, device="cpu")
         return torch.equal(as_given if own is None else own, as_given if other is None else other)
 
     def _check(self, name: str, x: object, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:

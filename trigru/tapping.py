@@ -15,7 +15,8 @@ from . import reference
 from .blocks import whole_weights
 from .layer import Records, time_major
 from .modules import GRU
-from .operators import compute
+from .operators import compute, tensors_of
+from .operators.plain import has_tangent, is_batched
 from .operators.schema import Recorded
 from .options import Finish
 from .schedules import stack
@@ -40,7 +41,8 @@ class Gates(NamedTuple):
 def tap(module: nn.Module) -> Iterator[list[Gates]]:
     """Record what the gates do in every forward call of the GRUs in `module` while the context lasts.
 
-    A recorded call is computed once more, with the states kept, and its gates from them; calls outside cost nothing.
+    A recorded call is computed once more, with the states kept, and its gates from them; calls outside cost nothing. It
+    runs uncompiled: a graph of torch.compile breaks around it.
 
     Args:
         module: a `trigru.GRU`, or a model of them.
@@ -50,6 +52,7 @@ def tap(module: nn.Module) -> Iterator[list[Gates]]:
 
     Raises:
         ValueError: no trigru.GRU in `module`.
+        RuntimeError: a call by torch.func, forward-mode AD or torch.export, whose tensors are none to look at.
 
     Example:
         >>> layer = trigru.GRU(8, 16)
@@ -69,17 +72,25 @@ def tap(module: nn.Module) -> Iterator[list[Gates]]:
         yield gates
 
 
+_RUNS = "trigru.tap records calls as they run"  # what a compiler is told
+
+
 @contextmanager
 def _tapped(name: str, module: GRU, gates: list[Gates]) -> Iterator[None]:
     """One GRU's calls."""
     calls: list[tuple[Records, Finish | None, list[Tensor]]] = []
     prepared, outer = module._prepared, vars(module).get("_prepared")  # by a tap around this one
 
+    @torch.compiler.disable(reason=_RUNS)
     def preparing(*args: Any, **kwargs: Any) -> Any:
         result = prepared(*args, **kwargs)
-        calls.append((*result, _rng_states(result[0].call.input.device)))
+        _, weights, call = result[0]
+        if torch.compiler.is_compiling() or is_batched() or has_tangent(tensors_of(weights, call)):
+            raise RuntimeError("tap: expected a call that torch.func, forward-mode AD and torch.export do not look at")
+        calls.append((*result, _rng_states(call.input.device)))
         return result
 
+    @torch.compiler.disable(reason=_RUNS)
     def after(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _result: Any) -> None:
         if called is not module or not calls:  # a copy made within the context has the hook; a forward put in its place
             return

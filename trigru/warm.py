@@ -166,7 +166,7 @@ def _calls(
 
     steps = (batch, _STEPS) if layer.batch_first else (_STEPS, batch)
     rows = (batch * _STEPS,) if packed else steps
-    sizes = torch.full((_STEPS,), batch) if packed else None
+    sizes = torch.full((_STEPS,), batch, device="cpu") if packed else None
     hx = meta(layer.parts, batch, layer.hidden_size)
     gain = meta(layer.parts, 2, 3 * layer.hidden_size) if "norm" in module.further() else None
     call = Call(meta(*rows, layer.input_size), hx, sizes, gain=gain)

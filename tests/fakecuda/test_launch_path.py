@@ -9,6 +9,7 @@ from unittest.mock import ANY
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fakecuda
 import trigru
@@ -69,6 +70,22 @@ def test_numbers_and_launches(schedule):
     cooperative = {launched["cooperative"] for launched in loops()}
     assert cooperative == {schedule in ("walking", "persistent")}
     assert all(launched["grid"][0] * launched["grid"][1] <= launched["blocks_per_sm"] * 132 for launched in loops())
+
+
+@pytest.mark.parametrize("schedule", ["stepwise", "walking", "resident", "persistent"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_where_torch_makes_tensors_on_a_gpu(monkeypatch, schedule, packed):
+    """As after `torch.set_default_device("cuda")`: words and offsets of the host's stay there."""
+    layer = trigru.GRU(8, 64, schedule=schedule, device="cuda", dtype=HALF)
+    x = torch.randn(3, 5, 8, device="cuda", dtype=HALF)
+    input = pack_padded_sequence(x, torch.tensor([3, 3, 2, 1, 1])) if packed else x
+    expected = layer(input)
+    torch.cuda.synchronize()
+    monkeypatch.setattr(watch, "_words", {})
+    monkeypatch.setattr(watch, "_known", {})
+    with torch.device("cuda"):
+        found = layer(input)
+    assert torch.equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize(

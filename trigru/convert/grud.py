@@ -84,7 +84,7 @@ def from_grud(module: nn.Module, *, mean: Array | None = None, batch_first: bool
         variant=variant,  # type: ignore[arg-type]  # a module's
     ).to_empty(device=weights.w_hh.device)
     found.gru = build([[weights]], variant, batch_first=batch_first)
-    at = torch.zeros(size) if mean is None else tensor("mean", mean, (size,))
+    at = weights.w_hh.new_zeros(size) if mean is None else tensor("mean", mean, (size,))
     with torch.no_grad():
         for name, value in {**values, "mean": at}.items():
             getattr(found, name).copy_(value)
@@ -140,6 +140,6 @@ def to_grud(module: GRUD) -> dict[str, Tensor]:
         "temp_decay_h.b": module.bias_gamma_h,
         "temp_decay_x.W": torch.diag(module.weight_gamma_x),
         "temp_decay_x.b": module.bias_gamma_x,
-        "temp_decay_x.m": torch.eye(module.input_size).to(b_ih),
+        "temp_decay_x.m": torch.eye(module.input_size, dtype=b_ih.dtype, device=b_ih.device),
     }
     return {name: value.detach().clone() for name, value in values.items()}

@@ -135,11 +135,12 @@ class _GRU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):  # type: ignore[no-untyped-def]
-        *_, need_input, _, need_hx = ctx.needs_input_grad[:7]
+        *_, need_input, has_shape, need_hx = ctx.needs_input_grad[:7]
         needs = [need_hx, *ctx.needs_input_grad[7:]]
         needs = [need_input, *needs]
         d_input, *others = derivative.differentiate(ctx, grad_output, grad_h_n, needs)
-        return None, None, None, None, d_input, None, *others
+        compiled = has_shape and torch.compiler.is_compiling()  # compiled autograd adds up, and knows no None
+        return None, None, None, None, d_input, torch.zeros_like(d_input) if compiled else None, *others
 
 
 class _Again(torch.autograd.Function):

@@ -106,7 +106,8 @@ def _derivatives(backward: Backward, note: Callable[[compute.Again], None] | Non
     # With grad mode on this derivative may be differentiated again: only the operator can.
     if not torch.is_grad_enabled() and plain.is_plain((grad_output, grad_h_n)):
         return compute.backward(backward, alone=True, note=note)
-    if any(grad is not None and plain.is_legacy_batched(grad) for grad in (grad_output, grad_h_n)):
+    grads = () if torch.compiler.is_compiling() else (grad_output, grad_h_n)  # compiled autograd can do neither
+    if any(grad is not None and plain.is_legacy_batched(grad) for grad in grads):
         found = batching.backward_of_each(backward)
     else:
         d_input, d_hx, d_weights = torch.ops.trigru.gru_backward(*flat_backward(backward))
