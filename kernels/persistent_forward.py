@@ -111,8 +111,8 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
 
         following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
         then = tile_of(first, following.k, B, S)
-        h_then, gates_then, of_step, glance = _load_turn(pointers, beside, then, following, T, B, direction, S)
         ar, az, an, _ = four_gates(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+        h_then, gates_then, of_step, glance = _load_turn(pointers, beside, then, following, T, B, direction, S)
         if b_hn is not None:
             an += b_hn
         gr, gz, gn = gates

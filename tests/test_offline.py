@@ -146,13 +146,13 @@ SEVERAL = [
 @pytest.mark.parametrize(("target", "variant", "dtype", "hidden_size"), [("sm_90", "torch", "bf16", 512), *SEVERAL])
 def test_no_spills_where_a_program_takes_several_batch_tiles(target, variant, dtype, hidden_size):
     """What the plan refuses, which spills, is no case."""
-    asked = inspect.cases([target], ["several"], ["forward", "backward"], [variant], [dtype], [hidden_size], [64])
+    asked = inspect.cases([target], ["several"], inspect.DIRECTIONS, [variant], [dtype], [hidden_size], [64])
     refused = (target, variant, dtype, hidden_size) == ("sm_100", "cho", "bf16", 1024)
-    assert len(asked) == (1 if refused else 2)
+    assert len(asked) == (2 if refused else 3)
     rows = inspect.rows_of(asked)
     assert all(row.spill_bytes == 0 and row.cooperative for row in rows), rows
     if variant == "torch" and hidden_size == 512 and dtype != "tf32":
-        assert rows[0].registers <= 128  # two of them fit on a multiprocessor
+        assert all(row.registers <= 128 for row in rows[:2])  # two of them fit on a multiprocessor
 
 
 @generated_code
