@@ -183,7 +183,7 @@ def check(case):
     batches.end = 0
     raise AssertionError("found at the end")
 
-soak.check, batches = check, soak.Soak(1)
+soak.check, batches = check, soak.Soak(1, device=False)
 batches.batch(1, False)
 assert batches.failures == 1
 """
