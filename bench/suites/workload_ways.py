@@ -43,18 +43,19 @@ def ours(gru: Gru, source: nn.Module, given: Given, **options: Any) -> Built:
     """trigru's modules, called as `of_torch` calls nn's, but for resets and decays, which a layer takes. options:
     schedule and memory of `trigru.GRU`."""
     places = {"device": given.x.device, "dtype": given.x.dtype, "variant": gru.variant}
-    if gru.by_steps:
-        module: nn.Module = trigru.GRUCell(gru.input_size, gru.hidden_size, gru.bias, **places)  # type: ignore[arg-type]
-    else:
-        layer = {"bias": gru.bias, "dropout": gru.dropout, "bidirectional": gru.bidirectional}
-        module = trigru.GRU(gru.input_size, gru.hidden_size, gru.num_layers, **layer, **places, **options)  # type: ignore[arg-type]
     weights = source.state_dict()
-    if gru.cell and not gru.by_steps:
+    if gru.by_steps:
+        cell = trigru.GRUCell(gru.input_size, gru.hidden_size, gru.bias, **places)  # type: ignore[arg-type]
+        cell.load_state_dict(weights)
+        return _called(gru, cell, given)
+    layer = {"bias": gru.bias, "dropout": gru.dropout, "bidirectional": gru.bidirectional}
+    module = trigru.GRU(gru.input_size, gru.hidden_size, gru.num_layers, **layer, **places, **options)  # type: ignore[arg-type]
+    if gru.cell:
         module.load_state_dict({f"{name}_l0": weight for name, weight in weights.items()})
         return lambda x, h0: module(x, h0[None], decay=given.keep)[0], [module]
     module.load_state_dict(weights)
     resets = given.resets
-    if resets is not None and not gru.cell:
+    if resets is not None:
         return lambda x, h0: module(x, h0, reset=resets)[0], [module]
     return _called(gru, module, given)
 

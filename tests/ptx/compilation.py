@@ -39,7 +39,7 @@ def _without_machine_code() -> Iterator[None]:
 
 
 def compile_ptx(kernel: Any, args: Mapping[str, Any], arch: int = 80, **options: Any) -> Compiled:
-    """Compile `kernel` for sm_`arch`, 80 or 90, as far as PTX; see `trigru.kernels.offline.specialise`."""
+    """Compile `kernel` for sm_`arch`, 80, 90 or 100, as far as PTX; see `trigru.kernels.offline.specialise`."""
     special = offline.specialise(kernel, args, target_of(f"sm_{arch}"), **options)
     if special.key not in _compiled:
         with _without_machine_code():

@@ -160,7 +160,7 @@ def emulate_ptx(
         num_warps: warps of a program.
         seed: None runs the programs one after another; "round-robin" gives each in turn `quantum` instructions; an
             integer draws them at random for up to `quantum` instructions, one turn in four for some of the warps only.
-        arch: compute capability, 80 or 90.
+        arch: compute capability, 80, 90 or 100.
         quantum: instructions of a turn.
         max_instructions: more warp-instructions than these are an error.
         checks: check accesses.

@@ -269,9 +269,11 @@ def _fma(ins: Instruction, p: Program) -> Op:
     if kind == "f64":
         return float_op(ins, p, kind, _fma64, 3)
 
+    to_f32 = kind.startswith("f32") or _mixed(ins) is not None
+
     def fma(x, y, z):
         r = x.astype(np.float64) * y + z
-        return round_f32(r, mode) if kind.startswith("f32") or _mixed(ins) else r if kind.startswith("f16") else _odd(r)
+        return round_f32(r, mode) if to_f32 else r if kind.startswith("f16") else _odd(r)
 
     return float_op(ins, p, kind, fma, 3)
 

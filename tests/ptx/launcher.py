@@ -98,7 +98,7 @@ def ptx_launcher(
     """A starter for `trigru.kernels.launch.using` that executes the compiled kernels on CPU tensors.
 
     Args:
-        arch: compute capability to compile for, 80 or 90.
+        arch: compute capability to compile for, 80, 90 or 100.
         seed: order of the programs: an integer draws them at random (the same order at every launch), "round-robin"
             takes them in turn. None takes them in turn in cooperative launches and one after another in others, so that
             a kernel that waits for other programs without a cooperative launch never ends.
