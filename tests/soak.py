@@ -26,7 +26,7 @@ if "fakecuda" not in sys.modules:
 # bits, beside which calls are checked, 600 MiB after some hundred shapes, which would hide whatever else grows.
 os.environ |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1"}
 
-import properties
+import property_runs
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from properties import check
@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=sys.maxsize, help="at most so many")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where all of it runs")
     given = parser.parse_args()
-    properties.DEVICE = given.device
+    property_runs.DEVICE = given.device
     torch.backends.cudnn.allow_tf32 = False  # float32 is compared with what float32 can do
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton|numpy")  # numpy's, of infinite numbers

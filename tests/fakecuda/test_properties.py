@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import properties
 import property_cases
+import property_runs
 import torch
 from hypothesis import HealthCheck, given, settings
 
@@ -15,6 +16,6 @@ def _any_call(case):
 
 
 def test_any_call(monkeypatch):
-    monkeypatch.setattr(properties, "DEVICE", "cuda")
+    monkeypatch.setattr(property_runs, "DEVICE", "cuda")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     _any_call()
