@@ -113,7 +113,6 @@ def bptt_kernel(
         h0_ptr += side * B * H
         output_ptr += side * H
         width = (2 if HEADS is None else tl.num_programs(1)) * H
-        d_state_ptr += side * B * H
         w_hh_ptr = w_hh_ptr + side * (3 * H * H) if HEADS is not None else either(side, w_hh_ptr, w_hh_back_ptr)
         if gain_ptr is not None:
             gain_ptr += side * (3 * H)
@@ -126,8 +125,8 @@ def bptt_kernel(
         dropped_below=dropped_below,
     )  # fmt: skip
     j, b, w_r, w_z, w_n = own_part(w_hh_ptr, H, True, HIDDEN, BLOCK_B)
-    d_state, exists = at(d_state_ptr, 0, b, j, H), there(j, b, H, B)
-    dh = read(d_state, exists)
+    exists = there(j, b, H, B)
+    dh = read(at(d_state_ptr, 0 if starts is None else starts, b, j, H), exists)
     dtype: tl.constexpr = d_gates_ptr.dtype.element_ty
     zero = tl.zeros((HIDDEN, BLOCK_B), tl.float32)
     place = place_of(Step(0, B), b, j, H)
@@ -211,4 +210,6 @@ def bptt_kernel(
             grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, T - first, T, t, here, before, j, b, T, B, H, width,
             direction, VARIANT,
         )  # fmt: skip
-    write(d_state, dh, exists)
+    # Not the address of above: kept through the loop, it spilled. No compiler knows that the second number is 0.
+    side = tl.program_id(1) + tl.program_id(2)
+    write(at(d_state_ptr, side * B, b, j, H), dh, exists)
