@@ -111,7 +111,8 @@ def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bo
     exact = dtype.itemsize > 2 and not matrix
     if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16) or (exact and not aligned):
         block_k = 16  # chunks of 32 of exact float32 products take all 255 registers, and spilled
-    num_warps = 8 if (exact or emulated) and not aligned and block_b == 16 else 4
+    many = hidden_size > 16 and (exact or dtype.itemsize == 2) if block_b > 16 else exact or emulated  # registers
+    num_warps = 8 if many and not aligned else 4
     return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k, num_warps)
 
 

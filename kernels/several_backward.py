@@ -4,6 +4,7 @@ the loops that its kernels then run.
 
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
 
 from .exchange import publish, publish_two
 from .fetched import fetch_ahead
@@ -169,6 +170,21 @@ def _sources_reset(d_gates_ptr, nothing_ptr, own, step, first, S: tl.constexpr):
     return tl.where(first, nothing_ptr, rows), tl.where(first, nothing_ptr, rows + S.H)
 
 
+@triton.constexpr_function
+def _may_glance(bits, S):
+    """Whether registers suffice for a look ahead between the halves of a step: not where each of many chunks has a mask
+    of its own."""
+    return not ((S.PACKED or not S.EVEN_K) and bits == 16 and S.DEPTH > 64)
+
+
+@triton.constexpr_function
+def _may_glance_first(bits, blackwell, S):
+    """Whether they do for a look ahead at what the first half of a step waits for, two tiles of one look. On Blackwell
+    not in TF32, where columns are many or have masks."""
+    masked = S.PACKED or not S.EVEN_K
+    return one_look(bits, S) and not (blackwell and bits == 32 and (masked or S.DEPTH >= 64))
+
+
 @triton.jit
 def _load_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, own, i, here, before, offsets_ptr, T, B, direction,
                 S: tl.constexpr):  # fmt: skip
@@ -179,16 +195,9 @@ def _load_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, own, i, her
     amount, beginning = load_of_step(beside, here.row, place)
     began = load_beginning(beside, tl.where(i == 0, here.row, before.row), place)
     glance = ()
-    if S.FETCHED or one_look(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+    if S.FETCHED or _may_glance_first(d_gates_ptr.dtype.element_ty.primitive_bitwidth, cuda_capability_geq(10, 0), S):
         glance = glance_at_rows(_sources_reset(d_gates_ptr, nothing_ptr, own, before, i == 0, S), own, before, S)
     return direct, loaded, (amount, beginning, began, load_dropped(beside, place)), glance
-
-
-@triton.constexpr_function
-def _may_glance(bits, S):
-    """Whether registers suffice for a look ahead between the halves of a step: not where each of many chunks has a mask
-    of its own."""
-    return not ((S.PACKED or not S.EVEN_K) and bits == 16 and S.DEPTH > 64)
 
 
 @triton.jit

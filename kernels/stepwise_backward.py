@@ -28,14 +28,16 @@ from .tiles import at, load_state, load_weight_transposed, read, there, write
 @triton.jit
 def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr, d_an_ptr, beside,
               j, b, here, before, after, extent, H, width, VARIANT: tl.constexpr, PRECISION: tl.constexpr,
-              BLOCK_K: tl.constexpr):  # fmt: skip
-    """A tile of a step, as `bptt_step`; `before` and `width` as in `torch_tile` of stepwise_forward.py."""
+              BLOCK_K: tl.constexpr, LATE: tl.constexpr = False):  # fmt: skip
+    """A tile of a step, as `bptt_step`; `before` and `width` as in `torch_tile` of stepwise_forward.py. LATE: the
+    state's derivative is loaded behind the products, for want of registers."""
     amount = amount_of(beside, here, b, j, H)  # early, for what is kept waits for it
     live = there(j, b, H, here.count)
     finished = there(j, b, H, tl.maximum(here.count, after.count))
     # All that the gates need, raw: it arrives while the products run.
     d_state = at(d_state_ptr, 0, b, j, H)
-    d_begun = read(d_state, finished)
+    if not LATE:
+        d_begun = read(d_state, finished)
     d_output = tl.load(at(grad_output_ptr, here.row, b, j, width), mask=live, other=0.0)
     h = load_state(output_ptr, h0_ptr, b, j, here, before, H, width)
     reserve = at(reserve_ptr, here.row, b, j, (4 if VARIANT == "torch" else 3) * H)
@@ -67,6 +69,8 @@ def bptt_tile(grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_stat
 
     # A sequence that has no step after has a product with zeros, which is NaN where a weight is infinite.
     dh = tl.where((b < after.count)[None, :], dh, 0.0)
+    if LATE:
+        d_begun = read(d_state, finished)
     dh = before_grad(beside, dh, d_begun, after, b, j, H)
     dh += d_output.to(tl.float32)
     h = begin_from(beside, h.to(tl.float32), here, b, j, H)

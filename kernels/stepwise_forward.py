@@ -173,6 +173,12 @@ def forward_step(
     )  # fmt: skip
 
 
+@triton.constexpr_function
+def is_exact(pointer, precision):
+    """Whether products of such weights are exact float32 ones, which leave few registers for what is loaded early."""
+    return pointer.dtype.element_ty.is_fp32() and precision == "ieee"
+
+
 @triton.jit
 def _own_states(behind, state_ptr, update_ptr, reset_state_ptr):
     """What the two halves of a step of "cho" and "chung" have in common, of the direction before which so much lies."""
@@ -185,7 +191,9 @@ def reset_update_tile(gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, upd
                       BLOCK_K: tl.constexpr):  # fmt: skip
     """A tile of the first half of a step of "cho" and "chung"; `before` and `width` as in `torch_tile`."""
     live, gates_in = there(j, b, H, here.count), at(gates_in_ptr, here.row, b, j, 3 * H)
-    gr, gz = tl.load(gates_in, mask=live, other=0.0), tl.load(gates_in + H, mask=live, other=0.0)
+    LATE: tl.constexpr = is_exact(w_hh_ptr, PRECISION) and b.shape[0] > 16
+    if not LATE:
+        gr, gz = tl.load(gates_in, mask=live, other=0.0), tl.load(gates_in + H, mask=live, other=0.0)
     begin = read(at(state_ptr, 0, b, j, H), live)
     if beside.norm is None:
         ar, az, _ = _state_products(
@@ -196,6 +204,8 @@ def reset_update_tile(gates_in_ptr, h0_ptr, w_hh_ptr, state_ptr, output_ptr, upd
         ar = load_normalised(beside.norm, 0, mean, rstd, b, j, here.count, H)
         az = load_normalised(beside.norm, 1, mean, rstd, b, j, here.count, H)
 
+    if LATE:
+        gr, gz = tl.load(gates_in, mask=live, other=0.0), tl.load(gates_in + H, mask=live, other=0.0)
     r = sigmoid(ar + gr.to(tl.float32))
     z = sigmoid(az + gz.to(tl.float32))
     write(at(update_ptr, 0, b, j, H), z, live)

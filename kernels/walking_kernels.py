@@ -19,7 +19,7 @@ from .exchange import arrive, await_flag, first_flag, report
 from .loop import Step, before_first, rows_of_all, step_after, step_or_none, time_of
 from .per_step import Beside, load_seed
 from .stepwise_backward import bptt_reset_tile, bptt_tile
-from .stepwise_forward import candidate_tile, reset_update_tile, torch_tile
+from .stepwise_forward import candidate_tile, is_exact, reset_update_tile, torch_tile
 from .tiles import either
 
 
@@ -311,6 +311,7 @@ def walk_back(
                 bptt_tile(
                     grad_output_ptr, h0_ptr, w_hh_ptr, output_ptr, reserve_ptr, d_state_ptr, d_gates_ptr + ready, d_an,
                     beside, j, b, here, before, after, tl.where(goes_on, H, 0), H, width, VARIANT, PRECISION, BLOCK_K,
+                    is_exact(w_hh_ptr, PRECISION),
                 )  # fmt: skip
                 if first < here.count:
                     arrive(_flag(status_ptr, 0, first, i, T, B, BLOCK_B))
