@@ -109,9 +109,10 @@ def stepwise_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: bo
     block_b = 16 if batch <= 16 or (emulated and not aligned) else 32
     block_k = 32 if hidden_size <= 32 or dtype.itemsize > 2 or emulated or not aligned else 64
     exact = dtype.itemsize > 2 and not matrix
-    if hidden_size <= 16 or (dtype.itemsize > 2 and block_b > 16) or (exact and not aligned):
+    wide = block_b > 16
+    if hidden_size <= 16 or (wide and (dtype.itemsize > 2 or not aligned)) or (exact and not aligned):
         block_k = 16  # chunks of 32 of exact float32 products take all 255 registers, and spilled
-    many = hidden_size > 16 and (exact or dtype.itemsize == 2) if block_b > 16 else exact or emulated  # registers
+    many = exact and hidden_size > 16 if wide else exact or emulated  # registers
     num_warps = 8 if many and not aligned else 4
     return StepwiseConfig(16 if hidden_size <= 16 else 32, block_b, block_k, num_warps)
 
@@ -144,8 +145,8 @@ def walking_config(dtype: torch.dtype, batch: int, hidden_size: int, matrix: boo
         block_b = config.block_b if aligned else 16
         config = replace(config, block_b=block_b, block_k=16, num_warps=4 if block_b == 16 else 8)
     else:
-        block_k = 32 if matrix or aligned else 16
-        config = replace(config, block_k=min(config.block_k, block_k), num_warps=4 if config.block_b == 16 else 8)
+        block_k = 32 if hidden_size > 16 and (matrix or aligned) else 16
+        config = replace(config, block_k=block_k, num_warps=4 if config.block_b == 16 else 8)
     return WalkingConfig(**asdict(config))
 
 
