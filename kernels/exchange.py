@@ -168,11 +168,13 @@ def _chunk_pointers(pointers, present, status_ptr, limit, SPLIT: tl.constexpr, D
     """Addresses of all chunks of a tile, those of absent ones leading to zeros; with room for the elements of a
     half."""
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
-    k = columns(SPLIT, DEPTH, BITS)
-    at = pointers[None, None, None, :] + k
+    k = columns(SPLIT, DEPTH, BITS)[:, :, :, :, None, None]
+    # `[None, None, None, :, None, None]` would be five operations, and what Triton's passes take grows with the square.
+    at = tl.reshape(pointers, (1, 1, 1, BLOCK_B, 1, 1)) + k
     if MASKED:
-        at = tl.where(present[None, None, None, :] & (k < limit), at, status_ptr.to(pointers.dtype.scalar))
-    return at[:, :, :, :, None, None]
+        there = tl.reshape(present, (1, 1, 1, BLOCK_B, 1, 1)) & (k < limit)
+        at = tl.where(there, at, status_ptr.to(pointers.dtype.scalar))
+    return at
 
 
 @triton.jit
