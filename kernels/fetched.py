@@ -114,12 +114,14 @@ def _fetch(packed_ptr, piece, GATE: tl.constexpr, S: tl.constexpr):
     part = tl.arange(0, S.SPLIT)[:, None, None, None, None, None]
     lane = tl.arange(0, 4)[None, None, :, None, None, None]
     unit = tl.arange(0, S.BLOCK_H)[None, None, None, :, None, None]
-    mma = ((piece * S.SPLIT + part) * _GATES + GATE) * 2 + tl.arange(0, 2)[None, None, None, None, :, None]
+    mma = part * (_GATES * 2) + tl.arange(0, 2)[None, None, None, None, :, None]
+    # The lanes' places are the same for all pieces and gates: compilers make them once.
+    rows = packed_ptr + (piece * (S.SPLIT * _GATES) + GATE) * (64 * CHUNK)
     number = numbers(BITS)
     number = number + (unit // 8 * 16).to(number.dtype)
     low, high = tl.inline_asm_elementwise(
         _fetch_assembly(BITS), _fetch_constraints(BITS),
-        [packed_ptr + (mma * 32 + unit % 8 * 4 + lane) * CHUNK, number],
+        [rows + (mma * 32 + unit % 8 * 4 + lane) * CHUNK, number],
         (tl.int16, tl.int16) if BITS == 16 else (tl.int32, tl.int32), is_pure=True, pack=2 * _elements(BITS),
     )  # fmt: skip
     x = left_operand(low, high, S.SPLIT, S.DEPTH, S.BLOCK_H)

@@ -102,11 +102,12 @@ def load_weights(pointers, status_ptr, row, limit, COLUMN_STRIDE: tl.constexpr, 
     BITS: tl.constexpr = pointers.dtype.element_ty.primitive_bitwidth
     k = columns(SPLIT, DEPTH, BITS)[:, :, :, :, None, None] + half(BITS)
     WORD: tl.constexpr = 32 // BITS
-    base = pointers[None, None, None, :, None, None]
+    # By `reshape`, as in `_chunk_pointers` of exchange.py: five operations less.
+    base = tl.reshape(pointers, (1, 1, 1, ROWS, 1, 1))
     low = base + k * COLUMN_STRIDE
     high = low + _ACROSS * WORD * COLUMN_STRIDE
     if MASKED:
-        there = row[None, None, None, :, None, None]
+        there = tl.reshape(row, (1, 1, 1, ROWS, 1, 1))
         zero = status_ptr.to(pointers.dtype.scalar)
         low = tl.where(there & (k < limit), low, zero)
         high = tl.where(there & (k + _ACROSS * WORD < limit), high, zero)
