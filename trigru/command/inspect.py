@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from itertools import chain, groupby, product
@@ -254,15 +253,11 @@ def rows_of(cases: Iterable[Case], jobs: int = 1, progress: bool = False) -> lis
             if case not in same:
                 same.append(case)
     binaries: dict[tuple, Row] = {}
-    portions = _portions(list(first.values()), jobs)
-    jobs = min(jobs, len(portions))
-    with ProcessPoolExecutor(jobs, initializer=_collect_seldom) if jobs > 1 else nullcontext() as pool:
-        results: Iterator[list[Row]] = (pool.map if pool else map)(_compiled, portions)
-        for key, row in zip(first, chain.from_iterable(results), strict=True):
-            binaries[key] = row
-            if progress:
-                end = "\n" if len(binaries) == len(first) else ""
-                print(f"\r{len(binaries)} of {len(first)} kernels compiled", end=end, file=sys.stderr, flush=True)
+    for key, row in zip(first, _all_compiled(_portions(list(first.values()), jobs), jobs), strict=True):
+        binaries[key] = row
+        if progress:
+            end = "\n" if len(binaries) == len(first) else ""
+            print(f"\r{len(binaries)} of {len(first)} kernels compiled", end=end, file=sys.stderr, flush=True)
     rows = []
     for (key, *_), same in runs.items():
         hidden_sizes = tuple(sorted({case.hidden_size for case in same}))
@@ -272,11 +267,23 @@ def rows_of(cases: Iterable[Case], jobs: int = 1, progress: bool = False) -> lis
 
 
 def _portions(starts: list[tuple[Case, int]], jobs: int) -> list[list[tuple[Case, int]]]:
-    """Launches of one target that a process compiles and reads together: at most 16, fewer where there are few, so that
+    """Launches of one target that a process compiles and reads together: at most 8, fewer where there are few, so that
     all processes end at about the same time."""
-    size = max(1, min(16, len(starts) // (1 if jobs == 1 else 8 * jobs)))
+    size = max(1, min(8, len(starts) // (1 if jobs == 1 else 8 * jobs)))
     of_targets = (list(same) for _, same in groupby(starts, key=lambda start: start[0].target))
     return [same[i : i + size] for same in of_targets for i in range(0, len(same), size)]
+
+
+def _all_compiled(portions: list[list[tuple[Case, int]]], jobs: int) -> Iterator[Row]:
+    """By new processes after some portions each: Triton's passes take ever longer in one process, after a thousand
+    kernels up to twice as long."""
+    jobs = min(jobs, len(portions))
+    if jobs <= 1:
+        yield from chain.from_iterable(map(_compiled, portions))
+        return
+    for first in range(0, len(portions), 8 * jobs):
+        with ProcessPoolExecutor(jobs, initializer=_collect_seldom) as pool:
+            yield from chain.from_iterable(pool.map(_compiled, portions[first : first + 8 * jobs]))
 
 
 def _collect_seldom() -> None:
