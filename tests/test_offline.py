@@ -175,29 +175,10 @@ def test_a_kernel_is_compiled_as_its_target_would_compile_it():
         assert ("max.u16x2" in offline.compile_launch(start, offline.target_of(target)).ptx) == wanted
 
 
-# Bytes that the committed tables' binaries spill, at most, by target, kernel, direction, dtype and the largest
-# hidden_size that runs them: not mended yet.
-SPILLS = {
-    ("sm_100", "candidate_step", "forward", "bf16", 2047): 8,
-    ("sm_100", "candidate_step", "forward", "fp16", 2047): 8,
-    ("sm_100", "forward_step", "inference", "fp32", 2047): 16,
-    ("sm_100", "reset_update_step", "inference", "fp32", 2048): 24,
-    ("sm_100", "walk_back", "backward", "fp32", 2048): 16,
-    ("sm_100", "backward_reset_first", "backward", "tf32", 123): 8,
-    ("sm_100", "backward_reset_first", "backward", "tf32", 512): 48,
-}
-
-
-def _known_spill(row):
-    """Bytes."""
-    kinds = (row["target"], row["kernel"], row["direction"], row["dtype"])
-    return SPILLS.get((*kinds, max(row["hidden_sizes"])), 0)
-
-
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(path):
     everything = json.loads(path.read_text())
-    assert not [row for row in everything if row["spill_bytes"] > _known_spill(row)]  # of whatever schedule
+    assert not [row for row in everything if row["spill_bytes"]]  # of whatever schedule
     rows = [row for row in everything if row["schedule"] == "stepwise"]
     assert {row["dtype"] for row in rows} >= {"bf16", "fp16", "fp32"}
     shapes = set()
@@ -216,9 +197,8 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("schedule", ["resident", "persistent"])
-def test_committed_tables_of_whole_sequences_are_of_the_present_configurations_and_show_no_spill(target, schedule):
-    chosen = {"resident": resident_config, "persistent": persistent_config}[schedule]
+@pytest.mark.parametrize("schedule", sorted(inspect.SCHEDULES))
+def test_committed_tables_have_every_configuration(target, schedule):
     rows = [row for row in json.loads((RESULTS / f"{target}.json").read_text()) if row["schedule"] == schedule]
     kinds = ("variant", "direction", "dtype")
     compiled = {
@@ -230,10 +210,17 @@ def test_committed_tables_of_whole_sequences_are_of_the_present_configurations_a
         [target], [schedule], inspect.DIRECTIONS, trigru.VARIANTS, inspect.DTYPES, None, inspect.ALL_BATCHES
     )
     present = {(case.variant, case.direction, case.dtype, case.hidden_size, case.batch) for case in asked}
-    assert compiled == present if fetches() or schedule == "resident" else compiled > present
-    for row in rows:
+    assert compiled == present if fetches() else compiled >= present  # other versions of Triton fetch no columns
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("schedule", ["resident", "persistent"])
+def test_committed_tables_of_whole_sequences_are_of_the_present_configurations(target, schedule):
+    chosen = {"resident": resident_config, "persistent": persistent_config}[schedule]
+    for row in json.loads((RESULTS / f"{target}.json").read_text()):
+        if row["schedule"] != schedule:
+            continue
         assert row["target"] == target
-        assert row["spill_bytes"] <= _known_spill(row), row
         assert row["shared_bytes"] <= SHARED[target], row
         assert row["loop_matrix_instructions"] or row["dtype"] == "fp32", row
         dtype, _ = inspect.DTYPES[row["dtype"]]
