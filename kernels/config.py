@@ -263,7 +263,7 @@ def persistent_width(dtype: torch.dtype, hidden_size: int) -> int:
     return cdiv(hidden_size, multiple) * multiple
 
 
-KEPT_PIECES = 2
+KEPT_PIECES = 3
 
 
 def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
@@ -278,7 +278,7 @@ def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> Persi
     thread has an element of its own; always 8 with a Triton with which only 8 warps can wait thread by thread.
 
     Up to eight groups 8 warps were compiled without a spill into half of the registers, and two programs fit on a
-    multiprocessor. Where registers cannot hold all columns, they hold KEPT_PIECES pieces: with three, some spilled."""
+    multiprocessor. Where registers cannot hold all columns, they hold KEPT_PIECES pieces."""
     block_b = 8 if batch <= 8 else 16
     if hidden_size > PersistentConfig.in_registers(dtype):
         config = PersistentConfig(block_b=block_b)

@@ -171,10 +171,11 @@ def _sources_reset(d_gates_ptr, nothing_ptr, own, step, first, S: tl.constexpr):
 
 
 @triton.constexpr_function
-def _may_glance(bits, S):
+def _may_glance(bits, blackwell, S):
     """Whether registers suffice for a look ahead between the halves of a step: not where each of many chunks has a mask
-    of its own."""
-    return not ((S.PACKED or not S.EVEN_K) and bits == 16 and S.DEPTH > 64)
+    of its own, nor on Blackwell where most columns are fetched."""
+    masked = S.PACKED or not S.EVEN_K
+    return not (masked and bits == 16 and S.DEPTH > 64) and not (blackwell and bits == 16 and S.FETCHED > 4)
 
 
 @triton.constexpr_function
@@ -208,7 +209,7 @@ def _load_second(kept, d_gates_ptr, d_state_ptr, beside, own, i, here, offsets_p
     _, h, r, _, _, _ = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 3, S)
     of_step = load_beginning(beside, here.row, place), load_dropped(beside, place)
     glance = ()
-    if _may_glance(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
+    if _may_glance(d_gates_ptr.dtype.element_ty.primitive_bitwidth, cuda_capability_geq(10, 0), S):
         glance = glance_at_rows((rows_at(d_gates_ptr, here.row, own, 3, S) + 2 * S.H,), own, here, S)
     return direct, h, r, of_step, glance
 
