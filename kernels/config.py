@@ -300,8 +300,6 @@ def why_one_tile(
     going_back = variant != "torch" and direction == "backward" and dtype.itemsize == 2
     if going_back and 896 < hidden_size <= 1024 and capability >= (10, 0):
         return f"going back, {variant!r} spills registers at hidden_size 1024"  # both directions, packed: 8 bytes
-    if variant != "torch" and direction == "forward" and dtype == torch.float32 and hidden_size > 896:
-        return f"{variant!r} spills registers at hidden_size 1024 in TF32"  # on sm_90: 8 bytes
     return None
 
 
