@@ -123,7 +123,9 @@ def stacked_back_torch(
         dh = direct + share_of_gates(w, tiles[:3], PRECISION, S)
         from_above = passed_down(share_of_gates(w_above, tiles[3:], PRECISION, S), stays, scale)
         here = following
-    write(d_state, dh, exists)
+    # Not the address of above: kept through the loop, it spilled. No compiler knows that the second number is 0.
+    level_row = (own.group % layers + tl.program_id(2)) * B
+    write(tile_at(d_state_ptr, level_row, own, 1, S), dh, exists)
     report(status_ptr, host_ptr, number)
 
 
