@@ -28,7 +28,7 @@ from .per_step import (
 from .products import multiply
 from .resident_forward import alive_steps, own_part, own_side, units_only
 from .tile_words import beginning_by, in_words, later, load_words, words_of
-from .tiles import at, either, load_state, read, there, write, write_gates
+from .tiles import at, either, load_state, read, there, unknown_zero, write, write_gates
 
 
 @triton.jit
@@ -210,6 +210,5 @@ def bptt_kernel(
             grad_output_ptr, d_gates_ptr, d_an_ptr, beside, dh, T - first, T, t, here, before, j, b, T, B, H, width,
             direction, VARIANT,
         )  # fmt: skip
-    # Not the address of above: kept through the loop, it spilled. No compiler knows that the second number is 0.
-    side = tl.program_id(1) + tl.program_id(2)
+    side = tl.program_id(1) + unknown_zero()  # not the address of above: kept through the loop, it spilled
     write(at(d_state_ptr, side * B, b, j, H), dh, exists)

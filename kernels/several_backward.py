@@ -171,19 +171,20 @@ def _sources_reset(d_gates_ptr, nothing_ptr, own, step, first, S: tl.constexpr):
 
 
 @triton.constexpr_function
-def _may_glance(bits, blackwell, S):
+def _may_glance(bits, S):
     """Whether registers suffice for a look ahead between the halves of a step: not where each of many chunks has a mask
     of its own, nor on Blackwell where most columns are fetched."""
-    masked = S.PACKED or not S.EVEN_K
-    return not (masked and bits == 16 and S.DEPTH > 64) and not (blackwell and bits == 16 and S.FETCHED > 4)
+    many_masks = (S.PACKED or not S.EVEN_K) and S.DEPTH > 64
+    most_fetched = cuda_capability_geq(10, 0) and S.FETCHED > 4
+    return bits != 16 or not (many_masks or most_fetched)
 
 
 @triton.constexpr_function
-def _may_glance_first(bits, blackwell, S):
+def _may_glance_first(bits, S):
     """Whether they do for a look ahead at what the first half of a step waits for, two tiles of one look. On Blackwell
     not in TF32, where columns are many or have masks."""
     masked = S.PACKED or not S.EVEN_K
-    return one_look(bits, S) and not (blackwell and bits == 32 and (masked or S.DEPTH >= 64))
+    return one_look(bits, S) and not (cuda_capability_geq(10, 0) and bits == 32 and (masked or S.DEPTH >= 64))
 
 
 @triton.jit
@@ -196,7 +197,7 @@ def _load_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, own, i, her
     amount, beginning = load_of_step(beside, here.row, place)
     began = load_beginning(beside, tl.where(i == 0, here.row, before.row), place)
     glance = ()
-    if S.FETCHED or _may_glance_first(d_gates_ptr.dtype.element_ty.primitive_bitwidth, cuda_capability_geq(10, 0), S):
+    if S.FETCHED or _may_glance_first(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
         glance = glance_at_rows(_sources_reset(d_gates_ptr, nothing_ptr, own, before, i == 0, S), own, before, S)
     return direct, loaded, (amount, beginning, began, load_dropped(beside, place)), glance
 
@@ -209,7 +210,7 @@ def _load_second(kept, d_gates_ptr, d_state_ptr, beside, own, i, here, offsets_p
     _, h, r, _, _, _ = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 3, S)
     of_step = load_beginning(beside, here.row, place), load_dropped(beside, place)
     glance = ()
-    if _may_glance(d_gates_ptr.dtype.element_ty.primitive_bitwidth, cuda_capability_geq(10, 0), S):
+    if _may_glance(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
         glance = glance_at_rows((rows_at(d_gates_ptr, here.row, own, 3, S) + 2 * S.H,), own, here, S)
     return direct, h, r, of_step, glance
 

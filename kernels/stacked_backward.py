@@ -26,7 +26,7 @@ from .stacked_tiles import (
     rows_of_gates,
     share_of_gates,
 )
-from .tiles import read, write
+from .tiles import read, unknown_zero, write
 
 
 @triton.jit
@@ -123,8 +123,7 @@ def stacked_back_torch(
         dh = direct + share_of_gates(w, tiles[:3], PRECISION, S)
         from_above = passed_down(share_of_gates(w_above, tiles[3:], PRECISION, S), stays, scale)
         here = following
-    # Not the address of above: kept through the loop, it spilled. No compiler knows that the second number is 0.
-    level_row = (own.group % layers + tl.program_id(2)) * B
+    level_row = (own.group % layers + unknown_zero()) * B  # not the address of above: kept through the loop, it spilled
     write(tile_at(d_state_ptr, level_row, own, 1, S), dh, exists)
     report(status_ptr, host_ptr, number)
 

@@ -15,6 +15,13 @@ def at(pointer, row, b, j, width):
 
 
 @triton.jit
+def unknown_zero():
+    """0, which no compiler knows: grids have no third axis. An address that has it as a part, made behind a loop, is
+    not kept in registers through the loop."""
+    return tl.program_id(2)
+
+
+@triton.jit
 def there(j, b, H, count):
     """Which elements of a (j, b) tile exist."""
     return (j < H)[:, None] & (b < count)[None, :]

@@ -196,14 +196,18 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
     assert shapes == set(product(inspect.all_hidden_sizes("stepwise", "bf16"), inspect.ALL_BATCHES))
 
 
+def committed(target, schedule):
+    """A schedule's rows of the committed table."""
+    return [row for row in json.loads((RESULTS / f"{target}.json").read_text()) if row["schedule"] == schedule]
+
+
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("schedule", sorted(inspect.SCHEDULES))
 def test_committed_tables_have_every_configuration(target, schedule):
-    rows = [row for row in json.loads((RESULTS / f"{target}.json").read_text()) if row["schedule"] == schedule]
     kinds = ("variant", "direction", "dtype")
     compiled = {
         (*(row[kind] for kind in kinds), hidden_size, batch)
-        for row in rows
+        for row in committed(target, schedule)
         for hidden_size, batch in product(row["hidden_sizes"], row["batches"])
     }
     asked = inspect.cases(
@@ -217,9 +221,7 @@ def test_committed_tables_have_every_configuration(target, schedule):
 @pytest.mark.parametrize("schedule", ["resident", "persistent"])
 def test_committed_tables_of_whole_sequences_are_of_the_present_configurations(target, schedule):
     chosen = {"resident": resident_config, "persistent": persistent_config}[schedule]
-    for row in json.loads((RESULTS / f"{target}.json").read_text()):
-        if row["schedule"] != schedule:
-            continue
+    for row in committed(target, schedule):
         assert row["target"] == target
         assert row["shared_bytes"] <= SHARED[target], row
         assert row["loop_matrix_instructions"] or row["dtype"] == "fp32", row

@@ -282,14 +282,17 @@ def _all_compiled(portions: list[list[tuple[Case, int]]], jobs: int) -> Iterator
         yield from chain.from_iterable(map(_compiled, portions))
         return
     for first in range(0, len(portions), 8 * jobs):
-        with ProcessPoolExecutor(jobs, initializer=_collect_seldom) as pool:
-            yield from chain.from_iterable(pool.map(_compiled, portions[first : first + 8 * jobs]))
+        with ProcessPoolExecutor(jobs) as pool:
+            yield from chain.from_iterable(pool.map(_compiled_apart, portions[first : first + 8 * jobs]))
 
 
-def _collect_seldom() -> None:
-    """In a process that compiles: cycles are looked for once a portion, which saves a tenth of the time."""
+def _compiled_apart(starts: list[tuple[Case, int]]) -> list[Row]:
+    """`_compiled` in a process for that alone: cycles are looked for behind it, which saves a tenth of the time."""
     gc.freeze()
     gc.disable()
+    rows = _compiled(starts)
+    gc.collect()
+    return rows
 
 
 def _compiled(starts: list[tuple[Case, int]]) -> list[Row]:
@@ -300,9 +303,7 @@ def _compiled(starts: list[tuple[Case, int]]) -> list[Row]:
     target = target_of(starts[0][0].target)
     launches = [recorded(case)[i] for case, i in starts]
     binaries = Binary.of_all([compile_launch(launch, target) for launch in launches])
-    rows = [_row(case, *found) for (case, _), *found in zip(starts, launches, binaries, strict=True)]
-    gc.collect()
-    return rows
+    return [_row(case, *found) for (case, _), *found in zip(starts, launches, binaries, strict=True)]
 
 
 def _row(case: Case, launch: Any, binary: Any) -> Row:
