@@ -36,7 +36,8 @@ def main() -> None:
     args = parser.parse_args()
 
     seedable = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True)
-    accelerator = Accelerator(dataloader_config=seedable)
+    # without cpu=True, processes that torchrun started on a CPU would each train alone
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), dataloader_config=seedable)
     train_set, test_set = load()
     torch.manual_seed(0)
     model, progress = Classifier(), Progress()

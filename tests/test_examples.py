@@ -42,7 +42,9 @@ def run(*command: object) -> str:
 
 def epochs(printed: str) -> dict[int, tuple[float, float]]:
     """Loss and test accuracy in percent, by epoch."""
-    return {int(epoch): (float(loss), float(accuracy)) for epoch, loss, accuracy in LINE.findall(printed)}
+    found = {int(epoch): (float(loss), float(accuracy)) for epoch, loss, accuracy in LINE.findall(printed)}
+    assert len(LINE.findall(printed)) == len(found), "processes that train alone say each epoch once each"
+    return found
 
 
 def in_two_parts(*command: object, again: tuple | None = None) -> dict[int, tuple[float, float]]:
