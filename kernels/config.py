@@ -306,11 +306,32 @@ def why_one_tile(
 def sharing_config(
     config: PersistentConfig, variant: str, direction: str, dtype: torch.dtype, hidden_size: int
 ) -> PersistentConfig | None:
-    """`persistent_config`'s with half of the registers, so that two programs fit on a multiprocessor; None where all
-    have that already, or it spills. It does not with 64 columns a warp, in 16 bits, that all exist, where one product
-    is for all gates: forward of "torch"."""
-    fits = variant == "torch" and direction == "forward" and dtype.itemsize == 2 and hidden_size == 512
+    """`persistent_config`'s or `wide_config`'s with half of the registers, so that two programs fit on a
+    multiprocessor; None where all have that already, or it spills. It does not with 64 columns a warp, in 16 bits, that
+    all exist, where one product is for all gates: forward of "torch"; nor of wide programs with half as many columns
+    but where "cho" and "chung" go back, if they take several batch tiles."""
+    forward = direction == "forward"
+    if config.block_h == WIDE:
+        fits = 2 * hidden_size <= PersistentConfig.in_registers(dtype) // 2 and (variant == "torch" or forward)
+        fits = fits and _fills_warps(config, dtype, hidden_size)
+    else:
+        fits = variant == "torch" and forward and dtype.itemsize == 2 and hidden_size == 512
     return replace(config, registers=128) if fits and config.block_b == 16 and config.num_warps == 8 else None
+
+
+WIDE = 32
+
+
+def wide_config(
+    config: PersistentConfig, variant: str, direction: str, dtype: torch.dtype, hidden_size: int
+) -> PersistentConfig | None:
+    """`persistent_config`'s with twice the hidden units for a program, so that half as many read what those of a batch
+    tile exchange; None where registers do not hold so many, or spill for masks of units that do not exist, or it wins
+    nothing: forward of "torch" reads little."""
+    fits = hidden_size % WIDE == 0 and hidden_size <= PersistentConfig.in_registers(dtype) // 2
+    if not fits or config.num_warps != 8 or config.block_b != 16 or (variant, direction) == ("torch", "forward"):
+        return None
+    return replace(config, block_h=WIDE, registers=256)
 
 
 def stacked_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:

@@ -31,6 +31,7 @@ from ..kernels.config import (
     walking_config,
     why_not_stacked,
     why_one_tile,
+    wide_config,
 )
 from ..planning.candidates import WAITING
 from ..planning.triton_state import interpreted, why_unusable
@@ -66,6 +67,7 @@ _EXCHANGING = {  # by bytes of an element
     ),
 }
 # fmt: on
+_WIDE = {2: (224, 256, 480, 512), 4: (96, 128, 224, 256)}
 _STACKED = {2: (64, 128, 240, 248, 256, 512), 4: (32, 64, 112, 124, 128, 256)}
 ALL_BATCHES = (8, 16, 512)
 SEQ_LEN = 2  # host code does at the second step what it does at all later ones
@@ -75,7 +77,8 @@ SEQ_LEN = 2  # host code does at the second step what it does at all later ones
 class Case:
     """A layer to compile kernels for. direction: "forward" keeps what backward needs, "inference" does not. both: with
     both directions of time in every launch. Schedule "stacked": two layers of the persistent one in a launch;
-    "several": several batch tiles in a program of it, which is one binary for any number of them."""
+    "several": several batch tiles in a program of it, which is one binary for any number of them; "sharing": with half
+    of the registers; "wide": with more hidden units a program."""
 
     target: str
     schedule: str
@@ -133,16 +136,17 @@ class Schedule:
     largest: Callable[[torch.dtype, str, bool], int]
 
 
+SEVERAL = ("several", "wide several", "wide sharing")
+EXCHANGING = ("persistent", "sharing", "wide", *SEVERAL)
+"""Forms of the persistent schedule, of one layer in a launch; SEVERAL those of several batch tiles in a program."""
 SCHEDULES = {
     "stepwise": Schedule("stepwise", stepwise_config, lambda dtype, precision, matrix: sys.maxsize),
     "walking": Schedule("walking", walking_config, lambda dtype, precision, matrix: sys.maxsize),
     "resident": Schedule("resident", lambda *sizes: resident_config(*sizes[:3]), ResidentConfig.largest),
-    "persistent": Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
-    # Of its sizes why_not_stacked says more.
-    "several": Schedule(
-        "persistent",
-        lambda *sizes: persistent_config(*sizes[:3]),
-        PersistentConfig.largest,
+    # Of the sizes of those below, `config_of` and `can_compile` say more.
+    **dict.fromkeys(
+        EXCHANGING,
+        Schedule("persistent", lambda *sizes: persistent_config(*sizes[:3]), PersistentConfig.largest),
     ),
     "stacked": Schedule("stacked", lambda *sizes: stacked_config(*sizes[:3]), lambda *options: sys.maxsize),
 }
@@ -157,6 +161,21 @@ def capability_of(target: str) -> tuple[int, int] | None:
 def on_units(case: Case) -> bool:
     """Whether the case's products run on matrix units."""
     return on_matrix_units(*DTYPES[case.dtype], capability_of(case.target))
+
+
+def config_of(case: Case) -> Any:
+    """The plan's tile sizes; None where it has none of that form."""
+    dtype, _ = DTYPES[case.dtype]
+    config = SCHEDULES[case.schedule].config(dtype, case.batch, case.hidden_size, on_units(case))
+    direction = "backward" if case.direction == "backward" else "forward"
+    sizes = case.variant, direction, dtype, persistent_width(dtype, case.hidden_size)
+    if "wide" in case.schedule:
+        config = wide_config(config, *sizes)
+    if config is not None and "sharing" in case.schedule:
+        config = sharing_config(config, *sizes)
+    elif case.schedule == "several":
+        config = sharing_config(config, *sizes) or config
+    return config if config is None or case.schedule not in SEVERAL else replace(config, tiles=2)
 
 
 def recorded(case: Case, config: Any = None) -> list:
@@ -178,11 +197,7 @@ def recorded(case: Case, config: Any = None) -> list:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     if config is None:
-        config = schedule.config(dtype, batch, hidden_size, on_units(case))
-        if case.schedule == "several":
-            direction = "backward" if case.direction == "backward" else "forward"
-            shared = sharing_config(config, case.variant, direction, dtype, persistent_width(dtype, hidden_size))
-            config = replace(config if shared is None else shared, tiles=2)
+        config = config_of(case)
     run = Recurrence(case.variant, False, precision, config)
     if case.schedule == "stacked":
         return _recorded_stack(case, run)
@@ -333,10 +348,11 @@ def can_compile(case: Case) -> bool:
     tile holds has no several."""
     has_dtype = True
     if not case.target.startswith("sm_"):
-        has_dtype = case.dtype != "tf32" and case.schedule not in WAITING
+        has_dtype = case.dtype != "tf32" and case.schedule not in (*WAITING, *EXCHANGING)
     elif case.target == "sm_75":
-        has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule not in ("persistent", "several")
-    if case.schedule == "several":
+        has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule not in EXCHANGING
+    has_dtype = has_dtype and (case.schedule not in EXCHANGING or config_of(case) is not None)
+    if case.schedule in SEVERAL:
         direction = "backward" if case.direction == "backward" else "forward"
         sizes = case.variant, direction, DTYPES[case.dtype][0], case.hidden_size
         capability = capability_of(case.target)
@@ -455,7 +471,9 @@ def all_hidden_sizes(schedule: str, dtype: str) -> tuple[int, ...]:
         return (15, 16, 31, 32, 63, 64, 127, 128)
     if schedule == "stacked":
         return _STACKED[itemsize]
-    return _EXCHANGING[itemsize] if schedule in ("persistent", "several") else _OF_STEPS
+    if "wide" in schedule:
+        return _WIDE[itemsize]
+    return _EXCHANGING[itemsize] if schedule in EXCHANGING else _OF_STEPS
 
 
 def cases(

@@ -23,6 +23,7 @@ from ..kernels.config import (
     waits_by_thread,
     walking_config,
     why_one_tile,
+    wide_config,
 )
 from . import cost, invariant
 from .devices import KIB, Device
@@ -134,9 +135,10 @@ def _resident(device: Device, layer: cost.Layer, direction: str) -> _Row:
 
 
 def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
-    config, *others = persistent_configs(device, layer, direction)
-    run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
-    programs, _ = config.grid(run.hidden_size, layer.batch)
+    configs = persistent_configs(device, layer, direction)
+    config, run = configs[0], replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
+    steps = {one: _step_of(one, run, direction) for one in configs}
+    fit = [one for one, step in steps.items() if step.together <= one.on_a_multiprocessor * device.multiprocessors]
     largest = config.largest(layer.dtype, layer.precision)
     obstacle = None
     if torch.version.hip is not None:
@@ -154,15 +156,15 @@ def _persistent(device: Device, layer: cost.Layer, direction: str) -> _Row:
     elif config.fetched and (wanted := config.l1_bytes(layer.dtype)) > device.shared_per_block:
         there = device.shared_per_block // KIB
         obstacle = f"columns of W_hh that it fetches take {wanted // KIB} KiB of L1, {there} are there"
-    elif programs > config.on_a_multiprocessor * device.multiprocessors:
-        obstacle = f"{programs} programs of a batch tile must run together, {device.multiprocessors} can"
-    steps = [_step_of(one, run, direction) for one in (config, *others)]
+    elif not fit:
+        together = min(step.together for step in steps.values())
+        obstacle = f"{together} programs of a batch tile must run together, {device.multiprocessors} can"
     # No turns where there need be none: what the model says of them is of launches that none disturbs.
-    step, config = min(
-        zip(steps, (config, *others), strict=True),
-        key=lambda found: (cost.turns(found[0], device), cost.time(found[0], device, layer)),
+    config = min(
+        fit or configs,
+        key=lambda one: (cost.turns(steps[one], device), cost.time(steps[one], device, layer)),
     )
-    return "persistent", config, step, obstacle
+    return "persistent", config, steps[config], obstacle
 
 
 def _step_of(config: PersistentConfig, layer: cost.Layer, direction: str) -> cost.Step:
@@ -171,35 +173,44 @@ def _step_of(config: PersistentConfig, layer: cost.Layer, direction: str) -> cos
 
 
 def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> list[PersistentConfig]:
-    """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, with
-    smaller tiles too where they all fit (within trigru.batch_invariant(), the usual ones alone); then,
-    where these would be several, with so many batch tiles in a program that one launch has room for all. There is no
-    limit to that number: a further tile never takes longer than a turn would, and its memory is the state's. Within
-    trigru.batch_invariant() none has several: going back, a step's sum would be rounded otherwise."""
+    """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, the
+    usual ones and, outside of trigru.batch_invariant(), others (smaller batch tiles where they all fit, more hidden
+    units a program, half of the registers); then, where turns would be several, with so many batch tiles in a program
+    that one launch has room for all. There is no limit to that number: a further tile never takes longer than a turn
+    would, and its memory is the state's. Within trigru.batch_invariant() none has several: going back, a step's sum
+    would be rounded otherwise."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
-    why_one = why_one_tile(layer.variant, direction, layer.dtype, layer.hidden_size, device.capability)
-    may = why_one is None and not invariant.is_on()
-    hidden_size = persistent_width(layer.dtype, layer.hidden_size)
-    shared = sharing_config(usual, layer.variant, direction, layer.dtype, hidden_size)
-    small = _smallest_tiles(device, layer, usual, hidden_size)
-    in_turns, in_one = [], []
-    for config in (usual,) if invariant.is_on() else tuple(one for one in (usual, shared, small) if one is not None):
-        programs, batch_tiles = config.grid(hidden_size, layer.batch)
-        groups = max(1, config.on_a_multiprocessor * device.multiprocessors // programs)
-        config = replace(config, tiles_at_once=groups)
-        in_turns.append(config)
-        tiles = cdiv(batch_tiles, max(1, groups // layer.directions))
-        if tiles > 1 and may:
-            in_one.append(replace(config, tiles=tiles))
-    return in_turns + in_one
+    if invariant.is_on():
+        return [_in_turns(device, usual, layer)]
+    sizes = layer.variant, direction, layer.dtype, persistent_width(layer.dtype, layer.hidden_size)
+    shared, wide = sharing_config(usual, *sizes), wide_config(usual, *sizes)
+    wide_shared = None if wide is None else sharing_config(wide, *sizes)
+    small = _smallest_tiles(device, layer, usual)
+    one_tile = [config for config in (usual, shared, small, wide) if config is not None]
+    several = []
+    if why_one_tile(layer.variant, direction, layer.dtype, layer.hidden_size, device.capability) is None:
+        several = [*one_tile, *([] if wide_shared is None else [wide_shared])]
+    in_one = [_in_one(device, config, layer) for config in several]
+    return [_in_turns(device, config, layer) for config in one_tile] + [one for one in in_one if one.tiles > 1]
 
 
-def _smallest_tiles(
-    device: Device, layer: cost.Layer, usual: PersistentConfig, hidden_size: int
-) -> PersistentConfig | None:
+def _in_turns(device: Device, config: PersistentConfig, layer: cost.Layer) -> PersistentConfig:
+    """As many batch tiles at once as fit on the device; one, if not even that."""
+    programs, _ = config.grid(persistent_width(layer.dtype, layer.hidden_size), layer.batch)
+    return replace(config, tiles_at_once=max(1, config.on_a_multiprocessor * device.multiprocessors // programs))
+
+
+def _in_one(device: Device, config: PersistentConfig, layer: cost.Layer) -> PersistentConfig:
+    """As many batch tiles in a program as let one launch have all."""
+    config = _in_turns(device, config, layer)
+    at_once = max(1, (config.tiles_at_once or 1) // layer.directions)
+    return replace(config, tiles=cdiv(cdiv(layer.batch, config.block_b), at_once))
+
+
+def _smallest_tiles(device: Device, layer: cost.Layer, usual: PersistentConfig) -> PersistentConfig | None:
     """Tiles as for a small batch, where each of their programs has a multiprocessor to itself: more programs, each with
     half of the bytes to look at, to multiply and to sum. None where they are the usual ones, or too many."""
     small = persistent_config(layer.dtype, 1, layer.hidden_size)
-    programs, batch_tiles = small.grid(hidden_size, layer.batch)
+    programs, batch_tiles = small.grid(persistent_width(layer.dtype, layer.hidden_size), layer.batch)
     fit = layer.directions * programs * batch_tiles <= device.multiprocessors
     return small if fit and small.block_b < usual.block_b else None
