@@ -248,9 +248,9 @@ class PersistentConfig:
 
     def l1_bytes(self, dtype: torch.dtype) -> int:
         """What a program wants to find in the L1 cache in every step, with what it has of the same memory as shared
-        memory: at most 4 KiB a warp."""
-        columns = self.fetched * self.piece(dtype)
-        return 3 * self.block_h * columns * dtype.itemsize + 4096 * self.num_warps
+        memory: at most 4 KiB a warp, of wide programs 2 (read from binaries)."""
+        columns, shared = self.fetched * self.piece(dtype), 2048 if self.block_h == WIDE else 4096
+        return 3 * self.block_h * columns * dtype.itemsize + shared * self.num_warps
 
 
 def persistent_width(dtype: torch.dtype, hidden_size: int) -> int:
@@ -326,12 +326,22 @@ def wide_config(
     config: PersistentConfig, variant: str, direction: str, dtype: torch.dtype, hidden_size: int
 ) -> PersistentConfig | None:
     """`persistent_config`'s with twice the hidden units for a program, so that half as many read what those of a batch
-    tile exchange; None where registers do not hold so many, or spill for masks of units that do not exist, or it wins
-    nothing: forward of "torch" reads little."""
-    fits = hidden_size % WIDE == 0 and hidden_size <= PersistentConfig.in_registers(dtype) // 2
-    if not fits or config.num_warps != 8 or config.block_b != 16 or (variant, direction) == ("torch", "forward"):
+    tile exchange. Above half of the largest hidden_size whose columns registers hold, they hold two pieces of three, or
+    one of four. None where it spills, for masks of units that do not exist, or wins nothing: forward of "torch" with
+    one piece, or where two of the usual programs share a multiprocessor."""
+    largest, each = PersistentConfig.in_registers(dtype), config.piece(dtype)
+    in_one_product = (variant, direction) == ("torch", "forward")
+    wide, pieces = replace(config, block_h=WIDE, registers=256), hidden_size // each
+    if config.num_warps != 8 or config.block_b != 16:
         return None
-    return replace(config, block_h=WIDE, registers=256)
+    if in_one_product and (
+        one_use_of_a_fragment() or sharing_config(config, variant, direction, dtype, hidden_size) is not None
+    ):
+        return None
+    if 2 * hidden_size <= largest:
+        return wide if hidden_size % WIDE == 0 else None
+    fits = fetches() and hidden_size <= largest and hidden_size % each == 0 and not (in_one_product and pieces == 4)
+    return replace(wide, fetched=1 if pieces == 3 else 3) if fits else None
 
 
 def stacked_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:

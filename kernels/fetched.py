@@ -47,14 +47,14 @@ def packed(w_hh: Tensor, config: PersistentConfig, transposed: bool) -> Tensor:
             f"{config.fetched} pieces of {each} columns are fetched: expected more of them in hidden_size and nothing "
             f"else, got hidden_size {hidden_size}"
         )
-    # piece, warp, lane, and a chunk's halves of two words each (see fragments.py)
-    parts, rows = (config.fetched, config.num_warps, 4, 2, 2, chunk // 4), (-1, units // 8, 8)
+    # piece, warp, lane, and a chunk's halves of two words each (see fragments.py); program, and rows of an `mma`
+    parts, rows = (config.fetched, config.num_warps, 4, 2, 2, chunk // 4), (-1, units // 16, 2, 8)
     if transposed:
         split = w_hh.view(3, hidden_size, hidden_size).narrow(1, first, hidden_size - first)
-        split = split.unflatten(2, rows).unflatten(1, parts).permute(7, 1, 2, 0, 5, 9, 3, 4, 8, 6)
+        split = split.unflatten(2, rows).unflatten(1, parts).permute(7, 1, 2, 0, 8, 5, 10, 3, 4, 9, 6)
     else:
         split = w_hh.view(3, hidden_size, hidden_size).narrow(2, first, hidden_size - first)
-        split = split.unflatten(2, parts).unflatten(1, rows).permute(1, 4, 5, 0, 8, 3, 6, 7, 2, 9)
+        split = split.unflatten(2, parts).unflatten(1, rows).permute(1, 5, 6, 0, 2, 9, 4, 7, 8, 3, 10)
     return split.contiguous()
 
 
@@ -110,15 +110,16 @@ def _fetch(packed_ptr, piece, GATE: tl.constexpr, S: tl.constexpr):
     """A piece of a gate, counted from those of a slice: the (SPLIT, BLOCK_H, DEPTH) left operand."""
     BITS: tl.constexpr = packed_ptr.dtype.element_ty.primitive_bitwidth
     CHUNK: tl.constexpr = 128 // BITS
-    tl.static_assert(S.BLOCK_H == 16 and S.DEPTH == 4 * CHUNK)
+    tl.static_assert(S.BLOCK_H % 16 == 0 and S.DEPTH == 4 * CHUNK)
+    EACH: tl.constexpr = S.BLOCK_H // 16 * 2  # of `mma`, for a warp's part of a gate
     part = tl.arange(0, S.SPLIT)[:, None, None, None, None, None]
     lane = tl.arange(0, 4)[None, None, :, None, None, None]
     unit = tl.arange(0, S.BLOCK_H)[None, None, None, :, None, None]
-    mma = part * (_GATES * 2) + tl.arange(0, 2)[None, None, None, None, :, None]
+    mma = part * (_GATES * EACH) + unit // 16 * 2 + tl.arange(0, 2)[None, None, None, None, :, None]
     # The lanes' places are the same for all pieces and gates: compilers make them once.
-    rows = packed_ptr + (piece * (S.SPLIT * _GATES) + GATE) * (64 * CHUNK)
+    rows = packed_ptr + (piece * (S.SPLIT * _GATES) + GATE) * (EACH * 32 * CHUNK)
     number = numbers(BITS)
-    number = number + (unit // 8 * 16).to(number.dtype)
+    number = number + (unit // 8 % 2 * 16).to(number.dtype)
     low, high = tl.inline_asm_elementwise(
         _fetch_assembly(BITS), _fetch_constraints(BITS),
         [rows + (mma * 32 + unit % 8 * 4 + lane) * CHUNK, number],

@@ -1,12 +1,12 @@
 """Products with awaited rows where columns of W_hh are fetched (see fetched.py): the rows come in parts.
 
 A whole tile takes as long to come from L2 as its product takes, or longer, and registers hold no more than one. So a
-tile is looked at in halves, each of several pieces, or whole where it has 8 sequences: while one such part is
-multiplied, the next one is on its way, be it of the same tile or of the next. A look ahead of its wait is a first look
-(`glance_at_tiles` of exchange.py): what it missed is looked at again before its product. It is made behind the wait
-before it, not earlier: compilers give all loads that are under way across a wait the same scoreboard, so that the wait
-would be for all of them. By counters ("flags"), which say that all of a tile is there, parts are loaded where they are
-multiplied.
+tile is looked at in halves, each of several pieces, or whole where it has 8 sequences, or a program more hidden units
+and fewer pieces: while one such part is multiplied, the next one is on its way, be it of the same tile or of the next.
+A look ahead of its wait is a first look (`glance_at_tiles` of exchange.py): what it missed is looked at again before
+its product. It is made behind the wait before it, not earlier: compilers give all loads that are under way across a
+wait the same scoreboard, so that the wait would be for all of them. By counters ("flags"), which say that all of a tile
+is there, parts are loaded where they are multiplied.
 """
 
 from typing import NamedTuple
@@ -44,7 +44,7 @@ def _existing(rows, own, step, S: tl.constexpr):
 @triton.constexpr_function
 def _parts(S):
     """Of a tile: as many as keep a part to so many registers."""
-    return 1 if S.BLOCK_B == 8 else 2
+    return 1 if S.BLOCK_B == 8 or S.BLOCK_H > 16 else 2
 
 
 @triton.constexpr_function
@@ -91,9 +91,10 @@ def product(w, x, ahead, PRECISION: tl.constexpr, S: tl.constexpr, a=None):
 
 
 @triton.jit
-def sum_of_products(weights, xs, ahead, PRECISION: tl.constexpr, S: tl.constexpr, a=None, LOOP: tl.constexpr = False):
+def sum_of_products(weights, xs, ahead, PRECISION: tl.constexpr, S: tl.constexpr, a=None, LOOP: tl.constexpr = False,
+                    STACK: tl.constexpr = True):  # fmt: skip
     """The sum of `product` over several tiles that are yet to come, and the pieces of all. The first one's flag is for
-    all of them. LOOP: as for `fetch_ahead`."""
+    all of them. LOOP: as for `fetch_ahead`. STACK: several gates as one; else each by itself."""
     EACH: tl.constexpr = _parts(S)
     PARTS: tl.constexpr = EACH * len(xs)
     first = xs[0]
@@ -123,4 +124,4 @@ def sum_of_products(weights, xs, ahead, PRECISION: tl.constexpr, S: tl.constexpr
             )  # fmt: skip
         if n % EACH == EACH - 1 and n + 1 < PARTS:
             fetched = fetch_ahead(weights[n // EACH + 1], S, LOOP)
-    return stacked(sums), found
+    return stacked(sums) if STACK else sums, found

@@ -136,6 +136,7 @@ def backward_torch(
     )  # fmt: skip
     MASKS: tl.constexpr = dropped_ptr is not None or seed_ptr is not None
     MORE: tl.constexpr = MASKS or reset_ptr is not None or decay_ptr is not None or amount_ptr is not None
+    LATE: tl.constexpr = FETCHED and BLOCK_H > 16  # what a step loads: the products take all registers
     w_hh_ptr = of_side(side, w_hh_ptr, w_hh_back_ptr)
     w_r = load_columns(w_hh_ptr, 0, own, S)
     w_z = load_columns(w_hh_ptr, 1, own, S)
@@ -168,9 +169,10 @@ def backward_torch(
             direct = where_alive(own, here, direct, dh, S)
 
             t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, side.direction, PACKED)
-            loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
-            of_step = load_of_step(beside, following.row, place, ahead)
-            ahead = load_words(beside, before.row, place)
+            if not LATE:
+                loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
+                of_step = load_of_step(beside, following.row, place, ahead)
+                ahead = load_words(beside, before.row, place)
             first = fetch_ahead(w_r, S, MORE)
             tl.debug_barrier()
 
@@ -192,6 +194,10 @@ def backward_torch(
                 a = tl.dot(w_r, x_r, input_precision=PRECISION)
                 a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
                 a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
+            if LATE:
+                loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
+                of_step = load_of_step(beside, following.row, place, ahead)
+                ahead = load_words(beside, before.row, place)
             products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
             dh = before_step(beside, direct + products, beginning, own, here, mask, S)
             here = following

@@ -14,7 +14,7 @@ import triton.language as tl
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
 from .fetched import fetch_ahead, multiply
-from .fetched_products import product
+from .fetched_products import product, sum_of_products
 from .gates import blend, candidate, sigmoid
 from .loop import before_first, row_after, step_after
 from .parts import four_gates, one_gate, two_gates
@@ -63,6 +63,41 @@ def _own_places(gates_in_ptr, h0_ptr, output_ptr, side, B, S: tl.constexpr):
 
 
 @triton.jit
+def _load_weights(w_hh_ptr, own, S: tl.constexpr):
+    """What `_products` multiplies."""
+    if S.FETCHED or S.BLOCK_H == 16:
+        return load_rows(w_hh_ptr, 0, 4, own, S)
+    else:
+        return load_rows(w_hh_ptr, 0, 2, own, S), load_rows(w_hh_ptr, 2, 1, own, S)
+
+
+@triton.jit
+def _products(w, x, ahead, PRECISION: tl.constexpr, S: tl.constexpr):
+    """Of W_hh and the state, the parts of all gates. Of more hidden units that of n is by itself: the sum of all would
+    take several rounds, a quarter of them for what makes three gates a power of two."""
+    if S.BLOCK_H == 16:
+        return product(w, x, ahead, PRECISION, S)[0]
+    elif S.FETCHED:
+        return sum_of_products((w,), (x,), ahead, PRECISION, S, STACK=False)[0]
+    else:
+        return tl.dot(w[0], x, input_precision=PRECISION), tl.dot(w[1], x, input_precision=PRECISION)
+
+
+@triton.jit
+def _sums(a, S: tl.constexpr):
+    """The sums of the parts of r, z and n."""
+    if S.BLOCK_H == 16:
+        ar, az, an, _ = four_gates(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+    elif S.FETCHED:
+        ar, az = one_gate(a[0], S.SPLIT, S.BLOCK_H, S.BLOCK_B), one_gate(a[1], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+        an = one_gate(a[2], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+    else:
+        ar, az = two_gates(a[0], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+        an = one_gate(a[1], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+    return ar, az, an
+
+
+@triton.jit
 def _next_step(gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, direction,
                w, S: tl.constexpr):  # fmt: skip
     """Step number i: the gates' inputs, what it does beside the equations with what begins behind it, what is fetched
@@ -107,11 +142,11 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
         ahead = fetch_ahead(w, S)
         tl.debug_barrier()
         x = await_seen(beside, output_ptr, h0_ptr, own, here, turn.before, i, flags, S, glance)
-        a = product(w, x, ahead, PRECISION, S)[0]
+        a = _products(w, x, ahead, PRECISION, S)
 
         following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
         then = tile_of(first, following.k, B, S)
-        ar, az, an, _ = four_gates(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+        ar, az, an = _sums(a, S)
         h_then, gates_then, of_step, glance = _load_turn(pointers, beside, then, following, T, B, direction, S)
         if b_hn is not None:
             an += b_hn
@@ -281,7 +316,7 @@ def forward_torch(
         begins_ptr, None, clip, side.rows, side.sequences, FRESH_BY_STEP, DECAY_BY_UNIT, AMOUNT_BY_UNIT,
         load_seed(seed_ptr), zoneout_below, dropped_below=dropped_below,
     )  # fmt: skip
-    w = load_rows(of_side(side, w_hh_ptr, w_hh_back_ptr), 0, 4, own, S)
+    w = _load_weights(of_side(side, w_hh_ptr, w_hh_back_ptr), own, S)
     b_hn = None
     if b_hn_ptr is not None:
         b_hn = read(of_side(side, b_hn_ptr, b_hn_back_ptr) + own.j, own.j < H)[None, :]
@@ -295,7 +330,7 @@ def forward_torch(
                 gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, w,
                 S,
             )  # fmt: skip
-            ar, az, an, _ = four_gates(product(w, x, ahead, PRECISION, S)[0], SPLIT, BLOCK_H, BLOCK_B)
+            ar, az, an = _sums(_products(w, x, ahead, PRECISION, S), S)
             if b_hn_ptr is not None:
                 an += b_hn
             r = sigmoid(ar + gr.to(tl.float32))

@@ -173,10 +173,12 @@ def _sources_reset(d_gates_ptr, nothing_ptr, own, step, first, S: tl.constexpr):
 @triton.constexpr_function
 def _may_glance(bits, S):
     """Whether registers suffice for a look ahead between the halves of a step: not where each of many chunks has a mask
-    of its own, nor on Blackwell where most columns are fetched."""
+    of its own, nor on Blackwell where most columns are fetched, or in TF32 for more hidden units."""
+    if bits != 16:
+        return not (cuda_capability_geq(10, 0) and S.FETCHED and S.BLOCK_H > 16)
     many_masks = (S.PACKED or not S.EVEN_K) and S.DEPTH > 64
     most_fetched = cuda_capability_geq(10, 0) and S.FETCHED > 4
-    return bits != 16 or not (many_masks or most_fetched)
+    return not (many_masks or most_fetched)
 
 
 @triton.constexpr_function

@@ -28,8 +28,10 @@ TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  
 
 def check(case, *, arch=90, tiles=1, protocol="data", **order):
     """Against the float64 loop, with programs of 32 units both ways, and without races."""
-    usual = persistent_config(case.h0.dtype, *case.h0.shape[-2:])
-    config = replace(usual, block_h=WIDE, registers=256, tiles=tiles, protocol=protocol)
+    dtype, (batch, hidden_size) = case.h0.dtype, case.h0.shape[-2:]
+    config = persistent_config(dtype, batch, hidden_size)
+    config = wide_config(config, "cho", "backward", dtype, hidden_size) or replace(config, block_h=WIDE, registers=256)
+    config = replace(config, tiles=tiles, protocol=protocol)
     launcher = ptx_launcher(arch=arch, strong=True, **order)
     with using(launcher):
         errors = case.errors(case.run(persistent, config))
@@ -56,6 +58,17 @@ def check(case, *, arch=90, tiles=1, protocol="data", **order):
         pytest.param(33, 384, 2, 90, torch.float16, "data", {"variant": "cho"}, marks=[several, SLOW]),
         pytest.param(17, 512, 1, 80, torch.float16, "flags", {"variant": "cho"}, marks=SLOW),
         pytest.param(33, 256, 2, 90, torch.float32, "data", {"packed": True}, marks=[several, SLOW]),
+        # columns that are fetched
+        pytest.param(17, 384, 1, 90, torch.float32, "data", {}, marks=several),
+        pytest.param(33, 384, 2, 80, torch.float32, "data", {"variant": "cho"}, marks=[several, SLOW]),
+        pytest.param(
+            20, 384, 1, 90, torch.float32, "flags", {"variant": "chung", "packed": True}, marks=[several, SLOW]
+        ),
+        pytest.param(17, 512, 1, 90, torch.float32, "data", {"both": True}, marks=[several, SLOW]),
+        pytest.param(33, 512, 2, 90, torch.float32, "data", {"packed": True}, marks=[several, SLOW]),
+        pytest.param(33, 768, 2, 90, torch.bfloat16, "data", {}, marks=[several, SLOW]),
+        pytest.param(17, 768, 1, 80, torch.float16, "data", {"variant": "cho"}, marks=[several, SLOW]),
+        pytest.param(33, 1024, 2, 90, torch.bfloat16, "flags", {"reverse": True}, marks=[several, SLOW]),
     ],
 )
 def test_every_kind_of_layer(batch, hidden_size, tiles, arch, dtype, protocol, options):
@@ -102,11 +115,17 @@ def planned(device, batch, hidden_size, direction, *, variant="torch", dtype=tor
         ("H100", 256, 512, "backward", "torch", torch.bfloat16, 32),
         ("A100", 256, 512, "backward", "cho", torch.float16, 32),
         ("H100", 256, 512, "forward", "cho", torch.float16, 32),
-        ("H100", 256, 512, "forward", "torch", torch.bfloat16, 16),
+        ("H100", 256, 512, "forward", "torch", torch.bfloat16, 16),  # two of the usual ones a multiprocessor
+        ("H100", 256, 384, "forward", "torch", torch.bfloat16, 32),
+        ("H100", 256, 768, "forward", "torch", torch.bfloat16, 32),
+        ("H100", 256, 1024, "forward", "torch", torch.bfloat16, 16),  # too many of its columns would be fetched
+        ("H100", 256, 256, "forward", "torch", torch.bfloat16, 16),  # two of the usual ones, and one launch has room
         ("H100", 1000, 256, "backward", "chung", torch.float32, 32),
         ("H100", 256, 500, "backward", "torch", torch.bfloat16, 16),  # some units would not exist
-        ("H100", 256, 768, "backward", "torch", torch.bfloat16, 16),  # registers
-        ("H100", 256, 512, "backward", "torch", torch.float32, 16),
+        ("H100", 256, 768, "backward", "torch", torch.bfloat16, 32),
+        ("A100", 256, 512, "backward", "torch", torch.float32, 32),
+        ("L4", 256, 512, "backward", "torch", torch.float32, 16),  # its L1 is too small for the columns
+        ("H100", 256, 896, "backward", "torch", torch.bfloat16, 16),  # no whole pieces
     ],
 )
 def test_where_it_is_planned(device, batch, hidden_size, direction, variant, dtype, block_h):
@@ -124,22 +143,25 @@ def test_registers_are_halved_where_it_was_compiled_so(variant, direction, dtype
         wide = wide_config(persistent_config(dtype, 64, hidden_size), variant, direction, dtype, hidden_size)
         if wide is None:
             continue
-        assert 2 * hidden_size <= PersistentConfig.in_registers(dtype)
+        assert hidden_size <= PersistentConfig.in_registers(dtype)
+        assert (wide.fetched > 0) == (2 * hidden_size > PersistentConfig.in_registers(dtype))
         shared = sharing_config(wide, variant, direction, dtype, hidden_size)
         may = 4 * hidden_size == PersistentConfig.in_registers(dtype) and (variant == "torch" or direction == "forward")
         assert (wide.registers, None if shared is None else shared.registers) == (256, 128 if may else None)
 
 
 @several
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_a_small_gpu_whose_multiprocessors_hold_half_as_many_programs(direction):
-    """Two of them on each, or half as many: registers do for 16 bits, not for TF32."""
-    device = replace(PRESETS["A100"], multiprocessors=20)
-    for dtype, obstacle in (
-        (torch.bfloat16, None),
-        (torch.float32, "32 programs of a batch tile must run together, 20 can"),
+def test_a_small_gpu_whose_multiprocessors_hold_half_as_many_programs():
+    """Two of them on each, or wide ones."""
+    for multiprocessors, batch, direction, dtype, obstacle in (
+        (20, 64, "forward", torch.bfloat16, None),
+        (20, 64, "backward", torch.bfloat16, None),
+        (20, 16, "backward", torch.float32, None),
+        (20, 64, "forward", torch.float32, "32 programs of a batch tile must run together, 20 can"),
+        (15, 64, "backward", torch.float32, "16 programs of a batch tile must run together, 15 can"),
     ):
-        layer = cost.Layer("torch", dtype, 64, 512, precision="tf32")
+        device = replace(PRESETS["A100"], multiprocessors=multiprocessors)
+        layer = cost.Layer("torch", dtype, batch, 512, precision="tf32")
         (found,) = (c for c in candidates(device, layer, direction) if c.schedule == "persistent")
         assert found.obstacle == obstacle
 

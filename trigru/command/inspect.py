@@ -67,7 +67,7 @@ _EXCHANGING = {  # by bytes of an element
     ),
 }
 # fmt: on
-_WIDE = {2: (224, 256, 480, 512), 4: (96, 128, 224, 256)}
+_WIDE = {2: (224, 256, 480, 512, 768, 1024), 4: (96, 128, 224, 256, 384, 512)}
 _STACKED = {2: (64, 128, 240, 248, 256, 512), 4: (32, 64, 112, 124, 128, 256)}
 ALL_BATCHES = (8, 16, 512)
 SEQ_LEN = 2  # host code does at the second step what it does at all later ones

@@ -184,14 +184,23 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
         return [_in_turns(device, usual, layer)]
     sizes = layer.variant, direction, layer.dtype, persistent_width(layer.dtype, layer.hidden_size)
     shared, wide = sharing_config(usual, *sizes), wide_config(usual, *sizes)
+    if wide is not None and not _wins(wide, usual, device, layer, direction):
+        wide = None
     wide_shared = None if wide is None else sharing_config(wide, *sizes)
     small = _smallest_tiles(device, layer, usual)
     one_tile = [config for config in (usual, shared, small, wide) if config is not None]
     several = []
     if why_one_tile(layer.variant, direction, layer.dtype, layer.hidden_size, device.capability) is None:
-        several = [*one_tile, *([] if wide_shared is None else [wide_shared])]
+        several = [*([] if wide_shared is None else [wide_shared]), *one_tile]  # first, where both are as fast
     in_one = [_in_one(device, config, layer) for config in several]
     return [_in_turns(device, config, layer) for config in one_tile] + [one for one in in_one if one.tiles > 1]
+
+
+def _wins(wide: PersistentConfig, usual: PersistentConfig, device: Device, layer: cost.Layer, direction: str) -> bool:
+    """Whether a launch has no room for all of the usual programs, and L1 for the columns that wide ones fetch."""
+    step = _step_of(usual, replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size)), direction)
+    room = step.programs <= usual.on_a_multiprocessor * device.multiprocessors
+    return not room and (not wide.fetched or wide.l1_bytes(layer.dtype) <= device.shared_per_block)
 
 
 def _in_turns(device: Device, config: PersistentConfig, layer: cost.Layer) -> PersistentConfig:

@@ -23,6 +23,9 @@ GATES = 3
 # the machine code (bfloat16, sm_90) gave 1,100 to 2,140 clocks for hidden_size 128 to 1024, forward of "torch", and 1.2
 # to 1.35 times so many where two programs share a multiprocessor.
 TURN_CLOCKS, TURN_CLOCKS_OF_A_UNIT, TURN_SHARED = 1000, 1.1, 1.2
+# Times so many, forward, for a program of 32 hidden units: with one product for three gates, or with two. The sums over
+# warps have twice as much. Going back, what comes from L2 is the limit.
+TURN_WIDE = {1: 1.6, 2: 1.2}
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def persistent(
     takes. fetches: columns of W_hh from L1."""
     if tiles > 1:
         step = persistent(layer, block_h, block_b, direction, fetches=fetches)
+        wide = TURN_WIDE[layer.exchanges] if block_h > 16 and direction == "forward" else 1.0
         return replace(
             step,
             programs=layer.directions * step.together * cdiv(layer.batch, block_b * tiles),
@@ -134,7 +138,7 @@ def persistent(
             shared_bytes=tiles * step.shared_bytes,
             flops=tiles * step.flops,
             tiles=tiles,
-            turn_clocks=layer.exchanges * (TURN_CLOCKS + TURN_CLOCKS_OF_A_UNIT * layer.hidden_size),
+            turn_clocks=wide * layer.exchanges * (TURN_CLOCKS + TURN_CLOCKS_OF_A_UNIT * layer.hidden_size),
         )
     size = layer.dtype.itemsize
     state = layer.exchanged(direction) * block_b * layer.hidden_size
@@ -147,7 +151,7 @@ def persistent(
         shared_bytes=size * (GATES * block_h * layer.hidden_size + state),
         flops=2 * GATES * block_h * block_b * layer.hidden_size,
         together=together,
-        parts=layer.exchanged(direction) * (1 if block_b == 8 else 2) if fetches else 0,
+        parts=layer.exchanged(direction) * (1 if block_b == 8 or block_h > 16 else 2) if fetches else 0,
     )
 
 
