@@ -332,7 +332,7 @@ def wide_config(
     largest, each = PersistentConfig.in_registers(dtype), config.piece(dtype)
     in_one_product = (variant, direction) == ("torch", "forward")
     wide, pieces = replace(config, block_h=WIDE, registers=256), hidden_size // each
-    if config.num_warps != 8 or config.block_b != 16:
+    if config.num_warps != 8 or config.block_b != 16 or not waits_by_thread():
         return None
     if in_one_product and (
         one_use_of_a_fragment() or sharing_config(config, variant, direction, dtype, hidden_size) is not None

@@ -145,7 +145,7 @@ def bptt_kernel(
         own_row = row if behind is None else row + behind  # fewer registers than pointers of its own
         reserve = at(reserve_ptr, own_row, b, j, (4 if VARIANT == "torch" else 3) * H)
         counting, kept = _where(beside, ahead, live, EXACT)
-        r, n = read(reserve, counting), read(reserve + 2 * H, counting)
+        n = read(reserve + 2 * H, counting)
         z = tl.load(
             reserve + H,
             mask=counting,
@@ -164,6 +164,7 @@ def bptt_kernel(
         d = dh + read(at(grad_output_ptr, row, b, j, width), live)
         idle = carries_on(amount)
         dn, dz, direct = end_back(d, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
+        r = read(reserve, counting)  # not with the others: kept from there, it spilled
         d = direct if dropped_ptr is None else zero  # what the products add to
         if VARIANT == "torch":
             dr, d_an = reset_after_grad(dn, unless(read(reserve + 3 * H, counting), idle), unless(r, idle))

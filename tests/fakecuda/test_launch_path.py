@@ -320,20 +320,27 @@ def test_several_batch_tiles_a_program(protocol):
 
 
 @SEVERAL
-def test_a_plan_of_several_batch_tiles_a_program(monkeypatch):
-    """From the plan on a device with room for two groups of three, again and again, as calls alike are repeated."""
-    small = replace(plan.present(0), multiprocessors=1)
+@pytest.mark.parametrize(
+    ("multiprocessors", "hidden_size", "batch", "calls", "grid"),
+    [
+        (1, 32, 40, 4, (2, 2)),  # room for two groups of three, again and again, as calls alike are repeated
+        (9, 288, 33, 1, (9, 1)),  # for none of 18 programs, but for one of 9 with more hidden units each
+    ],
+    ids=["usual", "wide"],
+)
+def test_a_plan_of_several_batch_tiles_a_program(monkeypatch, multiprocessors, hidden_size, batch, calls, grid):
+    small = replace(plan.present(0), multiprocessors=multiprocessors)
     monkeypatch.setattr(plan, "present", lambda index: small)
     plan._chosen.cache_clear()
-    module = trigru.GRU(8, 32, schedule="persistent", device="cuda", dtype=HALF)
-    exact = trigru.GRU(8, 32, schedule="eager").double()
+    module = trigru.GRU(8, hidden_size, schedule="persistent", device="cuda", dtype=HALF)
+    exact = trigru.GRU(8, hidden_size, schedule="eager").double()
     exact.load_state_dict({name: p.cpu().double() for name, p in module.state_dict().items()})
-    for _ in range(4):
+    for _ in range(calls):
         fakecuda.launches.clear()
-        x = torch.randn(3, 40, 8, device="cuda", dtype=HALF, requires_grad=True)
+        x = torch.randn(3, batch, 8, device="cuda", dtype=HALF, requires_grad=True)
         output, _ = module(x)
         output.float().square().sum().backward()
-        assert [tuple(launched["grid"][:2]) for launched in loops()] == [(2, 2)] * 2
+        assert [tuple(launched["grid"][:2]) for launched in loops()] == [grid] * 2
         y = x.detach().cpu().double().requires_grad_()
         wanted, _ = exact(y)
         wanted.square().sum().backward()
