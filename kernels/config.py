@@ -328,11 +328,13 @@ def wide_config(
     """`persistent_config`'s with twice the hidden units for a program, so that half as many read what those of a batch
     tile exchange. Above half of the largest hidden_size whose columns registers hold, they hold two pieces of three, or
     one of four. None where it spills, for masks of units that do not exist, or wins nothing: forward of "torch" with
-    one piece, or where two of the usual programs share a multiprocessor."""
+    one piece, or where two of the usual programs share a multiprocessor; and where units are added."""
     largest, each = PersistentConfig.in_registers(dtype), config.piece(dtype)
     in_one_product = (variant, direction) == ("torch", "forward")
     wide, pieces = replace(config, block_h=WIDE, registers=256), hidden_size // each
     if config.num_warps != 8 or config.block_b != 16 or not waits_by_thread():
+        return None
+    if persistent_width(dtype, hidden_size) != hidden_size:
         return None
     if in_one_product and (
         one_use_of_a_fragment() or sharing_config(config, variant, direction, dtype, hidden_size) is not None

@@ -74,6 +74,16 @@ def row_after(here, i, T, B, direction):
 
 
 @triton.jit
+def step_ahead(here, offsets_ptr, i, T, B, direction, PACKED: tl.constexpr):
+    """The step that forward takes after `here`, its number i; behind the last that itself, for loads that nothing
+    uses."""
+    if PACKED:
+        return step_at(offsets_ptr, time_of(tl.minimum(i + 1, T - 1), T, direction), B, PACKED)
+    else:
+        return Step(row_after(here, i, T, B, direction), B)
+
+
+@triton.jit
 def steps_back(offsets_ptr, i, T, B, direction, PACKED: tl.constexpr):
     """For a loop against forward: the time step that forward takes as number i, that step, and the one before it, or as
     `step_or_none` where there is none."""

@@ -27,7 +27,7 @@ from .per_step import (
 )
 from .products import multiply
 from .resident_forward import alive_steps, own_part, own_side, units_only
-from .tile_words import beginning_by, in_words, later, load_words, words_of
+from .tile_words import beginning_by, in_words, later, later_if, load_words, words_of
 from .tiles import at, either, load_state, read, there, unknown_zero, write, write_gates
 
 
@@ -60,6 +60,28 @@ def _where(beside, words, live, EXACT: tl.constexpr):
         if beside.reset is not None and beside.fresh is None:
             kept = (~resets(words)).broadcast_to(live.shape) if EXACT else live & ~resets(words)
     return counting, kept
+
+
+@triton.jit
+def _load_step(kept, beside, words, here, before, is_first, j, b, H, width, VARIANT: tl.constexpr, EXACT: tl.constexpr):
+    """What a step's derivatives need, as it lies in memory: r, z, n, W_hn h + b_hn (else n again), the state before,
+    dy. kept: pointers to the output's derivative, h0, the output and the reserve. words: of the step, as `load_words`
+    has them. is_first: whether forward began with it."""
+    grad_output_ptr, h0_ptr, output_ptr, reserve_ptr = kept
+    GATES: tl.constexpr = 4 if VARIANT == "torch" else 3
+    live = there(j, b, H, here.count)
+    counting, state = _where(beside, words, live, EXACT)
+    reserve = at(reserve_ptr, row_of(beside, here.row), b, j, GATES * H)
+    r, n = tl.load(reserve, mask=counting, other=0.0), tl.load(reserve + 2 * H, mask=counting, other=0.0)
+    z = tl.load(
+        reserve + H,
+        mask=counting,
+        other=1.0 if in_words(beside.amount, beside.reset) and VARIANT != "chung" else 0.0,
+    )
+    an = n if VARIANT != "torch" else tl.load(reserve + 3 * H, mask=counting, other=0.0)
+    carried = Step(before.row, tl.where(is_first, 0, tl.minimum(before.count, here.count)))
+    h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width, state)
+    return r, z, n, an, h, tl.load(at(grad_output_ptr, here.row, b, j, width), mask=live, other=0.0)
 
 
 @triton.jit(do_not_specialize=["T", "B", "units", "direction", "zoneout_below", "dropped_below"])
@@ -138,36 +160,35 @@ def bptt_kernel(
             direction, VARIANT,
         )  # fmt: skip
     words = words_of(beside, end - 1, T, direction, BLOCK_B)
-    ahead = load_words(words, BLOCK_B)
+    kept = grad_output_ptr, h0_ptr, output_ptr, reserve_ptr
+    loaded = _load_step(
+        kept, beside, load_words(words, BLOCK_B), here, before, end == 1, j, b, H, width, VARIANT, EXACT
+    )
+    coming = later(words, -1)
+    ahead = load_words(coming, BLOCK_B)
     for i in range(T - end, T - first):
-        carried = Step(before.row, tl.where(i + 1 == T, 0, tl.minimum(before.count, here.count)))
         row, live = here.row, there(j, b, H, here.count)
         own_row = row if behind is None else row + behind  # fewer registers than pointers of its own
-        reserve = at(reserve_ptr, own_row, b, j, (4 if VARIANT == "torch" else 3) * H)
-        counting, kept = _where(beside, ahead, live, EXACT)
-        n = read(reserve + 2 * H, counting)
-        z = tl.load(
-            reserve + H,
-            mask=counting,
-            other=1.0 if in_words(beside.amount, beside.reset) and VARIANT != "chung" else 0.0,
-        )
-        z = z.to(tl.float32)
-        h = load_state(output_ptr, h0_ptr, b, j, here, carried, H, width, kept).to(tl.float32)
+        r, z, n, an, h, dy = loaded
+        t, following, past = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
+        z, n, h = z.to(tl.float32), n.to(tl.float32), h.to(tl.float32)
         if in_words(beside.amount, beside.reset):
-            loaded = load_words(words, BLOCK_B)  # again: where rows lie otherwise, what is at hand is no help
-            amount, beginning = Amount((), ()), beginning_by(beside, loaded, place)
+            mine = load_words(words, BLOCK_B)  # again: where rows lie otherwise, what is at hand is no help
+            amount, beginning = Amount((), ()), beginning_by(beside, mine, place)
         else:
             amount, beginning = load_amount(beside, row, place), load_beginning(beside, row, place)
         if not in_words(beside.amount, beside.reset) or fresh_ptr is not None:
             h = begun(h, beginning)
         dropped = load_dropped(beside, place)  # kept from step to step, it spilled
-        d = dh + read(at(grad_output_ptr, row, b, j, width), live)
+        d = dh + dy.to(tl.float32)
         idle = carries_on(amount)
         dn, dz, direct = end_back(d, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
-        r = read(reserve, counting)  # not with the others: kept from there, it spilled
+        # Of the next step, for memory is far.
+        loaded = _load_step(kept, beside, ahead, following, past, i + 2 >= T, j, b, H, width, VARIANT, EXACT)
+        r = r.to(tl.float32)
         d = direct if dropped_ptr is None else zero  # what the products add to
         if VARIANT == "torch":
-            dr, d_an = reset_after_grad(dn, unless(read(reserve + 3 * H, counting), idle), unless(r, idle))
+            dr, d_an = reset_after_grad(dn, unless(an.to(tl.float32), idle), unless(r, idle))
             write(at(d_an_ptr, own_row, b, j, H), d_an, live)
             by_r, by_z = dr, dz
             if gain_ptr is not None:
@@ -200,11 +221,11 @@ def bptt_kernel(
         d = units_only(d, j, units, EXACT)
         if d_begin_ptr is not None:
             write(at(d_begin_ptr, row_of(beside, row), b, j, H), d, live)
-        past = begin_back(d, beginning)
-        dh = past if in_words(beside.amount, beside.reset) else tl.where((b < here.count)[None, :], past, dh)
-        words = later(words, -1)
-        ahead = load_words(words, BLOCK_B)
-        t, here, before = next_steps(offsets_ptr, i, t, here, before, T, B, direction, PACKED)
+        back = begin_back(d, beginning)
+        dh = back if in_words(beside.amount, beside.reset) else tl.where((b < here.count)[None, :], back, dh)
+        words, coming = coming, later_if(coming, -1, i + 2 < T)
+        ahead = load_words(coming, BLOCK_B)
+        here, before = following, past
     if lengths_ptr is not None:
         t, here, before = steps_back(None, first - 1, T, B, direction, False)  # kept from the loop, they cost more
         dh, t, here, before = _carry_back(

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .gates import blend, candidate, sigmoid
-from .loop import Step, before_first, row_after, rows_of_all, step_after, step_at, time_of
+from .loop import Step, before_first, row_after, rows_of_all, step_after, step_ahead, step_at, time_of
 from .norm import Norm, moments, normalised
 from .per_step import (
     Beside,
@@ -22,7 +22,7 @@ from .per_step import (
 )
 from .products import multiply
 from .tile_words import amount_by, beginning_by, in_words, later, load_words, words_of
-from .tiles import at, either, load_weight, load_weight_transposed, read, read_gates, there, write, write_gates
+from .tiles import at, either, load_gates, load_weight, load_weight_transposed, read, there, write, write_gates
 
 
 @triton.jit
@@ -172,9 +172,14 @@ def forward_kernel(
         begin = begun(h, beginning_by(beside, load_words(words, BLOCK_B), place))
     else:
         begin = begun(h, load_beginning(beside, row_after(here, first - 1, T, B, direction), place))
+    following = step_after(here, offsets_ptr, tl.minimum(first, T - 1), T, B, direction, PACKED)
+    exists = there(j, b, H, tl.where(first < end, following.count, 0))
+    gates = load_gates(at(gates_in_ptr, following.row, b, j, 3 * H), exists, H)
     for i in range(first, end):
-        here = step_after(here, offsets_ptr, i, T, B, direction, PACKED)
+        here = following
+        gr, gz, gn = gates
         row, count = here
+        following = step_ahead(here, offsets_ptr, i, T, B, direction, PACKED)
         words = later(words)
         if in_words(beside.amount, beside.reset):
             loaded = load_words(words, BLOCK_B)
@@ -183,12 +188,11 @@ def forward_kernel(
             beginning = load_beginning(beside, row_after(here, i, T, B, direction), place)  # early: it is waited for
             amount = load_amount(beside, row, place)
         live = there(j, b, H, count)
-        gr, gz, gn = read_gates(at(gates_in_ptr, row, b, j, 3 * H), live, H)
         shown = seen(begin, dropped)
         x = shown.to(dtype)
         if gain_ptr is None:
-            r = sigmoid(gr + multiply(w_r, x, zero, PRECISION))
-            z = sigmoid(gz + multiply(w_z, x, zero, PRECISION))
+            r = sigmoid(gr.to(tl.float32) + multiply(w_r, x, zero, PRECISION))
+            z = sigmoid(gz.to(tl.float32) + multiply(w_z, x, zero, PRECISION))
             if VARIANT == "torch":
                 an = multiply(w_n, x, zero, PRECISION) + b_hn
         else:
@@ -199,14 +203,16 @@ def forward_kernel(
                 an = normalised(norm, an, 2, mean, rstd, j, H) + b_hn
             else:
                 mean, rstd = moments(norm, (ar, az), j)
-            r = sigmoid(gr + normalised(norm, ar, 0, mean, rstd, j, H))
-            z = sigmoid(gz + normalised(norm, az, 1, mean, rstd, j, H))
+            r = sigmoid(gr.to(tl.float32) + normalised(norm, ar, 0, mean, rstd, j, H))
+            z = sigmoid(gz.to(tl.float32) + normalised(norm, az, 1, mean, rstd, j, H))
+        # A step ahead, for memory is far.
+        gates = load_gates(at(gates_in_ptr, following.row, b, j, 3 * H), there(j, b, H, following.count), H)
         if VARIANT != "torch":
             an = multiply(w_n, units_only(r * shown, j, units, EXACT).to(dtype), zero, PRECISION)
             if gain_ptr is not None:
                 mean, rstd = moments(norm, (an,), j)
                 an = normalised(norm, an, 2, mean, rstd, j, H)
-        n = candidate(gn, an, r, VARIANT)
+        n = candidate(gn.to(tl.float32), an, r, VARIANT)
         new = ended(begin, units_only(blend(begin, z, n, VARIANT), j, units, EXACT), amount, clip)
         h = new if in_words(beside.amount, beside.reset) else tl.where((b < count)[None, :], new, begin)
         write(at(output_ptr, row, b, j, width), h, live)

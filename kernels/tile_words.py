@@ -80,6 +80,12 @@ def later(words, STEPS: tl.constexpr = 1):
 
 
 @triton.jit
+def later_if(words, STEPS: tl.constexpr, there):
+    """The same where that step is `there`, else these."""
+    return words if absent(words.at) else Words(words.at + tl.where(there, STEPS * words.further, 0), words.further)
+
+
+@triton.jit
 def load_words(words, BLOCK_B: tl.constexpr):
     """(1, BLOCK_B); or nothing."""
     return () if absent(words.at) else tl.load(words.at + tl.arange(0, BLOCK_B))[None, :]

@@ -163,6 +163,14 @@ def on_units(case: Case) -> bool:
     return on_matrix_units(*DTYPES[case.dtype], capability_of(case.target))
 
 
+def shared_bytes(target: str) -> int:
+    """Of shared memory that a program may have, by the CUDA C++ programming guide; AMD's by their data sheets."""
+    return 1024 * (_SHARED_KIB.get(target, 227) if target.startswith("sm_") else 64)
+
+
+_SHARED_KIB = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_120": 99}
+
+
 def config_of(case: Case) -> Any:
     """The plan's tile sizes; None where it has none of that form."""
     dtype, _ = DTYPES[case.dtype]
@@ -170,7 +178,7 @@ def config_of(case: Case) -> Any:
     direction = "backward" if case.direction == "backward" else "forward"
     sizes = case.variant, direction, dtype, persistent_width(dtype, case.hidden_size)
     if "wide" in case.schedule:
-        config = wide_config(config, *sizes)
+        config = wide_config(config, *sizes[:3], case.hidden_size)
     if config is not None and "sharing" in case.schedule:
         config = sharing_config(config, *sizes)
     elif case.schedule == "several":
@@ -344,8 +352,8 @@ def _row(case: Case, launch: Any, binary: Any) -> Row:
 
 def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs from
-    compute capability 8.0 on, no schedule that waits is for AMD's, schedules have a largest size, and a batch that one
-    tile holds has no several."""
+    compute capability 8.0 on, no schedule that waits is for AMD's, schedules have a largest size, some want more shared
+    memory than some GPUs have, and a batch that one tile holds has no several."""
     has_dtype = True
     if not case.target.startswith("sm_"):
         has_dtype = case.dtype != "tf32" and case.schedule not in (*WAITING, *EXCHANGING)
@@ -362,7 +370,20 @@ def can_compile(case: Case) -> bool:
         has_dtype &= case.target.startswith("sm_") and case.target != "sm_75" and not case.both
         return has_dtype and why_not_stacked(case.variant, *_numbers(case)) is None
     largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], on_units(case))
-    return has_dtype and case.hidden_size <= largest
+    return has_dtype and case.hidden_size <= largest and _has_room(case)
+
+
+def _has_room(case: Case) -> bool:
+    """Whether the target's multiprocessors have the shared memory of a resident program, or the L1 of one that fetches
+    columns, as the plan asks."""
+    config, dtype = config_of(case), DTYPES[case.dtype][0]
+    if isinstance(config, ResidentConfig):
+        wanted = config.shared_bytes(dtype, case.hidden_size)
+    elif isinstance(config, PersistentConfig) and config.fetched:
+        wanted = config.l1_bytes(dtype)
+    else:
+        return True
+    return wanted <= shared_bytes(case.target)
 
 
 def _numbers(case: Case) -> tuple[torch.dtype, int, str]:

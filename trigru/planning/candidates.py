@@ -183,7 +183,7 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
     if invariant.is_on():
         return [_in_turns(device, usual, layer)]
     sizes = layer.variant, direction, layer.dtype, persistent_width(layer.dtype, layer.hidden_size)
-    shared, wide = sharing_config(usual, *sizes), wide_config(usual, *sizes)
+    shared, wide = sharing_config(usual, *sizes), wide_config(usual, *sizes[:3], layer.hidden_size)
     if wide is not None and not _wins(wide, usual, device, layer, direction):
         wide = None
     wide_shared = None if wide is None else sharing_config(wide, *sizes)
