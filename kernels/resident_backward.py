@@ -183,8 +183,6 @@ def bptt_kernel(
         d = dh + dy.to(tl.float32)
         idle = carries_on(amount)
         dn, dz, direct = end_back(d, h, unless(z, idle), unless(n, idle), amount, clip, VARIANT)
-        # Of the next step, for memory is far.
-        loaded = _load_step(kept, beside, ahead, following, past, i + 2 >= T, j, b, H, width, VARIANT, EXACT)
         r = r.to(tl.float32)
         d = direct if dropped_ptr is None else zero  # what the products add to
         if VARIANT == "torch":
@@ -213,6 +211,8 @@ def bptt_kernel(
                 mean, along = slopes(norm, (dr, dz), 0, own_row, b, j, here.count, H)
                 by_r = unnormalised(norm, dr, 0, mean, along, own_row, b, j, here.count, H)
                 by_z = unnormalised(norm, dz, 1, mean, along, own_row, b, j, here.count, H)
+        # Of the next step, for memory is far; no earlier, for registers are few.
+        loaded = _load_step(kept, beside, ahead, following, past, i + 2 >= T, j, b, H, width, VARIANT, EXACT)
         write_gates(at(d_gates_ptr, own_row, b, j, 3 * H), (dr, dz, dn), live, H)
         d = multiply(w_r, by_r.to(dtype), d, PRECISION)
         d = multiply(w_z, by_z.to(dtype), d, PRECISION)
