@@ -20,8 +20,8 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ("if needed > device.shared_per_block:", "if needed > 4 * device.shared_per_block:", _FITS),
         ("elif device.capability < (8, 0):", "elif device.capability < (7, 0):", _FITS),
         (
-            "elif programs > config.on_a_multiprocessor * device.multiprocessors:",
-            "elif programs > 4 * device.multiprocessors:",
+            "if step.together <= one.on_a_multiprocessor * device.multiprocessors]",
+            "if step.together <= 4 * device.multiprocessors]",
             _FITS,
         ),
         (

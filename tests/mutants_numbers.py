@@ -16,6 +16,12 @@ _PAIRS = named("test_options_together", "pairs_against_the_reference")
 _STACK = named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-resident]")
 _NORMED = named("test_norm_kernels", "against_the_reference[resident-torch-packed stack-torch.float32-sm_90]")
 _NORMED_STEP = named("test_norm_kernels", "against_the_reference[stepwise-cho-both directions-torch.bfloat16-sm_90]")
+_WIDE = named("test_wide", "every_kind_of_layer[18-64-1-90-dtype0-data-options0]")
+_WIDE_FETCHED = named("test_wide", "every_kind_of_layer[17-384-1-90-dtype13-data-options13]")
+_RESIDENT = named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-resident]")
+_PADDED = named("test_schedules", "every_size[sm_80-resident-torch-padded-forward-(2, 17, 4, 33)]")
+_WORDS = named("test_per_step_resident", "flags_in_words[sm_80-torch-options0-way0-size0]")
+_ONE_STEP = named("test_schedules", "one_step[sm_80-resident-torch-padded-forward]")
 _SIDES = named("test_persistent", "both_directions_at_once[torch-40-True-90-dtype0-data]")
 
 # By file: its text, what stands in its place, and the test that notices.
@@ -273,6 +279,22 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ),
         ('f"st.relaxed.gpu.global.b32 [{status}+{4 * ERROR_WORD}], t;",', "", _EXPIRES),
         ('[*_is_missing(m, bits, packed_max), f"@p {load}"]', "_is_missing(m, bits, packed_max)", _DATA),
+    ],
+    "kernels/fetched.py": [
+        ("unit // 16 * 2 + tl.arange", "unit // 32 * 2 + tl.arange", _WIDE_FETCHED),
+        ("(unit // 8 % 2 * 16)", "(unit // 8 * 16)", _WIDE_FETCHED),
+        (".permute(7, 1, 2, 0, 8, 5, 10, 3, 4, 9, 6)", ".permute(7, 1, 2, 0, 9, 5, 10, 3, 4, 8, 6)", _WIDE_FETCHED),
+    ],
+    "kernels/persistent_forward.py": [
+        ("own, S), load_rows(w_hh_ptr, 2, 1", "own, S), load_rows(w_hh_ptr, 1, 1", _WIDE),
+    ],
+    "kernels/resident_backward.py": [
+        ("past, i + 2 >= T, j, b", "past, i + 1 >= T, j, b", _PADDED),
+        ("here, before, end == 1, j, b", "here, before, end == 0, j, b", _ONE_STEP),
+        ("later_if(coming, -1, i + 2 < T)", "later_if(coming, -1, i + 3 < T)", _WORDS),
+    ],
+    "kernels/resident_forward.py": [
+        ("tl.where(first < end, following.count, 0)", "tl.where(first < end, 0, following.count)", _RESIDENT),
     ],
     "kernels/parts.py": [
         (

@@ -35,6 +35,15 @@ def test_every_size(on_cpu, schedule, variant, rows, direction, size):
         assert_as_reference(case, schedule=schedule)
 
 
+@pytest.mark.parametrize(("rows", "direction"), LAYOUTS)
+@pytest.mark.parametrize("variant", trigru.VARIANTS[:2])
+def test_one_step(on_cpu, schedule, variant, rows, direction):
+    """Whose state before is no output."""
+    case = layer(1, 17, 4, 33, variant=variant, reverse=direction == "reverse", packed=rows == "packed")
+    with on_cpu():
+        assert_as_reference(case, schedule=schedule)
+
+
 @pytest.mark.parametrize(("bias", "through"), [(True, "output"), (False, "h_n")], ids=["bias", "no bias"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
