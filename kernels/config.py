@@ -264,6 +264,7 @@ def persistent_width(dtype: torch.dtype, hidden_size: int) -> int:
 
 
 KEPT_PIECES = 3
+WIDE = 32  # hidden units of a program of `wide_config`
 
 
 def persistent_config(dtype: torch.dtype, batch: int, hidden_size: int) -> PersistentConfig:
@@ -317,9 +318,6 @@ def sharing_config(
     else:
         fits = variant == "torch" and forward and dtype.itemsize == 2 and hidden_size == 512
     return replace(config, registers=128) if fits and config.block_b == 16 and config.num_warps == 8 else None
-
-
-WIDE = 32
 
 
 def wide_config(

@@ -18,7 +18,6 @@ _NORMED = named("test_norm_kernels", "against_the_reference[resident-torch-packe
 _NORMED_STEP = named("test_norm_kernels", "against_the_reference[stepwise-cho-both directions-torch.bfloat16-sm_90]")
 _WIDE = named("test_wide", "every_kind_of_layer[18-64-1-90-dtype0-data-options0]")
 _WIDE_FETCHED = named("test_wide", "every_kind_of_layer[17-384-1-90-dtype13-data-options13]")
-_RESIDENT = named("test_schedules", "both_directions_of_a_stack[sm_90-cho-packed-None-resident]")
 _PADDED = named("test_schedules", "every_size[sm_80-resident-torch-padded-forward-(2, 17, 4, 33)]")
 _WORDS = named("test_per_step_resident", "flags_in_words[sm_80-torch-options0-way0-size0]")
 _ONE_STEP = named("test_schedules", "one_step[sm_80-resident-torch-padded-forward]")
@@ -294,7 +293,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
         ("later_if(coming, -1, i + 2 < T)", "later_if(coming, -1, i + 3 < T)", _WORDS),
     ],
     "kernels/resident_forward.py": [
-        ("tl.where(first < end, following.count, 0)", "tl.where(first < end, 0, following.count)", _RESIDENT),
+        ("tl.where(first < end, following.count, 0)", "tl.where(first < end, 0, following.count)", _STACK),
     ],
     "kernels/parts.py": [
         (

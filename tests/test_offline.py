@@ -179,7 +179,8 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
     everything = json.loads(path.read_text())
     assert not [row for row in everything if row["spill_bytes"]]  # of whatever schedule
     rows = [row for row in everything if row["schedule"] == "stepwise"]
-    assert {row["dtype"] for row in rows} >= {"fp16", "fp32"}
+    without = {"bf16"} if path.stem == "sm_75" else set()
+    assert {row["dtype"] for row in rows} >= {"bf16", "fp16", "fp32"} - without
     shapes = set()
     for row in rows:
         assert row["target"] == path.stem
@@ -229,6 +230,8 @@ def test_committed_tables_of_whole_sequences_are_of_the_present_configurations(t
         assert row["loop_matrix_instructions"] or row["dtype"] == "fp32" or target == "sm_75", row
         case = inspect.Case(*(row[field.name] for field in fields(inspect.Case)))
         config = inspect.config_of(case)
+        if config is None and not fetches():
+            continue  # nor are there wide programs of all sizes
         assert row["block_b"] == config.block_b
         if schedule == "resident" or words_of_a_lane() == 2:  # as in the Triton that compiled these tables
             assert row["num_warps"] == config.num_warps

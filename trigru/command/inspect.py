@@ -89,6 +89,11 @@ class Case:
     batch: int
     both: bool = False
 
+    @property
+    def way(self) -> str:
+        """Forward or backward, as the plan has it."""
+        return "backward" if self.direction == "backward" else "forward"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -175,8 +180,7 @@ def config_of(case: Case) -> Any:
     """The plan's tile sizes; None where it has none of that form."""
     dtype, _ = DTYPES[case.dtype]
     config = SCHEDULES[case.schedule].config(dtype, case.batch, case.hidden_size, on_units(case))
-    direction = "backward" if case.direction == "backward" else "forward"
-    sizes = case.variant, direction, dtype, persistent_width(dtype, case.hidden_size)
+    sizes = case.variant, case.way, dtype, persistent_width(dtype, case.hidden_size)
     if "wide" in case.schedule:
         config = wide_config(config, *sizes[:3], case.hidden_size)
     if config is not None and "sharing" in case.schedule:
@@ -354,15 +358,15 @@ def can_compile(case: Case) -> bool:
     """Whether the schedule runs such a layer on the target: TF32 and the persistent schedule are for NVIDIA's GPUs from
     compute capability 8.0 on, no schedule that waits is for AMD's, schedules have a largest size, some want more shared
     memory than some GPUs have, and a batch that one tile holds has no several."""
-    has_dtype = True
+    has_dtype, config = True, config_of(case)
+    if config is None:
+        return False
     if not case.target.startswith("sm_"):
         has_dtype = case.dtype != "tf32" and case.schedule not in (*WAITING, *EXCHANGING)
     elif case.target == "sm_75":
         has_dtype = case.dtype not in ("tf32", "bf16") and case.schedule not in EXCHANGING
-    has_dtype = has_dtype and (case.schedule not in EXCHANGING or config_of(case) is not None)
     if case.schedule in SEVERAL:
-        direction = "backward" if case.direction == "backward" else "forward"
-        sizes = case.variant, direction, DTYPES[case.dtype][0], case.hidden_size
+        sizes = case.variant, case.way, DTYPES[case.dtype][0], case.hidden_size
         capability = capability_of(case.target)
         has_dtype &= capability is not None and why_one_tile(*sizes, capability) is None
         has_dtype &= case.batch > persistent_config(sizes[2], case.batch, case.hidden_size).block_b
@@ -370,13 +374,13 @@ def can_compile(case: Case) -> bool:
         has_dtype &= case.target.startswith("sm_") and case.target != "sm_75" and not case.both
         return has_dtype and why_not_stacked(case.variant, *_numbers(case)) is None
     largest = SCHEDULES[case.schedule].largest(*DTYPES[case.dtype], on_units(case))
-    return has_dtype and case.hidden_size <= largest and _has_room(case)
+    return has_dtype and case.hidden_size <= largest and _has_room(case, config)
 
 
-def _has_room(case: Case) -> bool:
+def _has_room(case: Case, config: Any) -> bool:
     """Whether the target's multiprocessors have the shared memory of a resident program, or the L1 of one that fetches
     columns, as the plan asks."""
-    config, dtype = config_of(case), DTYPES[case.dtype][0]
+    dtype, _ = DTYPES[case.dtype]
     if isinstance(config, ResidentConfig):
         wanted = config.shared_bytes(dtype, case.hidden_size)
     elif isinstance(config, PersistentConfig) and config.fetched:

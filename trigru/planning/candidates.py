@@ -180,46 +180,49 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
     would, and its memory is the state's. Within trigru.batch_invariant() none has several: going back, a step's sum
     would be rounded otherwise."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
+    run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
     if invariant.is_on():
-        return [_in_turns(device, usual, layer)]
-    sizes = layer.variant, direction, layer.dtype, persistent_width(layer.dtype, layer.hidden_size)
+        return [_in_turns(device, usual, run)]
+    sizes = layer.variant, direction, layer.dtype, run.hidden_size
     shared, wide = sharing_config(usual, *sizes), wide_config(usual, *sizes[:3], layer.hidden_size)
-    if wide is not None and not _wins(wide, usual, device, layer, direction):
+    if wide is not None and not _wins(wide, usual, device, run, direction):
         wide = None
     wide_shared = None if wide is None else sharing_config(wide, *sizes)
-    small = _smallest_tiles(device, layer, usual)
+    small = _smallest_tiles(device, layer, usual, run.hidden_size)
     one_tile = [config for config in (usual, shared, small, wide) if config is not None]
     several = []
     if why_one_tile(layer.variant, direction, layer.dtype, layer.hidden_size, device.capability) is None:
         several = [*([] if wide_shared is None else [wide_shared]), *one_tile]  # first, where both are as fast
-    in_one = [_in_one(device, config, layer) for config in several]
-    return [_in_turns(device, config, layer) for config in one_tile] + [one for one in in_one if one.tiles > 1]
+    in_one = [_in_one(device, config, run) for config in several]
+    return [_in_turns(device, config, run) for config in one_tile] + [one for one in in_one if one.tiles > 1]
 
 
-def _wins(wide: PersistentConfig, usual: PersistentConfig, device: Device, layer: cost.Layer, direction: str) -> bool:
+def _wins(wide: PersistentConfig, usual: PersistentConfig, device: Device, run: cost.Layer, direction: str) -> bool:
     """Whether a launch has no room for all of the usual programs, and L1 for the columns that wide ones fetch."""
-    step = _step_of(usual, replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size)), direction)
+    step = _step_of(usual, run, direction)
     room = step.programs <= usual.on_a_multiprocessor * device.multiprocessors
-    return not room and (not wide.fetched or wide.l1_bytes(layer.dtype) <= device.shared_per_block)
+    return not room and (not wide.fetched or wide.l1_bytes(run.dtype) <= device.shared_per_block)
 
 
-def _in_turns(device: Device, config: PersistentConfig, layer: cost.Layer) -> PersistentConfig:
+def _in_turns(device: Device, config: PersistentConfig, run: cost.Layer) -> PersistentConfig:
     """As many batch tiles at once as fit on the device; one, if not even that."""
-    programs, _ = config.grid(persistent_width(layer.dtype, layer.hidden_size), layer.batch)
+    programs, _ = config.grid(run.hidden_size, run.batch)
     return replace(config, tiles_at_once=max(1, config.on_a_multiprocessor * device.multiprocessors // programs))
 
 
-def _in_one(device: Device, config: PersistentConfig, layer: cost.Layer) -> PersistentConfig:
+def _in_one(device: Device, config: PersistentConfig, run: cost.Layer) -> PersistentConfig:
     """As many batch tiles in a program as let one launch have all."""
-    config = _in_turns(device, config, layer)
-    at_once = max(1, (config.tiles_at_once or 1) // layer.directions)
-    return replace(config, tiles=cdiv(cdiv(layer.batch, config.block_b), at_once))
+    config = _in_turns(device, config, run)
+    at_once = max(1, (config.tiles_at_once or 1) // run.directions)
+    return replace(config, tiles=cdiv(cdiv(run.batch, config.block_b), at_once))
 
 
-def _smallest_tiles(device: Device, layer: cost.Layer, usual: PersistentConfig) -> PersistentConfig | None:
+def _smallest_tiles(
+    device: Device, layer: cost.Layer, usual: PersistentConfig, hidden_size: int
+) -> PersistentConfig | None:
     """Tiles as for a small batch, where each of their programs has a multiprocessor to itself: more programs, each with
     half of the bytes to look at, to multiply and to sum. None where they are the usual ones, or too many."""
     small = persistent_config(layer.dtype, 1, layer.hidden_size)
-    programs, batch_tiles = small.grid(persistent_width(layer.dtype, layer.hidden_size), layer.batch)
+    programs, batch_tiles = small.grid(hidden_size, layer.batch)
     fit = layer.directions * programs * batch_tiles <= device.multiprocessors
     return small if fit and small.block_b < usual.block_b else None
