@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from trigru.command.cli import INTERRUPTED
-from trigru.command.inspect import DTYPES
+from trigru.command.inspect_cases import DTYPES
 from trigru.command.options import Refused, Unable, at_least, place_to_write
 from trigru.planning.plan import MEMORY, SCHEDULES
 from trigru.reference import VARIANTS

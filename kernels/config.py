@@ -307,17 +307,20 @@ def why_one_tile(
 def sharing_config(
     config: PersistentConfig, variant: str, direction: str, dtype: torch.dtype, hidden_size: int
 ) -> PersistentConfig | None:
-    """`persistent_config`'s or `wide_config`'s with half of the registers, so that two programs fit on a
-    multiprocessor; None where all have that already, or it spills. It does not with 64 columns a warp, in 16 bits, that
-    all exist, where one product is for all gates: forward of "torch"; nor of wide programs with half as many columns
-    but where "cho" and "chung" go back, if they take several batch tiles."""
-    forward = direction == "forward"
+    """`persistent_config`'s or `wide_config`'s for half of a multiprocessor's registers; None where that spills, or
+    theirs is such a one already. Of the usual programs those of forward of "torch", by half of the warps, which have
+    half of the parts to sum: where each multiplies 128 columns in 16 bits, all or none of which exist, or 64 in TF32
+    that all do. Of wide ones, by half of the registers, those with half as many columns a warp, but where "cho" and
+    "chung" go back, if they take several batch tiles."""
+    forward, half = direction == "forward", PersistentConfig.in_registers(dtype) // 2
+    if config.block_b != 16 or config.num_warps != 8:
+        return None
     if config.block_h == WIDE:
-        fits = 2 * hidden_size <= PersistentConfig.in_registers(dtype) // 2 and (variant == "torch" or forward)
-        fits = fits and _fills_warps(config, dtype, hidden_size)
-    else:
-        fits = variant == "torch" and forward and dtype.itemsize == 2 and hidden_size == 512
-    return replace(config, registers=128) if fits and config.block_b == 16 and config.num_warps == 8 else None
+        fits = 2 * hidden_size <= half and (variant == "torch" or forward) and _fills_warps(config, dtype, hidden_size)
+        return replace(config, registers=128) if fits else None
+    whole = hidden_size in (half, 3 * half // 4) if dtype.itemsize == 2 else hidden_size == half
+    fits = variant == "torch" and forward and whole
+    return replace(config, num_warps=4) if fits and waits_by_thread() and words_of_a_lane() == 2 else None
 
 
 def wide_config(

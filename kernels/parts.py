@@ -21,10 +21,10 @@ def sum_parts(a, SPLIT: tl.constexpr, GATES: tl.constexpr, BLOCK_H: tl.constexpr
     """(SPLIT, GATES * BLOCK_H, BLOCK_B) -> (GATES, BLOCK_B, BLOCK_H), summed over the parts.
 
     `tl.split` wants the parts that it separates in one thread: it is what makes Triton choose that layout here. Where
-    there are more threads than elements, `tl.sum` would have several threads share an element's parts, and add their
-    sums in two more rounds through shared memory: there it is splits alone, and threads have the same element.
+    there are more threads than elements, or few parts, `tl.sum` would have several threads share an element's parts,
+    and add their sums in two more rounds through shared memory: there it is splits alone.
     """
-    if GATES * BLOCK_H * BLOCK_B < 32 * SPLIT:
+    if SPLIT <= 4 or GATES * BLOCK_H * BLOCK_B < 32 * SPLIT:
         a = tl.permute(tl.reshape(a, (SPLIT, GATES, BLOCK_H, BLOCK_B)), (1, 3, 2, 0))
         for n in tl.static_range(_halvings(SPLIT)):
             even, odd = tl.split(tl.reshape(a, (GATES, BLOCK_B, BLOCK_H, SPLIT >> (n + 1), 2)))

@@ -69,6 +69,14 @@ def _own_places(kept, d_state_ptr, d_gates_ptr, side, B, GATES: tl.constexpr, S:
     )
 
 
+@triton.jit
+def _load_ahead(kept, beside, own, following, before, i, T, words, place, VALUES: tl.constexpr, S: tl.constexpr,
+                Z: tl.constexpr = 1.0):  # fmt: skip
+    """In turn i of the loop, what the next one works with, whose words are there, and the words of the one after it."""
+    loaded = load_step(kept, own, following, before, i + 2 >= T, VALUES, S, words=words, Z=Z)
+    return loaded, load_of_step(beside, following.row, place, words), load_words(beside, before.row, place)
+
+
 @triton.jit(do_not_specialize=PER_LAUNCH)
 def backward_torch(
     grad_output_ptr,  # (N, H)
@@ -170,9 +178,7 @@ def backward_torch(
 
             t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, side.direction, PACKED)
             if not LATE:
-                loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
-                of_step = load_of_step(beside, following.row, place, ahead)
-                ahead = load_words(beside, before.row, place)
+                loaded, of_step, ahead = _load_ahead(kept, beside, own, following, before, i, T, ahead, place, 4, S)
             first = fetch_ahead(w_r, S, MORE)
             tl.debug_barrier()
 
@@ -195,9 +201,7 @@ def backward_torch(
                 a = tl.dot(w_z, x_z, a, input_precision=PRECISION)
                 a = tl.dot(w_n, x_n, a, input_precision=PRECISION)
             if LATE:
-                loaded = load_step(kept, own, following, before, i + 2 >= T, 4, S, words=ahead)
-                of_step = load_of_step(beside, following.row, place, ahead)
-                ahead = load_words(beside, before.row, place)
+                loaded, of_step, ahead = _load_ahead(kept, beside, own, following, before, i, T, ahead, place, 4, S)
             products = seen(units_only(one_gate(a, SPLIT, BLOCK_H, BLOCK_B), own, S), dropped)
             dh = before_step(beside, direct + products, beginning, own, here, mask, S)
             here = following
@@ -307,9 +311,7 @@ def backward_reset_first(
             direct = where_alive(own, here, direct, dh, S)
 
             t, following, before = next_steps(offsets_ptr, i, t, here, before, T, B, side.direction, PACKED)
-            loaded = load_step(kept, own, following, before, i + 2 >= T, 3, S, words=ahead, Z=Z)
-            of_step = load_of_step(beside, following.row, place, ahead)
-            ahead = load_words(beside, before.row, place)
+            loaded, of_step, ahead = _load_ahead(kept, beside, own, following, before, i, T, ahead, place, 3, S, Z)
             first = fetch_ahead(w_n, S)
             tl.debug_barrier()
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .config import one_use_of_a_fragment
 from .exchange import publish, report
-from .fetched import fetch_ahead, multiply
+from .fetched import fetch_ahead, multiply, stacked
 from .fetched_products import product, sum_of_products
 from .gates import blend, candidate, sigmoid
 from .loop import before_first, row_after, step_after
@@ -65,7 +65,7 @@ def _own_places(gates_in_ptr, h0_ptr, output_ptr, side, B, S: tl.constexpr):
 @triton.jit
 def _load_weights(w_hh_ptr, own, S: tl.constexpr):
     """What `_products` multiplies."""
-    if S.FETCHED or S.BLOCK_H == 16:
+    if S.FETCHED or _ONE_USE:
         return load_rows(w_hh_ptr, 0, 4, own, S)
     else:
         return load_rows(w_hh_ptr, 0, 2, own, S), load_rows(w_hh_ptr, 2, 1, own, S)
@@ -73,28 +73,37 @@ def _load_weights(w_hh_ptr, own, S: tl.constexpr):
 
 @triton.jit
 def _products(w, x, ahead, PRECISION: tl.constexpr, S: tl.constexpr):
-    """Of W_hh and the state, the parts of all gates. Of more hidden units that of n is by itself: the sum of all would
-    take several rounds, a quarter of them for what makes three gates a power of two."""
-    if S.BLOCK_H == 16:
-        return product(w, x, ahead, PRECISION, S)[0]
-    elif S.FETCHED:
+    """Of W_hh and the state, the parts of all gates. That of n is by itself: what three gates lack to a power of two
+    would go through shared memory too."""
+    if S.FETCHED:
         return sum_of_products((w,), (x,), ahead, PRECISION, S, STACK=False)[0]
+    elif _ONE_USE:
+        return tl.dot(w, x, input_precision=PRECISION)
     else:
         return tl.dot(w[0], x, input_precision=PRECISION), tl.dot(w[1], x, input_precision=PRECISION)
 
 
 @triton.jit
-def _sums(a, S: tl.constexpr):
-    """The sums of the parts of r, z and n."""
-    if S.BLOCK_H == 16:
-        ar, az, an, _ = four_gates(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
-    elif S.FETCHED:
-        ar, az = one_gate(a[0], S.SPLIT, S.BLOCK_H, S.BLOCK_B), one_gate(a[1], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
-        an = one_gate(a[2], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+def _first_sums(a, S: tl.constexpr):
+    """The sums of the parts of r and z, and what is left for `_last_sum`."""
+    if S.FETCHED:
+        ar, az = two_gates(stacked((a[0], a[1])), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
+        rest = a[2]
+    elif _ONE_USE:
+        ar, az, rest, _ = four_gates(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
     else:
         ar, az = two_gates(a[0], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
-        an = one_gate(a[1], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
-    return ar, az, an
+        rest = a[1]
+    return ar, az, rest
+
+
+@triton.jit
+def _last_sum(rest, S: tl.constexpr):
+    """That of the parts of n."""
+    if _ONE_USE:
+        return rest
+    else:
+        return one_gate(rest, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
 
 
 @triton.jit
@@ -135,6 +144,7 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
     first_states(beside, h0_ptr, state_ptr, first, count, turn.here.row, T, B, S)
     tl.debug_barrier()  # of the running states, a thread may load what another has stored
     h, gates, of_step, glance = _load_turn(pointers, beside, first, turn, T, B, direction, S)
+    last = h  # the state that the turn before has left
     for _ in range(T * count):
         own, i, here = tile_of(first, turn.k, B, S), turn.i, turn.here
         flags = flags_of(own, 0, T, B, S)
@@ -146,20 +156,22 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
 
         following = turn_after(turn, count, offsets_ptr, T, B, direction, S.PACKED)
         then = tile_of(first, following.k, B, S)
-        ar, az, an = _sums(a, S)
+        ar, az, rest = _first_sums(a, S)
         h_then, gates_then, of_step, glance = _load_turn(pointers, beside, then, following, T, B, direction, S)
+        an = _last_sum(rest, S)
         if b_hn is not None:
             an += b_hn
         gr, gz, gn = gates
         r = sigmoid(ar + gr.to(tl.float32))
         z = sigmoid(az + gz.to(tl.float32))
         n = candidate(gn.to(tl.float32), an, r, "torch")
+        h = tl.where(count == 1, last, h)
         new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, beside.clip)
-        h = pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
+        last = pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
         if reserve_ptr is not None:
             keep(reserve_ptr, own, here, (r, z, n, an), S)
-        write(tile_at(state_ptr, 0, own, 1, S), h, there(own, B, S))
-        h, gates, turn = tl.where(count == 1, h, h_then), gates_then, following
+        write(tile_at(state_ptr, 0, own, 1, S), last, there(own, B, S))
+        h, gates, turn = h_then, gates_then, following
 
 
 @triton.jit
@@ -330,7 +342,8 @@ def forward_torch(
                 gates_in_ptr, beside, output_ptr, h0_ptr, own, before, i, flags, offsets_ptr, T, B, side.direction, w,
                 S,
             )  # fmt: skip
-            ar, az, an = _sums(_products(w, x, ahead, PRECISION, S), S)
+            ar, az, rest = _first_sums(_products(w, x, ahead, PRECISION, S), S)
+            an = _last_sum(rest, S)
             if b_hn_ptr is not None:
                 an += b_hn
             r = sigmoid(ar + gr.to(tl.float32))

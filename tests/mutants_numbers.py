@@ -302,7 +302,7 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named("test_persistent", "tiles_with_fewer_elements_than_threads[chung-160-True-90-dtype2-data]"),
         ),
         (
-            "if GATES * BLOCK_H * BLOCK_B < 32 * SPLIT:",
+            "if SPLIT <= 4 or GATES * BLOCK_H * BLOCK_B < 32 * SPLIT:",
             "if False:",
             named("test_work_persistent", "parts_take_one_round_where_threads_are_more_than_elements[cho]"),
         ),

@@ -13,7 +13,7 @@ from ptx import PtxError, ptx_launcher
 from recurrences import recurrence
 from test_exchange_mutations import mutated  # noqa: F401
 
-from trigru.command import inspect
+from trigru.command import inspect, inspect_cases
 from trigru.kernels import config as sizes
 from trigru.kernels import fetched, persistent
 from trigru.kernels.config import PersistentConfig, fetches, persistent_config, persistent_width
@@ -242,9 +242,9 @@ def test_pieces_that_do_not_fit_are_refused():
 def test_no_spills(target, dtype, hidden_size, batch):
     directions, variants = ["forward", "backward"], ["torch", "cho"]
     rows = inspect.rows_of(
-        inspect.cases([target], ["persistent"], directions, variants, [dtype], [hidden_size], [batch])
+        inspect_cases.cases([target], ["persistent"], directions, variants, [dtype], [hidden_size], [batch])
     )
-    config = persistent_config(inspect.DTYPES[dtype][0], batch, hidden_size)
+    config = persistent_config(inspect_cases.DTYPES[dtype][0], batch, hidden_size)
     assert len(rows) == 4
     for row in rows:
         assert row.spill_bytes == 0, row

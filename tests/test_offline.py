@@ -14,7 +14,7 @@ import triton
 from conftest import INTERPRETED, generated_code
 
 import trigru
-from trigru.command import cli, inspect
+from trigru.command import cli, inspect, inspect_cases
 from trigru.kernels import binary, offline
 from trigru.kernels.config import fetches, stepwise_config, words_of_a_lane
 from trigru.kernels.launch import launch, using
@@ -31,9 +31,9 @@ QUICK = {("sm_80", "tf32"), ("sm_90", "bf16"), ("sm_100", "fp16"), ("sm_100", "f
 
 
 def _cases():
-    for target in inspect.TARGETS:
-        for dtype in inspect.DTYPES:
-            if inspect.cases([target], ["stepwise"], ["forward"], ["torch"], [dtype], [256], [32]):
+    for target in inspect_cases.TARGETS:
+        for dtype in inspect_cases.DTYPES:
+            if inspect_cases.cases([target], ["stepwise"], ["forward"], ["torch"], [dtype], [256], [32]):
                 marks = () if (target, dtype) in QUICK else pytest.mark.slow
                 yield pytest.param(target, dtype, marks=marks)
 
@@ -42,13 +42,13 @@ def _cases():
 @pytest.mark.parametrize("variant", trigru.VARIANTS)
 @pytest.mark.parametrize(("target", "dtype"), list(_cases()))
 def test_no_spills_and_matrix_instructions(target, dtype, variant):
-    asked = inspect.cases([target], ["stepwise"], ["forward", "backward"], [variant], [dtype], [256], [32])
+    asked = inspect_cases.cases([target], ["stepwise"], ["forward", "backward"], [variant], [dtype], [256], [32])
     rows = inspect.rows_of(asked)
     assert {row.kernel for row in rows} == KERNELS[variant]
     for row in rows:
         assert row.spill_bytes == 0, row
         assert 0 < row.registers <= 255, row
-        assert row.shared_bytes <= inspect.shared_bytes(target), row
+        assert row.shared_bytes <= inspect_cases.shared_bytes(target), row
         assert row.loop_instructions > 0, row
         assert row.loop_global_loads > 0, row
         assert row.loop_global_stores == 0, row
@@ -63,7 +63,7 @@ def test_no_spills_and_matrix_instructions(target, dtype, variant):
 def test_no_spills_where_rows_are_not_aligned(batch):
     """Such rows are not copied to shared memory asynchronously: they take registers."""
     for row in inspect.rows_of(
-        inspect.cases(["sm_100"], ["stepwise"], ["forward"], ["torch"], ["bf16"], [500], [batch])
+        inspect_cases.cases(["sm_100"], ["stepwise"], ["forward"], ["torch"], ["bf16"], [500], [batch])
     ):
         assert row.spill_bytes == 0, row
 
@@ -74,7 +74,9 @@ def test_no_spills_without_matrix_units(variant, hidden_size, batch):
     """Triton no longer uses the matrix units of GPUs older than 8.0: a T4 has 7.5."""
     sizes = [hidden_size], [batch]
     directions = ["forward", "inference", "backward"]
-    rows = inspect.rows_of(inspect.cases(["sm_75"], inspect.SCHEDULES, directions, [variant], ["fp16"], *sizes))
+    rows = inspect.rows_of(
+        inspect_cases.cases(["sm_75"], inspect_cases.SCHEDULES, directions, [variant], ["fp16"], *sizes)
+    )
     assert {row.schedule for row in rows} == {"stepwise", "walking", *(["resident"] if hidden_size <= 32 else [])}
     for row in rows:
         assert row.spill_bytes == 0, row
@@ -86,7 +88,7 @@ def test_no_spills_without_matrix_units(variant, hidden_size, batch):
 def test_no_spills_at_sizes_that_no_tile_divides(target):
     """Between the sizes of the tables; masks within a warp's part of the columns would spill."""
     rows = inspect.rows_of(
-        inspect.cases([target], ["persistent"], ["forward", "backward"], ["torch"], ["bf16"], [520, 904], [16])
+        inspect_cases.cases([target], ["persistent"], ["forward", "backward"], ["torch"], ["bf16"], [520, 904], [16])
     )
     assert len(rows) == 4
     assert all(row.spill_bytes == 0 for row in rows), rows
@@ -99,7 +101,9 @@ def test_no_spills_at_sizes_that_no_tile_divides(target):
 def test_no_spills_in_tiles_of_small_batches(target, dtype, hidden_size):
     """The committed tables are of larger batches."""
     directions, variants = ["forward", "backward"], ["torch", "cho"]
-    rows = inspect.rows_of(inspect.cases([target], ["persistent"], directions, variants, [dtype], [hidden_size], [5]))
+    rows = inspect.rows_of(
+        inspect_cases.cases([target], ["persistent"], directions, variants, [dtype], [hidden_size], [5])
+    )
     assert [row.block_b for row in rows] == [8] * 4
     assert all(row.spill_bytes == 0 for row in rows), rows
 
@@ -118,10 +122,10 @@ def test_no_spills_where_layers_run_together(target, dtype, hidden_size):
     """The largest that are planned; the plan refuses what is between, which spills."""
     directions, variants = ["forward", "backward"], ["torch", "cho"]
     sizes = [dtype], [hidden_size], [16]
-    rows = inspect.rows_of(inspect.cases([target], ["stacked"], directions, variants, *sizes))
+    rows = inspect.rows_of(inspect_cases.cases([target], ["stacked"], directions, variants, *sizes))
     assert len(rows) == 4
     assert all(row.spill_bytes == 0 and row.cooperative for row in rows), rows
-    assert not inspect.cases([target], ["stacked"], directions, variants, ["bf16"], [384, 504, 1024], [16])
+    assert not inspect_cases.cases([target], ["stacked"], directions, variants, ["bf16"], [384, 504, 1024], [16])
 
 
 SEVERAL = [
@@ -145,13 +149,15 @@ SEVERAL = [
 @pytest.mark.parametrize(("target", "variant", "dtype", "hidden_size"), [("sm_90", "torch", "bf16", 512), *SEVERAL])
 def test_no_spills_where_a_program_takes_several_batch_tiles(target, variant, dtype, hidden_size):
     """What the plan refuses, which spills, is no case."""
-    asked = inspect.cases([target], ["several"], inspect.DIRECTIONS, [variant], [dtype], [hidden_size], [64])
+    asked = inspect_cases.cases(
+        [target], ["several"], inspect_cases.DIRECTIONS, [variant], [dtype], [hidden_size], [64]
+    )
     refused = (target, variant, dtype, hidden_size) == ("sm_100", "cho", "bf16", 1024)
     assert len(asked) == (2 if refused else 3)
     rows = inspect.rows_of(asked)
     assert all(row.spill_bytes == 0 and row.cooperative for row in rows), rows
     if variant == "torch" and hidden_size == 512 and dtype != "tf32":
-        assert all(row.registers <= 128 for row in rows[:2])  # two of them fit on a multiprocessor
+        assert all(row.cooperative == 2 for row in rows[:2])  # two of them fit on a multiprocessor
 
 
 @generated_code
@@ -162,7 +168,7 @@ def test_no_spills_where_a_program_takes_several_batch_tiles(target, variant, dt
 def test_no_spills_where_a_launch_runs_both_directions(target, variant, dtype, hidden_size):
     """The committed tables are of one. An address that is needed behind the loop alone was kept through it."""
     sizes = [dtype], [hidden_size], [16]
-    (row,) = inspect.rows_of(inspect.cases([target], ["resident"], ["backward"], [variant], *sizes, both=True))
+    (row,) = inspect.rows_of(inspect_cases.cases([target], ["resident"], ["backward"], [variant], *sizes, both=True))
     assert row.spill_bytes == 0, row
 
 
@@ -170,7 +176,9 @@ def test_no_spills_where_a_launch_runs_both_directions(target, variant, dtype, h
 def test_a_kernel_is_compiled_as_its_target_would_compile_it():
     """A look compares halves of words by an instruction that GPUs have from 9.0 on, and by arithmetic before."""
     for target, wanted in (("sm_80", False), ("sm_90", True), ("sm_100", True)):
-        (start,) = inspect.recorded(inspect.Case(target, "persistent", "inference", "torch", "bf16", 64, 16))
+        (start,) = inspect_cases.recorded(
+            inspect_cases.Case(target, "persistent", "inference", "torch", "bf16", 64, 16)
+        )
         assert ("max.u16x2" in offline.compile_launch(start, offline.target_of(target)).ptx) == wanted
 
 
@@ -184,16 +192,16 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
     shapes = set()
     for row in rows:
         assert row["target"] == path.stem
-        assert row["shared_bytes"] <= inspect.shared_bytes(path.stem), row
+        assert row["shared_bytes"] <= inspect_cases.shared_bytes(path.stem), row
         exact = (row["dtype"] == "fp32" and path.stem != "gfx942") or path.stem == "sm_75"  # without matrix units
         assert row["loop_matrix_instructions"] or exact or row["hidden_size"] == 1, row  # a single chunk is no loop
-        dtype, _ = inspect.DTYPES[row["dtype"]]
+        dtype, _ = inspect_cases.DTYPES[row["dtype"]]
         tile = row["block_h"], row["block_b"], row["block_k"], row["num_warps"], row["num_stages"]
-        case = inspect.Case(*(row[field.name] for field in fields(inspect.Case) if field.name in row))
-        config = stepwise_config(dtype, row["batch"], row["hidden_size"], inspect.on_units(case))
+        case = inspect_cases.Case(*(row[field.name] for field in fields(inspect_cases.Case) if field.name in row))
+        config = stepwise_config(dtype, row["batch"], row["hidden_size"], inspect_cases.on_units(case))
         assert tile == (config.block_h, config.block_b, config.block_k, config.num_warps, config.num_stages)
         shapes |= {(h, b) for h in row["hidden_sizes"] for b in row["batches"]}
-    assert shapes == set(product(inspect.all_hidden_sizes("stepwise", "bf16"), inspect.ALL_BATCHES))
+    assert shapes == set(product(inspect_cases.all_hidden_sizes("stepwise", "bf16"), inspect_cases.ALL_BATCHES))
 
 
 def test_what_was_compiled_for_which_gpus():
@@ -206,7 +214,7 @@ def committed(target, schedule):
 
 
 @pytest.mark.parametrize("target", TABLES)
-@pytest.mark.parametrize("schedule", sorted(inspect.SCHEDULES))
+@pytest.mark.parametrize("schedule", sorted(inspect_cases.SCHEDULES))
 def test_committed_tables_have_every_configuration(target, schedule):
     kinds = ("variant", "direction", "dtype")
     compiled = {
@@ -214,22 +222,28 @@ def test_committed_tables_have_every_configuration(target, schedule):
         for row in committed(target, schedule)
         for hidden_size, batch in product(row["hidden_sizes"], row["batches"])
     }
-    asked = inspect.cases(
-        [target], [schedule], inspect.DIRECTIONS, trigru.VARIANTS, inspect.DTYPES, None, inspect.ALL_BATCHES
+    asked = inspect_cases.cases(
+        [target],
+        [schedule],
+        inspect_cases.DIRECTIONS,
+        trigru.VARIANTS,
+        inspect_cases.DTYPES,
+        None,
+        inspect_cases.ALL_BATCHES,
     )
     present = {(case.variant, case.direction, case.dtype, case.hidden_size, case.batch) for case in asked}
     assert compiled == present if fetches() else compiled >= present  # other versions of Triton fetch no columns
 
 
 @pytest.mark.parametrize("target", TABLES)
-@pytest.mark.parametrize("schedule", ["resident", *inspect.EXCHANGING])
+@pytest.mark.parametrize("schedule", ["resident", *inspect_cases.EXCHANGING])
 def test_committed_tables_of_whole_sequences_are_of_the_present_configurations(target, schedule):
     for row in committed(target, schedule):
         assert row["target"] == target
-        assert row["shared_bytes"] <= inspect.shared_bytes(target), row
+        assert row["shared_bytes"] <= inspect_cases.shared_bytes(target), row
         assert row["loop_matrix_instructions"] or row["dtype"] == "fp32" or target == "sm_75", row
-        case = inspect.Case(*(row[field.name] for field in fields(inspect.Case)))
-        config = inspect.config_of(case)
+        case = inspect_cases.Case(*(row[field.name] for field in fields(inspect_cases.Case) if field.name in row))
+        config = inspect_cases.config_of(case)
         if config is None and not fetches():
             continue  # nor are there wide programs of all sizes
         assert row["block_b"] == config.block_b
@@ -273,11 +287,11 @@ def test_command_prints_a_table_that_fits(capsys, monkeypatch):
 
 def test_equal_binaries_are_one_row():
     """Whether 16 divides H matters to what is compiled, B only by its tile."""
-    asked = inspect.cases(["sm_90"], ["stepwise"], ["forward"], ["torch"], ["bf16"], [256, 500, 512], [32, 64])
+    asked = inspect_cases.cases(["sm_90"], ["stepwise"], ["forward"], ["torch"], ["bf16"], [256, 500, 512], [32, 64])
     keys = {
         offline.specialise_launch(start, offline.target_of(case.target)).key
         for case in asked
-        for start in inspect.recorded(case)
+        for start in inspect_cases.recorded(case)
     }
     assert len(keys) == 2
 
@@ -308,9 +322,9 @@ def _found(schedule, variant, direction, dtype, hidden_sizes):
     """By configuration and masked edges: the largest hidden_size of a launch, as the kernel has it. Then the
     configurations, which differ in numbers of fetched pieces no more, each with whether units are added."""
     largest, added = {}, set()
-    for hidden_size, batch in product(hidden_sizes, inspect.ALL_BATCHES):
-        case = inspect.Case("sm_90", schedule, direction, variant, dtype, hidden_size, batch)
-        for start in inspect.recorded(case) if inspect.can_compile(case) else ():
+    for hidden_size, batch in product(hidden_sizes, inspect_cases.ALL_BATCHES):
+        case = inspect_cases.Case("sm_90", schedule, direction, variant, dtype, hidden_size, batch)
+        for start in inspect_cases.recorded(case) if inspect_cases.can_compile(case) else ():
             special = offline.specialise_launch(start, offline.target_of(case.target))
             kinds = dict(zip(special.values, special.kinds, strict=True))
             options = special.kernel.__name__, str(special.options)
@@ -328,11 +342,11 @@ def _found(schedule, variant, direction, dtype, hidden_sizes):
 
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 13])
 @pytest.mark.parametrize("dtype", ["bf16", "tf32", "fp32"])
-@pytest.mark.parametrize("schedule", inspect.SCHEDULES)
+@pytest.mark.parametrize("schedule", inspect_cases.SCHEDULES)
 def test_all_has_every_configuration(schedule, dtype, stride):
     """At whatever hidden_size, and its largest; with units added and without."""
     for layer in (("torch", "forward"), ("cho", "backward")):
-        chosen, with_chosen = _found(schedule, *layer, dtype, inspect.all_hidden_sizes(schedule, dtype))
+        chosen, with_chosen = _found(schedule, *layer, dtype, inspect_cases.all_hidden_sizes(schedule, dtype))
         there, with_there = _found(schedule, *layer, dtype, range(1, 2049, stride))
         assert there.keys() <= chosen.keys()
         assert all(chosen[key] >= hidden_size for key, hidden_size in there.items())
@@ -340,23 +354,23 @@ def test_all_has_every_configuration(schedule, dtype, stride):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "tf32", "fp32"])
-@pytest.mark.parametrize("schedule", inspect.SCHEDULES)
+@pytest.mark.parametrize("schedule", inspect_cases.SCHEDULES)
 def test_all_has_every_configuration_of_a_batch(schedule, dtype):
     def keys(batches):
-        sizes = inspect.all_hidden_sizes(schedule, dtype)[::3]
-        asked = inspect.cases(["sm_90"], [schedule], ["forward", "backward"], ["torch"], [dtype], sizes, batches)
+        sizes = inspect_cases.all_hidden_sizes(schedule, dtype)[::3]
+        asked = inspect_cases.cases(["sm_90"], [schedule], ["forward", "backward"], ["torch"], [dtype], sizes, batches)
         return {
             offline.specialise_launch(start, offline.target_of("sm_90")).key
             for case in asked
-            for start in inspect.recorded(case)
+            for start in inspect_cases.recorded(case)
         }
 
-    assert keys([*range(1, 34), 100, 256, 511]) <= keys(inspect.ALL_BATCHES)
+    assert keys([*range(1, 34), 100, 256, 511]) <= keys(inspect_cases.ALL_BATCHES)
 
 
 def test_several_kernels_are_read_as_each_alone():
-    asked = inspect.cases(["sm_80"], ["stepwise", "resident"], ["forward"], ["torch"], ["bf16"], [16, 32], [16])
-    starts = [start for case in asked for start in inspect.recorded(case)]
+    asked = inspect_cases.cases(["sm_80"], ["stepwise", "resident"], ["forward"], ["torch"], ["bf16"], [16, 32], [16])
+    starts = [start for case in asked for start in inspect_cases.recorded(case)]
     compiled = [offline.compile_launch(start, offline.target_of("sm_80")) for start in starts]
     together = binary.Binary.of_all(compiled)
     assert together == [binary.Binary.of(one) for one in compiled]
@@ -428,8 +442,8 @@ def test_products_and_sums_are_fused_whatever_tritons_default_is(monkeypatch):
     """By a launch as by the offline compiler, so that another default changes no bit."""
     if hasattr(triton.knobs.language, "default_fp_fusion"):
         monkeypatch.setattr(triton.knobs.language, "default_fp_fusion", False)
-    case = inspect.Case("sm_90", "stepwise", "forward", "torch", "bf16", 32, 16)
-    start = inspect.recorded(case)[0]
+    case = inspect_cases.Case("sm_90", "stepwise", "forward", "torch", "bf16", 32, 16)
+    start = inspect_cases.recorded(case)[0]
     assert offline.compile_launch(start, offline.target_of("sm_90")).kernel.metadata.enable_fp_fusion is True
     given = {}
 

@@ -116,7 +116,9 @@ def planned(device, batch, hidden_size, direction, *, variant="torch", dtype=tor
         ("A100", 256, 512, "backward", "cho", torch.float16, 32),
         ("H100", 256, 512, "forward", "cho", torch.float16, 32),
         ("H100", 256, 512, "forward", "torch", torch.bfloat16, 16),  # two of the usual ones a multiprocessor
-        ("H100", 256, 384, "forward", "torch", torch.bfloat16, 32),
+        ("H100", 256, 384, "forward", "torch", torch.bfloat16, 16),  # as these
+        ("H100", 256, 256, "forward", "torch", torch.float32, 16),
+        ("H100", 256, 480, "forward", "torch", torch.bfloat16, 32),
         ("H100", 256, 768, "forward", "torch", torch.bfloat16, 32),
         ("H100", 256, 1024, "forward", "torch", torch.bfloat16, 16),  # too many of its columns would be fetched
         ("H100", 256, 256, "forward", "torch", torch.bfloat16, 16),  # two of the usual ones, and one launch has room

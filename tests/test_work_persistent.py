@@ -21,7 +21,7 @@ pytestmark = generated_code
 BATCH = 16
 # Work of one step: longest path of a warp, barriers of a program; sm_90, H = 512, bfloat16, gates kept for backward.
 BUDGET = {
-    "forward_torch": (215, 2),
+    "forward_torch": (215, 4),  # two sums over warps
     "backward_torch": (239, 2),
     "forward_reset_first": (278, 6),
     "backward_reset_first": (271, 4),

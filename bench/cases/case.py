@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from trigru.command.inspect import DTYPES
+from trigru.command.inspect_cases import DTYPES
 
 DIRECTIONS = ("forward", "backward", "forward+backward")
 """forward: without gradients. backward: alone, its forward pass not counted."""
@@ -16,7 +16,7 @@ DIRECTIONS = ("forward", "backward", "forward+backward")
 
 @dataclass(frozen=True)
 class Case:
-    """A GRU and the shape of what it gets. dtype: a name of `trigru.command.inspect.DTYPES`, "tf32" among them."""
+    """A GRU and the shape of what it gets. dtype: a name of `inspect_cases.DTYPES`, "tf32" among them."""
 
     suite: str
     device: str

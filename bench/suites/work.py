@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from trigru.command.inspect import DTYPES
+from trigru.command.inspect_cases import DTYPES
 from trigru.command.tables import markdown
 from trigru.kernels import launch, stepwise
 from trigru.kernels.config import cdiv, persistent_config, stepwise_config

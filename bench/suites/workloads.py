@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trigru import reference
-from trigru.command.inspect import DTYPES
+from trigru.command.inspect_cases import DTYPES
 
 from ..cases.given import Given, given, source_of
 from ..cases.grid import Choice
@@ -45,7 +45,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Measured:
-    """A workload on a device. dtype: a name of `trigru.command.inspect.DTYPES`."""
+    """A workload on a device. dtype: a name of `trigru.command.inspect_cases.DTYPES`."""
 
     workload: Workload
     device: str
