@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_convert import FRESH, NAMES, converters, leaves, replaced
+from other_libraries import converters, leaves
+from test_convert import FRESH, NAMES, replaced
 from torch import nn
 
 import trigru

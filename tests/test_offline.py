@@ -378,6 +378,23 @@ def test_several_kernels_are_read_as_each_alone():
     assert binary.Binary.of_all([]) == []
 
 
+def test_kernels_compiled_by_several_processes_are_those_of_one():
+    asked = inspect_cases.cases(["sm_90"], ["resident"], ["forward", "backward"], ["torch"], ["bf16"], [16, 32], [16])
+    assert inspect.rows_of(asked, 2) == inspect.rows_of(asked) != []
+
+
+def test_kernels_of_packed_sequences(capsys):
+    """They read where the rows of a step lie."""
+    sizes = ["--schedule", "resident", "--hidden", "16", "--batch", "16", "--variant", "torch", "--json"]
+    padded, packed = (
+        [row for row in json.loads(capsys.readouterr().out) if row["direction"] == "forward"]
+        for more in ([], ["--packed"])
+        if cli.main(["inspect", *sizes, *more]) == 0
+    )
+    assert [row["packed"] for row in (*padded, *packed)] == [False, True]
+    assert packed[0]["loop_global_loads"] > padded[0]["loop_global_loads"]
+
+
 SASS = """
         /*0000*/                   S2R R0, SR_TID.X ;           /* 0x0 */
         /*0010*/                   LDG.E R2, desc[UR4][R2.64] ; /* 0x0 */

@@ -15,7 +15,7 @@ from test_exchange_mutations import mutated  # noqa: F401
 from test_late_stores import outcome
 
 from trigru.kernels import persistent
-from trigru.kernels.config import persistent_config, triton_version
+from trigru.kernels.config import persistent_config, sharing_config, triton_version
 from trigru.kernels.launch import using
 from trigru.kernels.watch import KernelTimeout
 from trigru.planning import cost, invariant
@@ -34,9 +34,9 @@ SLOW = pytest.mark.slow
 LATE = [pytest.param(*x, marks=SLOW) for x in (("torch", "flags"), ("cho", "data"), ("cho", "flags"))]
 
 
-def run(case, tiles, *, arch=90, protocol="data", **order):
-    """The case's results, checked for races, and the grids of its launches."""
-    config = replace(persistent_config(case.h0.dtype, *case.h0.shape[-2:]), protocol=protocol, tiles=tiles)
+def run(case, tiles, *, arch=90, protocol="data", config=None, **order):
+    """The case's results, checked for races, and the grids of its launches. config: in place of the usual one."""
+    config = replace(config or persistent_config(case.h0.dtype, *case.h0.shape[-2:]), protocol=protocol, tiles=tiles)
     launcher = ptx_launcher(arch=arch, strong=True, **order)
     with using(launcher):
         got = case.run(persistent, config)
@@ -76,6 +76,26 @@ def test_every_kind_of_layer(tiles, batch, hidden_size, dtype, protocol, options
     grids = check(case, tiles, arch=80 if dtype == torch.float32 else 90, protocol=protocol, seed=1)
     groups = -(-batch // (16 * tiles)) * (2 if "both" in options else 1)
     assert grids == [(-(-hidden_size // 16), groups)] * 2
+
+
+@pytest.mark.parametrize(
+    ("tiles", "batch", "hidden_size", "dtype", "protocol", "options"),
+    [
+        (1, 17, 256, torch.float32, "data", {"reverse": True}),
+        pytest.param(2, 33, 512, torch.bfloat16, "data", {}, marks=SLOW),
+        pytest.param(3, 40, 384, torch.float16, "flags", {"packed": True}, marks=SLOW),  # columns that do not exist
+        pytest.param(1, 17, 384, torch.bfloat16, "data", {"both": True}, marks=SLOW),
+        pytest.param(2, 33, 256, torch.float32, "flags", {"both": True, "packed": True}, marks=SLOW),
+    ],
+)
+def test_programs_of_half_the_warps(tiles, batch, hidden_size, dtype, protocol, options):
+    """Forward of "torch" has them, two on a multiprocessor."""
+    usual = persistent_config(dtype, batch, hidden_size)
+    half = sharing_config(usual, "torch", "forward", dtype, hidden_size)
+    assert half.num_warps == 4
+    assert (usual.on_a_multiprocessor, half.on_a_multiprocessor) == (1, 2)
+    case = recurrence(2, batch, hidden_size, dtype=dtype, **options)
+    check(case, tiles, arch=80 if dtype == torch.float32 else 90, protocol=protocol, config=half, seed=1)
 
 
 @pytest.mark.slow
@@ -174,8 +194,7 @@ def test_a_step_of_a_protocol_left_out_gives_wrong_numbers(mutated, protocol, ol
 @pytest.mark.slow
 def test_the_memory_of_the_running_states_read_too_early(mutated):  # noqa: F811
     """Where another program's tile is the next one, a thread may load what another stores; a barrier is between."""
-    where = "h, gates, turn = tl.where(count == 1, h, h_then), gates_then, following"
-    schedule = mutated("persistent_forward", where, "h, gates, turn = h_then, gates_then, following")
+    schedule = mutated("persistent_forward", "h = tl.where(count == 1, last, h)", "h = h")
     assert outcome(schedule, "data", batch=16, seeds=1, tiles=2) in ("wrong", "error")
 
 
