@@ -51,7 +51,7 @@ class Row:
     loop_shared_accesses: int
     loop_matrix_instructions: int
     loop_conversions: int
-    cooperative: bool
+    cooperative: int  # programs on a multiprocessor that its launch asks for; 0: no cooperative launch
     hidden_sizes: tuple[int, ...]  # all sizes asked for that run this very binary
     batches: tuple[int, ...]
     both: bool = False
