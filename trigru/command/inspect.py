@@ -8,11 +8,12 @@ import gc
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, groupby
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ..planning.triton_state import interpreted, why_unusable
@@ -72,7 +73,7 @@ def rows_of(cases: Iterable[Case], jobs: int = 1, progress: bool = False) -> lis
             if case not in same:
                 same.append(case)
     binaries: dict[tuple, Row] = {}
-    for key, row in zip(first, _all_compiled(_portions(list(first.values()), jobs), jobs), strict=True):
+    for key, row in zip(first, _all_compiled(list(first.values()), jobs), strict=True):
         binaries[key] = row
         if progress:
             end = "\n" if len(binaries) == len(first) else ""
@@ -98,25 +99,38 @@ def _portions(starts: list[tuple[Case, int]], jobs: int) -> list[list[tuple[Case
     return portions
 
 
-def _all_compiled(portions: list[list[tuple[Case, int]]], jobs: int) -> Iterator[Row]:
-    """Each portion by a process of its own, `jobs` of them at a time."""
-    jobs = min(jobs, len(portions))
-    if jobs <= 1:
-        yield from chain.from_iterable(map(_compiled, portions))
+def _all_compiled(starts: list[tuple[Case, int]], jobs: int) -> Iterator[Row]:
+    """Each portion by a process of its own, `jobs` of them at a time; the first launch here, so that what all need once
+    (the hash of Triton, its backend, modules) is there when they are forked."""
+    if min(jobs, len(starts)) <= 1 or "fork" not in get_all_start_methods():
+        yield from chain.from_iterable(map(_compiled, _portions(starts, 1)))
         return
-    # From a server that has imported what they need and has one thread, other than the threads that wait for them.
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, "trigru.kernels.binary", "trigru.kernels.offline"])
+    yield from _compiled(starts[:1])
+    context, left = get_context("fork"), deque(enumerate(_portions(starts[1:], jobs)))
+    waiting: dict[Any, tuple[int, Any]] = {}  # by where its rows will come from: a portion's number, its process
+    found: dict[int, list[Row]] = {}
+    for n in range(len(left)):
+        while n not in found:
+            while left and len(waiting) < jobs:
+                number, portion = left.popleft()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_compiled_apart, args=(portion, sender), daemon=True)
+                process.start()
+                sender.close()  # so that a process that ends is the end of what it sends
+                waiting[receiver] = number, process
+            ready: Any
+            for ready in wait(list(waiting)):
+                number, process = waiting.pop(ready)
+                try:
+                    found[number] = ready.recv()
+                except EOFError:
+                    process.join()
+                    raise Unable(f"a process that compiles ended with exit code {process.exitcode}") from None
+                process.join()
+        yield from found.pop(n)
 
-    def apart(portion: list[tuple[Case, int]]) -> list[Row]:
-        with ProcessPoolExecutor(1, context) as process:
-            return process.submit(_compiled_apart, portion).result()
 
-    with ThreadPoolExecutor(jobs) as waiting:
-        yield from chain.from_iterable(waiting.map(apart, portions))
-
-
-def _compiled_apart(starts: list[tuple[Case, int]]) -> list[Row]:
+def _compiled_apart(starts: list[tuple[Case, int]], sender: Connection) -> None:
     """`_compiled` in a process for that alone: cycles are looked for after each group that is read, no sooner, which
     saves a tenth of the time."""
     gc.freeze()
@@ -125,7 +139,7 @@ def _compiled_apart(starts: list[tuple[Case, int]]) -> list[Row]:
     for first in range(0, len(starts), 8):
         rows += _compiled(starts[first : first + 8])
         gc.collect()
-    return rows
+    sender.send(rows)
 
 
 def _compiled(starts: list[tuple[Case, int]]) -> list[Row]:

@@ -49,8 +49,8 @@ _OF_STEPS = (1, 15, 16, 32, 2047, 2048)
 # fmt: off
 _EXCHANGING = {  # by bytes of an element
     2: (
-        48, 55, 64, 112, 119, 128, 240, 247, 256, 496, 503, 511, 512, 896, 1023, 1024,
-        1280, 1536, 1792, 2047, 2048,
+        48, 55, 64, 112, 119, 128, 240, 247, 256, 496, 503, 512, 896, 1023, 1024, 1280,
+        1536, 1792, 2047, 2048,
     ),
     4: (
         16, 27, 32, 48, 59, 64, 112, 123, 128, 240, 251, 256, 496, 507, 512,
@@ -99,7 +99,7 @@ class Schedule:
     largest: Callable[[torch.dtype, str, bool], int]
 
 
-SEVERAL = ("several", "wide several", "wide sharing")
+SEVERAL = ("several", "several sharing", "wide several", "wide sharing")
 EXCHANGING = ("persistent", "sharing", "wide", *SEVERAL)
 """Forms of the persistent schedule, of one layer in a launch; SEVERAL those of several batch tiles in a program."""
 SCHEDULES = {
@@ -143,8 +143,6 @@ def config_of(case: Case) -> Any:
         config = wide_config(config, *sizes[:3], case.hidden_size)
     if config is not None and "sharing" in case.schedule:
         config = sharing_config(config, *sizes)
-    elif case.schedule == "several":
-        config = sharing_config(config, *sizes) or config
     return config if config is None or case.schedule not in SEVERAL else replace(config, tiles=2)
 
 
@@ -278,10 +276,8 @@ def all_hidden_sizes(schedule: str, dtype: str) -> tuple[int, ...]:
         return _STACKED[itemsize]
     if "wide" in schedule:
         return _WIDE[itemsize]
-    if schedule == "sharing":
+    if schedule.endswith("sharing"):
         return _SHARING[itemsize]
-    if schedule == "several":
-        return tuple(sorted({*_EXCHANGING[itemsize], *_SHARING[itemsize]}))
     return _EXCHANGING[itemsize] if schedule in EXCHANGING else _OF_STEPS
 
 
