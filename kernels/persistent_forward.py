@@ -85,7 +85,7 @@ def _products(w, x, ahead, PRECISION: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def _first_sums(a, S: tl.constexpr):
-    """The sums of the parts of r and z, and what is left for `_last_sum`."""
+    """The sums of the parts of r and z, and what is left for `_last_sum`: nothing, where registers are short."""
     if S.FETCHED:
         ar, az = two_gates(stacked((a[0], a[1])), S.SPLIT, S.BLOCK_H, S.BLOCK_B)
         rest = a[2]
@@ -93,14 +93,14 @@ def _first_sums(a, S: tl.constexpr):
         ar, az, rest, _ = four_gates(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
     else:
         ar, az = two_gates(a[0], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
-        rest = a[1]
+        rest = a[1] if S.BLOCK_H == 16 else one_gate(a[1], S.SPLIT, S.BLOCK_H, S.BLOCK_B)
     return ar, az, rest
 
 
 @triton.jit
 def _last_sum(rest, S: tl.constexpr):
     """That of the parts of n."""
-    if _ONE_USE:
+    if _ONE_USE or (S.BLOCK_H > 16 and S.FETCHED == 0):
         return rest
     else:
         return one_gate(rest, S.SPLIT, S.BLOCK_H, S.BLOCK_B)
@@ -165,13 +165,13 @@ def _several_torch(pointers, reserve_ptr, w, b_hn, beside, first, tiles, offsets
         r = sigmoid(ar + gr.to(tl.float32))
         z = sigmoid(az + gz.to(tl.float32))
         n = candidate(gn.to(tl.float32), an, r, "torch")
-        h = tl.where(count == 1, last, h)
+        h = tl.where(count == 1, last, h) if S.BLOCK_H == 16 else h  # wide ones lack registers for both
         new = ended(h, units_only(blend(h, z, n, "torch"), own, S), amount, beside.clip)
         last = pass_on(beside, output_ptr, h, new, row, beginning, dropped, own, here, i, T, flags, S)
         if reserve_ptr is not None:
             keep(reserve_ptr, own, here, (r, z, n, an), S)
         write(tile_at(state_ptr, 0, own, 1, S), last, there(own, B, S))
-        h, gates, turn = h_then, gates_then, following
+        h, gates, turn = h_then if S.BLOCK_H == 16 else tl.where(count == 1, last, h_then), gates_then, following
 
 
 @triton.jit

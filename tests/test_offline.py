@@ -4,6 +4,7 @@ And what reads the machine code."""
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -156,8 +157,14 @@ def test_no_spills_where_a_program_takes_several_batch_tiles(target, variant, dt
     assert len(asked) == (2 if refused else 3)
     rows = inspect.rows_of(asked)
     assert all(row.spill_bytes == 0 and row.cooperative for row in rows), rows
+    assert {row.cooperative for row in rows} == {2 if hidden_size == 128 else 1}
+    sizes = [dtype], [hidden_size], [64]
+    shared = inspect_cases.cases([target], ["several sharing"], ["forward", "backward"], [variant], *sizes)
     if variant == "torch" and hidden_size == 512 and dtype != "tf32":
-        assert all(row.cooperative == 2 for row in rows[:2])  # two of them fit on a multiprocessor
+        (row,) = inspect.rows_of(shared)
+        assert (row.direction, row.cooperative, row.spill_bytes) == ("forward", 2, 0)
+    else:
+        assert not shared
 
 
 @generated_code
@@ -381,6 +388,14 @@ def test_several_kernels_are_read_as_each_alone():
 def test_kernels_compiled_by_several_processes_are_those_of_one():
     asked = inspect_cases.cases(["sm_90"], ["resident"], ["forward", "backward"], ["torch"], ["bf16"], [16, 32], [16])
     assert inspect.rows_of(asked, 2) == inspect.rows_of(asked) != []
+
+
+def test_a_process_that_ends_while_it_compiles(monkeypatch, capsys):
+    """As LLVM ends it where it meets what it does not know."""
+    monkeypatch.setattr(inspect, "_compiled_apart", lambda *portion: os._exit(3))
+    sizes = ["--schedule", "resident", "--hidden", "16", "--batch", "16", "--variant", "torch", "--jobs", "2"]
+    assert cli.main(["inspect", *sizes]) == 1
+    assert "a process that compiles ended with exit code 3" in capsys.readouterr().err
 
 
 def test_kernels_of_packed_sequences(capsys):

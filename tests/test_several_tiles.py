@@ -194,7 +194,7 @@ def test_a_step_of_a_protocol_left_out_gives_wrong_numbers(mutated, protocol, ol
 @pytest.mark.slow
 def test_the_memory_of_the_running_states_read_too_early(mutated):  # noqa: F811
     """Where another program's tile is the next one, a thread may load what another stores; a barrier is between."""
-    schedule = mutated("persistent_forward", "h = tl.where(count == 1, last, h)", "h = h")
+    schedule = mutated("persistent_forward", "tl.where(count == 1, last, h)", "h")
     assert outcome(schedule, "data", batch=16, seeds=1, tiles=2) in ("wrong", "error")
 
 
