@@ -204,7 +204,7 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
         assert row["loop_matrix_instructions"] or exact or row["hidden_size"] == 1, row  # a single chunk is no loop
         dtype, _ = inspect_cases.DTYPES[row["dtype"]]
         tile = row["block_h"], row["block_b"], row["block_k"], row["num_warps"], row["num_stages"]
-        case = inspect_cases.Case(*(row[field.name] for field in fields(inspect_cases.Case) if field.name in row))
+        case = case_of(row)
         config = stepwise_config(dtype, row["batch"], row["hidden_size"], inspect_cases.on_units(case))
         assert tile == (config.block_h, config.block_b, config.block_k, config.num_warps, config.num_stages)
         shapes |= {(h, b) for h in row["hidden_sizes"] for b in row["batches"]}
@@ -213,6 +213,11 @@ def test_committed_tables_are_of_the_present_configurations_and_show_no_spill(pa
 
 def test_what_was_compiled_for_which_gpus():
     assert {path.stem for path in RESULTS.glob("*.json")} >= set(TABLES)
+
+
+def case_of(row):
+    """The case that a row of a committed table is of."""
+    return inspect_cases.Case(**{field.name: row[field.name] for field in fields(inspect_cases.Case)})
 
 
 def committed(target, schedule):
@@ -249,7 +254,7 @@ def test_committed_tables_of_whole_sequences_are_of_the_present_configurations(t
         assert row["target"] == target
         assert row["shared_bytes"] <= inspect_cases.shared_bytes(target), row
         assert row["loop_matrix_instructions"] or row["dtype"] == "fp32" or target == "sm_75", row
-        case = inspect_cases.Case(*(row[field.name] for field in fields(inspect_cases.Case) if field.name in row))
+        case = case_of(row)
         config = inspect_cases.config_of(case)
         if config is None and not fetches():
             continue  # nor are there wide programs of all sizes
