@@ -46,13 +46,13 @@ from .tiles import write
 
 
 @triton.jit
-def _load_values(kept, own, here, i, offsets_ptr, T, B, direction, VALUES: tl.constexpr, S: tl.constexpr):
-    """`load_step` of the step that the launch takes as number i."""
+def _earlier(here, i, offsets_ptr, T, B, direction, S: tl.constexpr):
+    """The step that the launch takes after `here`, which is its number i; behind the last, as `step_or_none` and
+    `row_after` have it."""
     if S.PACKED:
-        earlier = step_or_none(offsets_ptr, time_of(i + 1, T, direction), T, B, S.PACKED)
+        return step_or_none(offsets_ptr, time_of(i + 1, T, direction), T, B, S.PACKED)
     else:
-        earlier = Step(row_after(here, i, T, B, direction), here.count)
-    return load_step(kept, own, here, earlier, i + 1 >= T, VALUES, S)
+        return Step(row_after(here, i, T, B, direction), here.count)
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def _load_turn(kept, published, d_state_ptr, nothing_ptr, beside, own, turn, off
     one taken before it do beside the equations, and a first look at what it waits for. direction: of the launch."""
     i, here, place = turn.i, turn.here, own_place(own, B, S)
     direct = tl.load(tile_at(d_state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
-    loaded = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 4, S)
+    loaded = load_step(kept, own, here, _earlier(here, i, offsets_ptr, T, B, direction, S), i + 1 >= T, 4, S)
     began = load_beginning(beside, tl.where(i == 0, here.row, turn.before.row), place)
     glance = ()
     if S.FETCHED or one_look(published[0].dtype.element_ty.primitive_bitwidth, S):
@@ -190,12 +190,12 @@ def _may_glance_first(bits, S):
 
 
 @triton.jit
-def _load_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, own, i, here, before, offsets_ptr, T, B, direction,
+def _load_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, own, i, here, before, earlier, T, B,
                 S: tl.constexpr):  # fmt: skip
     """As `_load_turn`, for the first half of a step: up to dn and dz."""
     place = own_place(own, B, S)
     direct = tl.load(tile_at(d_state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
-    loaded = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 3, S)
+    loaded = load_step(kept, own, here, earlier, i + 1 >= T, 3, S)
     amount, beginning = load_of_step(beside, here.row, place)
     began = load_beginning(beside, tl.where(i == 0, here.row, before.row), place)
     glance = ()
@@ -205,11 +205,11 @@ def _load_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, own, i, her
 
 
 @triton.jit
-def _load_second(kept, d_gates_ptr, d_state_ptr, beside, own, i, here, offsets_ptr, T, B, direction, S: tl.constexpr):
+def _load_second(kept, d_gates_ptr, d_state_ptr, beside, own, i, here, earlier, T, B, S: tl.constexpr):
     """The same for the second half."""
     place = own_place(own, B, S)
     direct = tl.load(tile_at(d_state_ptr, 0, own, 1, S), mask=there(own, B, S), other=0.0)
-    _, h, r, _, _, _ = _load_values(kept, own, here, i, offsets_ptr, T, B, direction, 3, S)
+    _, h, r, _, _, _ = load_step(kept, own, here, earlier, i + 1 >= T, 3, S)
     of_step = load_beginning(beside, here.row, place), load_dropped(beside, place)
     glance = ()
     if _may_glance(d_gates_ptr.dtype.element_ty.primitive_bitwidth, S):
@@ -228,9 +228,10 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
     here, before = _first_step(offsets_ptr, T, B, direction, S)
     for i in range(T + 1):
         arrivals = tl.where(i == 0, 0, tl.cdiv(S.H, S.BLOCK_H))
+        earlier = _earlier(here, i, offsets_ptr, T, B, direction, S)
         tl.debug_barrier()  # of what lies in memory, a thread may load what another has stored
         direct, loaded, of_step, glance = _load_first(
-            kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, first, i, here, before, offsets_ptr, T, B, direction, S
+            kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, first, i, here, before, earlier, T, B, S
         )
         for k in range(count):
             own = tile_of(first, k, B, S)
@@ -241,9 +242,8 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
             a = _products(sources, (w_r, w_z), own, before, awaited, arrivals, glance, ahead, PRECISION, S)
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             direct_then, loaded_then, of_step_then, glance = _load_first(
-                kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, then, i, here, before, offsets_ptr, T, B,
-                direction, S,
-            )  # fmt: skip
+                kept, d_gates_ptr, d_state_ptr, nothing_ptr, beside, then, i, here, before, earlier, T, B, S
+            )
             amount, beginning, began, dropped = of_step
             d_begin = direct + seen(units_only(one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B), own, S), dropped)
             dh = before_step(beside, d_begin, began, own, before, there(own, before.count, S) & (i > 0), S)
@@ -263,7 +263,7 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
 
         tl.debug_barrier()
         direct, h, r, beginning_and_dropped, glance = _load_second(
-            kept, d_gates_ptr, d_state_ptr, beside, first, i, here, offsets_ptr, T, B, direction, S
+            kept, d_gates_ptr, d_state_ptr, beside, first, i, here, earlier, T, B, S
         )
         for k in range(tl.where(i < T, count, 0)):
             own = tile_of(first, k, B, S)
@@ -274,7 +274,7 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
             a = product(w_n, x, ahead, PRECISION, S)[0]
             then = tile_of(first, tl.minimum(k + 1, count - 1), B, S)
             direct_then, h_then, r_then, beginning_and_dropped_then, glance = _load_second(
-                kept, d_gates_ptr, d_state_ptr, beside, then, i, here, offsets_ptr, T, B, direction, S
+                kept, d_gates_ptr, d_state_ptr, beside, then, i, here, earlier, T, B, S
             )
             d_rh = units_only(one_gate(a, S.SPLIT, S.BLOCK_H, S.BLOCK_B), own, S)
             beginning, dropped = beginning_and_dropped
@@ -285,5 +285,4 @@ def several_reset_first(kept, d_gates_ptr, d_state_ptr, nothing_ptr, weights, be
             direct += seen(through_reset, dropped)
             write(tile_at(d_state_ptr, 0, own, 1, S), direct, there(own, B, S))
             direct, h, r, beginning_and_dropped = direct_then, h_then, r_then, beginning_and_dropped_then
-        following = turn_after(Turn(i, 0, here, before), 1, offsets_ptr, T, B, direction, S.PACKED)
-        here, before = following.here, following.before
+        before, here = here, earlier
