@@ -148,7 +148,7 @@ def test_a_second_look_removed(mutated, old, new, how):
 @pytest.mark.parametrize("variant", ["torch", "cho"])
 def test_a_look_at_the_first_of_several_tiles_alone(mutated, variant):
     old, new = '_find(found, "t"', '_find(found[:chunks], "t"'
-    assert caught(mutated("assembly", old, new), variant=variant, seeds=8, quantum=20) == "wrong"
+    assert caught(mutated("assembly", old, new), variant=variant, seeds=16, quantum=20) == "wrong"
 
 
 def test_the_wait_of_a_program_removed(mutated):
