@@ -88,6 +88,17 @@ def test_derivatives_of_derivatives():
     torch.autograd.gradgradcheck(call, leaves)
 
 
+def test_derivatives_of_derivatives_with_flags_alone():
+    """A mask's amount is no number, and takes no derivative."""
+    module = layer_of(2, 2, 2)
+    mask = torch.tensor([[True, False], [False, True], [True, True]])
+
+    def call(x, hx):
+        return module(x, hx, mask=mask, lengths=torch.tensor([3, 2]))
+
+    torch.autograd.gradgradcheck(call, [randn(3, 2, 2).requires_grad_(), randn(2, 2, 2).requires_grad_()])
+
+
 def test_the_operator_as_torch_checks_it():
     module = layer_of(2, 3, 2, bidirectional=True, clip=0.7, zoneout=0.3, recurrent_dropout=0.5, norm="layer")
     x = randn(4, 2, 2).requires_grad_()
