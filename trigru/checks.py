@@ -224,6 +224,16 @@ def batch_sizes_of(call: Call) -> list[int]:
     return counts
 
 
+def assert_batch_sizes(call: Call) -> None:
+    """Have a graph raise RuntimeError, as it runs, where `batch_sizes_of` would."""
+    sizes = call.batch_sizes
+    assert sizes is not None
+    fits = (sizes[-1] > 0) & (sizes.diff() <= 0).all()
+    fits = fits & (sizes.sum() == call.input.shape[0]) & (sizes[0] == call.hx.shape[1])
+    words = "batch_sizes: expected positive sizes that never grow, as many as the rows of input, the first h0's batch"
+    torch._assert_async(fits, words)
+
+
 def first_of(batch_sizes: Tensor) -> int:
     """The batch of a packed call. Raises RuntimeError for what cannot be batch sizes."""
     _check_sizes(batch_sizes)

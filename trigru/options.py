@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import expect
+from .checks import assert_batch_sizes, batch_sizes_of, expect
 from .layer import Call, Given, Layer, Records, alive
 
 Rows = Tensor | PackedSequence
@@ -137,6 +137,10 @@ def prepare(
     user = _User(layer, call, batched, sorted_indices)
     finish: Finish | None = None
     if call.batch_sizes is not None:
+        if _can_look_at(call.batch_sizes):  # the operator is given a padded call, and cannot tell
+            batch_sizes_of(call)
+        elif torch.compiler.is_compiling():
+            assert_batch_sizes(call)
         layer, call = replace(layer, batch_first=False), call._replace(input=user.padded(call.input), batch_sizes=None)
         finish = user.packed
     reset = user.by_step("reset", arguments.reset, (), torch.bool)
