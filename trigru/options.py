@@ -274,16 +274,7 @@ class _User:
 
     def lengths(self, lengths: Tensor) -> Tensor:
         """(B,) int64."""
-        expect("lengths", lengths, [(self.batch,) if self.batched else ()], None, self.input)
-        if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-            raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
-        lengths = lengths.reshape(-1).to(torch.int64)  # 8 bits have no place for a large seq_len to compare with
-        if _can_look_at(lengths) and not bool(((lengths >= 0) & (lengths <= self.steps)).all()):
-            low, high = int(lengths.min()), int(lengths.max())
-            raise ValueError(
-                f"lengths: expected numbers from 0 to {self.steps}, the steps of input, got {low} to {high}"
-            )
-        return lengths
+        return lengths_of(lengths, (self.batch,) if self.batched else (), self.steps, self.input).reshape(-1)
 
     def packed_lengths(self) -> Tensor | None:
         """(B,) of the sequences of a packed call."""
@@ -317,6 +308,19 @@ class _User:
     def packed(self, x: Tensor) -> Tensor:
         """The inverse."""
         return x.flatten(0, 1).index_select(0, self._places())
+
+
+def lengths_of(lengths: Tensor, shape: tuple[int, ...], steps: int, input: Tensor) -> Tensor:
+    """As int64, once they are known to fit a call of so many steps: 8 bits have no place for a large seq_len to compare
+    with."""
+    expect("lengths", lengths, [shape], None, input)
+    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+    lengths = lengths.to(torch.int64)
+    if _can_look_at(lengths) and not bool(((lengths >= 0) & (lengths <= steps)).all()):
+        low, high = int(lengths.min()), int(lengths.max())
+        raise ValueError(f"lengths: expected numbers from 0 to {steps}, the steps of input, got {low} to {high}")
+    return lengths
 
 
 def _can_look_at(x: Tensor) -> bool:
