@@ -66,7 +66,7 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
     if not dtype.is_floating_point:
         raise RuntimeError(f"input: expected a floating dtype, got {dtype}")
     check_weights(layer, weights)
-    _check_state(layer, call)
+    check_state(layer, call)
     if dtype != weights[0].dtype:
         raise ValueError(f"input: expected the weights' dtype {weights[0].dtype}, got {dtype}")
     if hx.dtype != dtype:
@@ -171,7 +171,8 @@ def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:
                 raise RuntimeError(f"{_name(layer, index)}: expected shape {shapes[index]}, got {tuple(shape)}")
 
 
-def _check_state(layer: Layer, call: Call) -> None:
+def check_state(layer: Layer, call: Call) -> None:
+    """Raise RuntimeError where hx is of another shape."""
     hx, parts = call.hx, layer.parts
     batch = hx.shape[1] if hx.dim() == 3 else -1
     if call.batch_sizes is None:
