@@ -223,8 +223,12 @@ class _User:
         """The rows of a packed argument."""
         if self.sizes is None:
             raise RuntimeError(f"{name}: expected a tensor beside an input that is not packed, got a PackedSequence")
-        if x.batch_sizes.shape != self.sizes.shape or not torch.equal(x.batch_sizes, self.sizes):
-            raise RuntimeError(f"{name}: expected a PackedSequence with the input's batch_sizes")
+        sizes, words = x.batch_sizes, f"{name}: expected a PackedSequence with the input's batch_sizes"
+        compiling = torch.compiler.is_compiling()
+        if sizes.shape != self.sizes.shape or not (compiling or torch.equal(sizes, self.sizes)):
+            raise RuntimeError(words)
+        if compiling:  # a graph asks as it runs
+            torch._assert_async((sizes == self.sizes).all(), words)
         if not self._in_order(x.sorted_indices):
             raise RuntimeError(f"{name}: expected a PackedSequence of sequences in the input's order")
         return x.data
@@ -262,7 +266,7 @@ class _User:
             by_sequence, by_step = (parts, batch, size), (steps, parts, batch, size)
         else:
             by_sequence, by_step = (parts, size), (steps, parts, size)
-        shapes = [by_step] if of_rows else list(dict.fromkeys([(parts, size), by_sequence, by_step]))
+        shapes = [by_step] if of_rows else [(parts, size), by_sequence, by_step][0 if self.batched else 1 :]
         self._check("reset_state", state, shapes, self.input.dtype)
         if state.shape == (parts, size):
             return state.unsqueeze(1).expand(parts, batch, size)
