@@ -256,3 +256,17 @@ def test_a_mean_or_times_of_another_shape_are_refused():
         trigru.GRUD(3, 4, mean=torch.zeros(4))
     with pytest.raises(RuntimeError, match=r"times: expected shape \(5, 2\), got \(4, 2\)"):
         trigru.GRUD(3, 4).time_gaps(torch.zeros(4, 2), torch.ones(5, 2, 3, dtype=torch.bool))
+
+
+def test_last_values_and_gaps_refuse_what_a_call_refuses():
+    layer, x, mask = trigru.GRUD(3, 4), torch.zeros(5, 2, 3), torch.ones(5, 2, 3, dtype=torch.bool)
+    for lengths, error, said in (
+        (torch.tensor([5.0, 2.0]), RuntimeError, "lengths: expected an integer dtype, got torch.float32"),
+        (torch.tensor([6, 2]), ValueError, "lengths: expected numbers from 0 to 5, the steps of input, got 2 to 6"),
+    ):
+        with pytest.raises(error, match=said):
+            layer.last_values(x, mask, lengths=lengths)
+    with pytest.raises(RuntimeError, match=r"reset: expected shape \(5, 2\), got \(2,\)"):
+        layer.time_gaps(torch.zeros(5, 2), mask, reset=torch.tensor([True, False]))
+    with pytest.raises(TypeError, match=r"times: expected a torch\.Tensor, got list"):
+        layer.time_gaps([0.0, 1.0], mask)

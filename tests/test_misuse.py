@@ -146,11 +146,12 @@ def test_a_cells_weight_that_is_gone_is_named(name, variant):
 
 @pytest.mark.parametrize(("sizes", "batch"), [([3, 2, 1], 3), ([2, 3], 2), ([2, 0, 3], 2), ([6, -1], 6), ([4, 1], 3)])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_batch_sizes_that_do_not_fit_reach_no_schedule(sizes, batch, compiled):
+@pytest.mark.parametrize("clip", [None, 0.5])  # with it packed rows run padded
+def test_batch_sizes_that_do_not_fit_reach_no_schedule(sizes, batch, compiled, clip):
     weights = [torch.randn(18, 4), torch.randn(18, 6)]
 
     def call(data, batch_sizes, h0):
-        return trigru.gru(data, h0, *weights, batch_sizes=batch_sizes)[0]
+        return trigru.gru(data, h0, *weights, batch_sizes=batch_sizes, clip=clip)[0]
 
     run = torch.compile(call, backend="eager", fullgraph=True) if compiled else call
     with pytest.raises(RuntimeError, match=r"batch_sizes|h0"):

@@ -117,3 +117,46 @@ def test_packed_rows_of_sequences_in_another_order_are_refused(name):
 def test_what_a_layer_cannot_be_made_with(given, error):
     with pytest.raises(error, match=next(iter(given))):
         trigru.GRU(3, 4, **given)
+
+
+WEIGHTS = {"w_ih": torch.zeros(12, 3), "w_hh": torch.zeros(12, 4)}
+OF_THE_FUNCTION = {
+    "input without dimensions": ({"input": torch.tensor(1.0)}, RuntimeError, "input: expected 3 dimensions, got 0"),
+    "w_ih without dimensions": ({"w_ih": torch.tensor(1.0)}, RuntimeError, "w_ih: expected 2 dimensions, got 0"),
+    "h0 of another shape": (
+        {"h0": torch.zeros(1, 4), "lengths": torch.tensor([5, 2])},
+        RuntimeError,
+        "h0: expected shape (2, 4), got (1, 4)",
+    ),
+    "h0 without dimensions": (
+        {"h0": torch.tensor(1.0), "clip": 0.5},
+        RuntimeError,
+        "h0: expected shape (2, 4), got ()",
+    ),
+    "reset_state of another shape": (
+        {"reset": torch.zeros(5, 2, dtype=torch.bool), "reset_state": torch.zeros(1, 4)},
+        RuntimeError,
+        "reset_state: expected shape (4,) or (2, 4) or (5, 2, 4), got (1, 4)",
+    ),
+    "groups of no number": ({"groups": None}, TypeError, "groups: expected an int, got NoneType"),
+    "groups that do not divide the input": (
+        {"groups": 2, "w_hh": torch.zeros(12, 2)},
+        ValueError,
+        "groups: expected a divisor of input_size 3, got 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_THE_FUNCTION)
+def test_what_does_not_fit_the_function_is_refused_in_its_words(case):
+    given, error, said = OF_THE_FUNCTION[case]
+    with pytest.raises(error, match=re.escape(said)):
+        trigru.gru(**{"input": torch.zeros(5, 2, 3), "h0": None, **WEIGHTS, **given})
+
+
+def test_a_state_as_long_as_there_are_packed_rows_is_one_for_all():
+    rows, state, reset = torch.randn(4, 3), torch.randn(4), torch.tensor([False, False, True, False])
+    weights = [torch.randn(12, 3), torch.randn(12, 4)]
+    call = {"batch_sizes": torch.tensor([2, 1, 1]), "reset": reset}
+    found = trigru.gru(rows, None, *weights, reset_state=state, **call)
+    torch.testing.assert_close(found, trigru.gru(rows, None, *weights, reset_state=state.expand(2, 4), **call))

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from given import arguments_of, layer_of, normalised, randn, records_of
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import trigru
 from trigru import operators
@@ -88,6 +89,17 @@ def test_derivatives_of_derivatives():
     torch.autograd.gradgradcheck(call, leaves)
 
 
+def test_derivatives_of_derivatives_with_flags_alone():
+    """A mask's amount is no number, and takes no derivative."""
+    module = layer_of(2, 2, 2)
+    mask = torch.tensor([[True, False], [False, True], [True, True]])
+
+    def call(x, hx):
+        return module(x, hx, mask=mask, lengths=torch.tensor([3, 2]))
+
+    torch.autograd.gradgradcheck(call, [randn(3, 2, 2).requires_grad_(), randn(2, 2, 2).requires_grad_()])
+
+
 def test_the_operator_as_torch_checks_it():
     module = layer_of(2, 3, 2, bidirectional=True, clip=0.7, zoneout=0.3, recurrent_dropout=0.5, norm="layer")
     x = randn(4, 2, 2).requires_grad_()
@@ -110,6 +122,38 @@ def test_one_graph_with_everything():
     parameters = list(module.parameters())
     grads = [torch.autograd.grad(f(x).square().sum(), parameters) for f in (compiled, call)]
     torch.testing.assert_close(*grads)
+
+
+def test_one_graph_of_packed_arguments():
+    module, lengths = trigru.GRU(3, 5), torch.tensor([4, 2, 4])
+    rows = {"reset": torch.rand(4, 3) < 0.4, "decay": torch.rand(4, 3, 5)}
+    x, state = torch.randn(4, 3, 3), torch.randn(1, 5)
+
+    def packed(x, lengths):
+        return pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+    def call(x, given):
+        return module(x, reset_state=state, **given)[0].data
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    x, given = packed(x, lengths), {name: packed(v, lengths) for name, v in rows.items()}
+    torch.testing.assert_close(compiled(x, given), call(x, given))
+    given["decay"] = packed(rows["decay"], torch.tensor([4, 3, 4]))
+    given["decay"] = given["decay"]._replace(data=given["decay"].data[:10])
+    with pytest.raises(RuntimeError, match="decay: expected a PackedSequence with the input's batch_sizes"):
+        compiled(x, given)
+
+
+def test_one_graph_of_packed_rows_begins_anew_without_a_state():
+    """How many sequences there are is in their sizes alone."""
+    module, reset, state = trigru.GRU(3, 5, clip=0.5), torch.rand(10) < 0.4, torch.randn(1, 5)
+
+    def call(x, sizes):
+        return module(PackedSequence(x, sizes), reset=reset, reset_state=state)[0].data
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    x, sizes = torch.randn(10, 3), torch.tensor([3, 3, 2, 2])
+    torch.testing.assert_close(compiled(x, sizes), call(x, sizes))
 
 
 @pytest.mark.parametrize("options", [{}, {"clip": 0.5}, {"norm": "layer"}], ids=str)

@@ -66,7 +66,7 @@ def check(layer: Layer, weights: Sequence[Tensor], call: Call) -> None:
     if not dtype.is_floating_point:
         raise RuntimeError(f"input: expected a floating dtype, got {dtype}")
     check_weights(layer, weights)
-    _check_state(layer, call)
+    check_state(layer, call)
     if dtype != weights[0].dtype:
         raise ValueError(f"input: expected the weights' dtype {weights[0].dtype}, got {dtype}")
     if hx.dtype != dtype:
@@ -171,7 +171,8 @@ def check_weights(layer: Layer, weights: Sequence[Tensor]) -> None:
                 raise RuntimeError(f"{_name(layer, index)}: expected shape {shapes[index]}, got {tuple(shape)}")
 
 
-def _check_state(layer: Layer, call: Call) -> None:
+def check_state(layer: Layer, call: Call) -> None:
+    """Raise RuntimeError where hx is of another shape."""
     hx, parts = call.hx, layer.parts
     batch = hx.shape[1] if hx.dim() == 3 else -1
     if call.batch_sizes is None:
@@ -222,6 +223,16 @@ def batch_sizes_of(call: Call) -> list[int]:
     if counts[0] != call.hx.shape[1]:
         raise RuntimeError(f"h0: expected a batch of {counts[0]} as in batch_sizes, got {call.hx.shape[1]}")
     return counts
+
+
+def assert_batch_sizes(call: Call) -> None:
+    """Have a graph raise RuntimeError, as it runs, where `batch_sizes_of` would."""
+    sizes = call.batch_sizes
+    assert sizes is not None
+    fits = (sizes[-1] > 0) & (sizes.diff() <= 0).all()
+    fits = fits & (sizes.sum() == call.input.shape[0]) & (sizes[0] == call.hx.shape[1])
+    words = "batch_sizes: expected positive sizes that never grow, as many as the rows of input, the first h0's batch"
+    torch._assert_async(fits, words)
 
 
 def first_of(batch_sizes: Tensor) -> int:

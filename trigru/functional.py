@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from . import operators
 from .autocast import cast
 from .blocks import Blocks, is_exported, whole
-from .checks import check, expect, expect_tensor, first_of, layer_of, refuse_nested
+from .checks import check, check_state, expect, expect_tensor, first_of, layer_of, refuse_nested
 from .layer import Call, Memory, Records, ScheduleName, Variant
 from .operators.plain import is_plain, is_unseen
 from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
@@ -185,7 +185,10 @@ def _prepared(
     for name, y in (("h0", h0), ("b_ih", b_ih), ("b_hh", b_hh), ("batch_sizes", batch_sizes)):
         if y is not None:
             expect_tensor(name, y)
-    if (blocks := Blocks.of(num_heads, groups, groups * w_ih.shape[-1], w_hh.shape[0] // 3, 1)) is not None:
+    for name, x, dims in (("input", input, 3 if batch_sizes is None else 2), ("w_ih", w_ih, 2), ("w_hh", w_hh, 2)):
+        if x.dim() != dims:
+            raise RuntimeError(f"{name}: expected {dims} dimensions, got {x.dim()}")
+    if (blocks := Blocks.of(num_heads, groups, input.shape[-1], w_hh.shape[0] // 3, 1)) is not None:
         num_heads = blocks.num_heads
         w_ih = whole(w_ih, blocks.groups)
         if is_exported():
@@ -195,8 +198,6 @@ def _prepared(
         weights = [w_ih, w_hh, b_ih, torch.zeros_like(b_ih) if b_hh is None else b_hh]
     elif b_hh is not None:
         weights = [w_ih, w_hh, torch.zeros_like(b_hh), b_hh]
-    if w_hh.dim() != 2:
-        raise RuntimeError(f"w_hh: expected 2 dimensions, got {w_hh.dim()}")
     if num_heads > 1:
         options["num_heads"] = num_heads
     layer = layer_of(input.shape[-1], num_heads * w_hh.shape[1], bias=len(weights) == 4, **options)
@@ -209,9 +210,13 @@ def _prepared(
         expect("gain", gain, [(2, 3 * layer.hidden_size)], None, input)
         call = call._replace(gain=gain.unsqueeze(0))
     if arguments is not NO_ARGUMENTS or of_steps is not NO_OPTIONS:
+        check_state(layer, call)
         state = arguments.reset_state
         if isinstance(state, Tensor):
-            by_row = state.dim() == 3 or (batch_sizes is not None and state.shape[0] == input.shape[0] > h0.shape[0])
+            size = h0.shape[-1]
+            expect("reset_state", state, [(size,), tuple(h0.shape), (*input.shape[:-1], size)], None, input)
+            packed_rows = batch_sizes is not None and state.dim() == 2 and len(state) == len(input) > len(h0)
+            by_row = state.dim() == 3 or packed_rows
             arguments = arguments._replace(reset_state=state.unsqueeze(1 if by_row else 0))
         (layer, weights, call), finish = prepare(Records(layer, weights, call), arguments, of_steps, training=training)
     if torch._C._is_any_autocast_enabled():

@@ -10,6 +10,7 @@ from .checks import expect, expect_tensor, refuse_nested
 from .layer import Memory, ScheduleName, Variant
 from .leaf import traced
 from .modules import GRU
+from .options import lengths_of
 from .planning.invariant import refuse
 
 
@@ -193,7 +194,7 @@ class GRUD(nn.Module):
         time, rows = self._time(input), tuple(input.shape[:-1])
         start = ended = None
         if lengths is not None:
-            expect("lengths", lengths, [rows[:time] + rows[time + 1 :]], None, input)
+            lengths = lengths_of(lengths, rows[:time] + rows[time + 1 :], rows[time], input)
             ended = _steps(input, time) >= (lengths.unsqueeze(time) if lengths.dim() else lengths).unsqueeze(-1)
         if reset is not None:
             expect("reset", reset, [rows], [torch.bool], input)
@@ -214,10 +215,12 @@ class GRUD(nn.Module):
             As mask, of the dtype of times.
 
         Raises:
-            RuntimeError: a shape does not fit.
+            TypeError: an argument that is no tensor.
+            RuntimeError: a shape, dtype or device does not fit.
         """
-        time = self._time(mask)
+        time = self._time(expect_tensor("mask", mask))
         rows = tuple(mask.shape[:-1])
+        expect_tensor("times", times)
         if times.dim() == 1 and mask.dim() == 3 and times.shape[0] == mask.shape[time]:
             times = times.unsqueeze(1 - time).expand(rows)
         if tuple(times.shape) != rows:
@@ -226,6 +229,7 @@ class GRUD(nn.Module):
         first = torch.zeros_like(at.narrow(time, 0, 1))
         at = torch.cat([first, at.narrow(time, 0, at.shape[time] - 1)], time)
         if reset is not None:
+            expect("reset", reset, [rows], [torch.bool], mask)
             at = torch.maximum(at, _latest(reset, time).unsqueeze(-1))
         times = times.unsqueeze(-1).expand(at.shape)
         return times - times.gather(time, at)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import expect
+from .checks import assert_batch_sizes, batch_sizes_of, expect
 from .layer import Call, Given, Layer, Records, alive
 
 Rows = Tensor | PackedSequence
@@ -137,6 +137,10 @@ def prepare(
     user = _User(layer, call, batched, sorted_indices)
     finish: Finish | None = None
     if call.batch_sizes is not None:
+        if _can_look_at(call.batch_sizes):  # the operator is given a padded call, and cannot tell
+            batch_sizes_of(call)
+        elif torch.compiler.is_compiling():
+            assert_batch_sizes(call)
         layer, call = replace(layer, batch_first=False), call._replace(input=user.padded(call.input), batch_sizes=None)
         finish = user.packed
     reset = user.by_step("reset", arguments.reset, (), torch.bool)
@@ -219,8 +223,12 @@ class _User:
         """The rows of a packed argument."""
         if self.sizes is None:
             raise RuntimeError(f"{name}: expected a tensor beside an input that is not packed, got a PackedSequence")
-        if x.batch_sizes.shape != self.sizes.shape or not torch.equal(x.batch_sizes, self.sizes):
-            raise RuntimeError(f"{name}: expected a PackedSequence with the input's batch_sizes")
+        sizes, words = x.batch_sizes, f"{name}: expected a PackedSequence with the input's batch_sizes"
+        compiling = torch.compiler.is_compiling()
+        if sizes.shape != self.sizes.shape or not (compiling or torch.equal(sizes, self.sizes)):
+            raise RuntimeError(words)
+        if compiling:  # a graph asks as it runs
+            torch._assert_async((sizes == self.sizes).all(), words)
         if not self._in_order(x.sorted_indices):
             raise RuntimeError(f"{name}: expected a PackedSequence of sequences in the input's order")
         return x.data
@@ -258,7 +266,7 @@ class _User:
             by_sequence, by_step = (parts, batch, size), (steps, parts, batch, size)
         else:
             by_sequence, by_step = (parts, size), (steps, parts, size)
-        shapes = [by_step] if of_rows else list(dict.fromkeys([(parts, size), by_sequence, by_step]))
+        shapes = [by_step] if of_rows else [(parts, size), by_sequence, by_step][0 if self.batched else 1 :]
         self._check("reset_state", state, shapes, self.input.dtype)
         if state.shape == (parts, size):
             return state.unsqueeze(1).expand(parts, batch, size)
@@ -270,16 +278,7 @@ class _User:
 
     def lengths(self, lengths: Tensor) -> Tensor:
         """(B,) int64."""
-        expect("lengths", lengths, [(self.batch,) if self.batched else ()], None, self.input)
-        if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-            raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
-        lengths = lengths.reshape(-1).to(torch.int64)  # 8 bits have no place for a large seq_len to compare with
-        if _can_look_at(lengths) and not bool(((lengths >= 0) & (lengths <= self.steps)).all()):
-            low, high = int(lengths.min()), int(lengths.max())
-            raise ValueError(
-                f"lengths: expected numbers from 0 to {self.steps}, the steps of input, got {low} to {high}"
-            )
-        return lengths
+        return lengths_of(lengths, (self.batch,) if self.batched else (), self.steps, self.input).reshape(-1)
 
     def packed_lengths(self) -> Tensor | None:
         """(B,) of the sequences of a packed call."""
@@ -313,6 +312,19 @@ class _User:
     def packed(self, x: Tensor) -> Tensor:
         """The inverse."""
         return x.flatten(0, 1).index_select(0, self._places())
+
+
+def lengths_of(lengths: Tensor, shape: tuple[int, ...], steps: int, input: Tensor) -> Tensor:
+    """As int64, once they are known to fit a call of so many steps: 8 bits have no place for a large seq_len to compare
+    with."""
+    expect("lengths", lengths, [shape], None, input)
+    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+    lengths = lengths.to(torch.int64)
+    if _can_look_at(lengths) and not bool(((lengths >= 0) & (lengths <= steps)).all()):
+        low, high = int(lengths.min()), int(lengths.max())
+        raise ValueError(f"lengths: expected numbers from 0 to {steps}, the steps of input, got {low} to {high}")
+    return lengths
 
 
 def _can_look_at(x: Tensor) -> bool:
