@@ -74,6 +74,34 @@ def test_derivatives_of_derivatives(variant, taken):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_a_tensor_in_several_places_has_one_derivative_whether_a_graph_is_kept_or_not(variant, taken):
+    x, h, w, _, bias, _ = _tensors(3, 4, 4, True)
+    state = functional.gru_cell(x, h, w, w, bias, bias, variant=variant)
+    state = functional.gru_cell(state, state, w, w, bias, bias, variant=variant)
+    state = functional.gru_cell(x, state, w, w, bias, bias, variant=variant)
+    assert len(taken) == 3
+    of = (x, h, w, bias)
+    expected = torch.autograd.grad(state.sum(), of, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(state.sum(), of, create_graph=True), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("by", ["autograd", "torch.func"])
+def test_derivatives_batched(variant, by, taken):
+    tensors = _tensors(3, 4, 5, True)
+    state = functional.gru_cell(*tensors, variant=variant)
+    assert taken
+    several = torch.randn(2, *state.shape)
+
+    def back(d, **batched):
+        return torch.autograd.grad(state, tensors, d, retain_graph=True, **batched)
+
+    found = torch.func.vmap(back)(several) if by == "torch.func" else back(several, is_grads_batched=True)
+    expected = tuple(map(torch.stack, zip(*map(back, several), strict=True)))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_what_looks_on_gets_plain_operations(variant, taken):
     tensors = [x.detach() for x in _tensors(2, 3, 4, True)]
 

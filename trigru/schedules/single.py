@@ -93,6 +93,8 @@ class _Step(torch.autograd.Function):
         if not torch.is_grad_enabled():
             given = d.contiguous(), inputs, saved[6:], needs
             return None, *(_after(*given) if variant == "torch" else _before(variant, *given))
+        # An alias each: a tensor in two places, or one that another was made of, has a derivative of its own here.
+        inputs = [None if x is None else x.view_as(x) for x in inputs]
         wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
         found = iter(torch.autograd.grad(plain(variant, *inputs), wanted, d, create_graph=True))
         return None, *(next(found) if need else None for need in needs)
@@ -113,7 +115,7 @@ def _after(
     r, z = rz.chunk(2, 1)
     past = d * z
     d_n = _tanh_backward(d - past, n)
-    d_z = _sigmoid_backward((h - n).mul_(d), z)
+    d_z = _sigmoid_backward((h - n) * d, z)
     d_r = _sigmoid_backward(d_n * own_n, r)
     own = torch.cat((d_r, d_z, d_n), 1)
     d_x, d_w_ih, d_b_ih = _of_input(own, x, w_ih, needs)
@@ -134,7 +136,7 @@ def _before(
     of_kept = d - of_new
     past, to_n = (of_kept, of_new) if chung else (of_new, of_kept)
     d_n = _tanh_backward(to_n, n)
-    d_z = _sigmoid_backward((n - h if chung else h - n).mul_(d), z)
+    d_z = _sigmoid_backward((n - h if chung else h - n) * d, z)
     d_reset = product(d_n, w_n)
     d_rz = torch.cat((_sigmoid_backward(d_reset * h, r), d_z), 1)
     d_gates = torch.cat((d_rz, d_n), 1)
