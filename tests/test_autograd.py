@@ -180,6 +180,24 @@ def test_forward_mode_gives_the_tangents_of_nn(of, recorded):
     assert same(found[1], found[0])
 
 
+@pytest.mark.parametrize("above", ["both", "h_n"])
+@pytest.mark.parametrize("higher", [False, True], ids=["", "with a graph"])
+def test_forward_mode_of_what_comes_from_above(above, higher):
+    found = []
+    for module in pair(num_layers=2, bidirectional=True):
+        torch.manual_seed(1)
+        x = data(12, 2, 3).requires_grad_()
+        outputs = module(x)
+        upstream = [torch.randn_like(out) for out in outputs]
+        leaves = [x, *module.parameters()]
+        with forward_ad.dual_level():
+            last = forward_ad.make_dual(upstream[1], torch.randn_like(upstream[1]))
+            first = upstream[0] if above == "h_n" else forward_ad.make_dual(upstream[0], torch.randn_like(upstream[0]))
+            grads = torch.autograd.grad(outputs, leaves, [first, last], create_graph=higher)
+            found.append([part.detach() for grad in grads for part in forward_ad.unpack_dual(grad)])
+    assert same(found[1], found[0])
+
+
 def test_forward_mode_of_packed_sequences():
     found = []
     for module in pair():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import trigru
 from trigru import functional, reference
@@ -99,6 +100,23 @@ def test_derivatives_batched(variant, by, taken):
     found = torch.func.vmap(back)(several) if by == "torch.func" else back(several, is_grads_batched=True)
     expected = tuple(map(torch.stack, zip(*map(back, several), strict=True)))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_tangent_from_above_is_dropped(variant, taken, monkeypatch):
+    @torch.library.custom_op("trigru_tests::linear", mutates_args=())
+    def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w.t()
+
+    monkeypatch.setattr(eager_products, "fast_linear", lambda *sizes: lambda x, w, bias=None: linear(x, w))
+    tensors = _tensors(3, 4, 5, False)
+    state = functional.gru_cell(*tensors, variant=variant)
+    assert taken
+    d, tangent = torch.randn(2, *state.shape)
+    (expected,) = torch.autograd.grad(state, tensors[0], tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(state, tensors[0], forward_ad.make_dual(d, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import eager_products
 from .eager_products import linear, outer, product
@@ -90,13 +91,16 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         variant, saved, needs = ctx.variant, ctx.saved_tensors, ctx.needs_input_grad[1:]  # hooks unpack at each look
         inputs = saved[:6]
-        if not torch.is_grad_enabled():
+        higher = torch.is_grad_enabled()
+        if not higher and forward_ad._current_level < 0:  # products by oneDNN would drop a tangent of d
             given = d.contiguous(), inputs, saved[6:], needs
             return None, *(_after(*given) if variant == "torch" else _before(variant, *given))
         # An alias each: a tensor in two places, or one that another was made of, has a derivative of its own here.
-        inputs = [None if x is None else x.view_as(x) for x in inputs]
+        with torch.enable_grad():
+            inputs = [None if x is None else x.view_as(x) for x in inputs]
+            new = plain(variant, *inputs)
         wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
-        found = iter(torch.autograd.grad(plain(variant, *inputs), wanted, d, create_graph=True))
+        found = iter(torch.autograd.grad(new, wanted, d, create_graph=higher))
         return None, *(next(found) if need else None for need in needs)
 
 
