@@ -138,8 +138,8 @@ def test_results_may_be_modified_in_place_as_those_of_nn_on_a_cpu(bidirectional,
     assert same(gradients(ours, x, call(ours)), gradients(theirs, x, call(theirs)))
 
 
-@pytest.mark.parametrize("name", ["bias_ih_l0", "bias_hh_l0"])
-def test_a_bias_changed_in_place_before_backward_is_noticed(name):
+@pytest.mark.parametrize("name", ["weight_ih_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_a_weight_or_bias_changed_in_place_before_backward_is_noticed(name):
     layer = trigru.GRU(3, 4)
     output, _ = layer(torch.randn(40, 2, 3))
     with torch.no_grad():
