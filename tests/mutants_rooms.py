@@ -100,6 +100,11 @@ BY_FILE: dict[str, list[tuple[str, str, str]]] = {
             named(_FAKE, "second_derivatives_of_a_call_like_one_before"),
         ),
         (
+            "measured.TABLE or forward_ad._current_level >= 0:",
+            "measured.TABLE:",
+            named(_FAKE, "tangents_from_above_of_a_call_like_one_before"),
+        ),
+        (
             "zeros is None, _recording(), around",
             "zeros is None, around",
             named(_FAKE, "a_call_noted_without_gradients_has_them_where_they_are_recorded"),

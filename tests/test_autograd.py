@@ -138,8 +138,8 @@ def test_results_may_be_modified_in_place_as_those_of_nn_on_a_cpu(bidirectional,
     assert same(gradients(ours, x, call(ours)), gradients(theirs, x, call(theirs)))
 
 
-@pytest.mark.parametrize("name", ["bias_ih_l0", "bias_hh_l0"])
-def test_a_bias_changed_in_place_before_backward_is_noticed(name):
+@pytest.mark.parametrize("name", ["weight_ih_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_a_weight_or_bias_changed_in_place_before_backward_is_noticed(name):
     layer = trigru.GRU(3, 4)
     output, _ = layer(torch.randn(40, 2, 3))
     with torch.no_grad():
@@ -177,6 +177,24 @@ def test_forward_mode_gives_the_tangents_of_nn(of, recorded):
             outputs = functional_call(module, weights, (x, hx))
             found.append([forward_ad.unpack_dual(out).tangent for out in outputs])
     assert found[0][0].norm() > 0
+    assert same(found[1], found[0])
+
+
+@pytest.mark.parametrize("above", ["both", "h_n"])
+@pytest.mark.parametrize("higher", [False, True], ids=["", "with a graph"])
+def test_forward_mode_of_what_comes_from_above(above, higher):
+    found = []
+    for module in pair(num_layers=2, bidirectional=True):
+        torch.manual_seed(1)
+        x = data(12, 2, 3).requires_grad_()
+        outputs = module(x)
+        upstream = [torch.randn_like(out) for out in outputs]
+        leaves = [x, *module.parameters()]
+        with forward_ad.dual_level():
+            last = forward_ad.make_dual(upstream[1], torch.randn_like(upstream[1]))
+            first = upstream[0] if above == "h_n" else forward_ad.make_dual(upstream[0], torch.randn_like(upstream[0]))
+            grads = torch.autograd.grad(outputs, leaves, [first, last], create_graph=higher)
+            found.append([part.detach() for grad in grads for part in forward_ad.unpack_dual(grad)])
     assert same(found[1], found[0])
 
 

@@ -106,6 +106,20 @@ def test_where_nn_gru_takes_what_does_not_fit_or_says_nothing_useful(call, kind,
         call(trigru.GRU(4, 6))
 
 
+@pytest.mark.parametrize("steps", [1, 12], ids=["torch's own", "eager"])
+@pytest.mark.parametrize("dropout", [2, -0.5])
+def test_a_dropout_set_out_of_its_range_raises_what_nn_gru_raises(dropout, steps):
+    def call(cls):
+        module = cls(4, 6, num_layers=2)
+        module.dropout = dropout
+        module.eval()(x(steps, 2, 4))
+        module.train()(x(steps, 2, 4))
+
+    ours, theirs = (raised(lambda cls=cls: call(cls)) for cls in (trigru.GRU, nn.GRU))
+    assert type(ours) is type(theirs)
+    assert str(ours) == str(theirs)
+
+
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
 @pytest.mark.parametrize(
     "call",

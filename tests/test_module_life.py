@@ -70,6 +70,17 @@ def test_copies_and_files_hold_the_whole_module(kind, variant):
 
 
 @pytest.mark.parametrize("kind", MODULES)
+def test_a_pickle_of_nn_is_read_where_its_name_stands_for_trigru(kind, monkeypatch):
+    theirs_class, ours_class, options = MODULES[kind]
+    theirs = theirs_class(5, 7, **options)
+    data = pickle.dumps(theirs)
+    monkeypatch.setattr(nn.modules.rnn, theirs_class.__name__, ours_class)
+    ours = pickle.loads(data)
+    assert repr(ours) == repr(ours_class(5, 7, **options))
+    assert same(outputs(ours), outputs(theirs))
+
+
+@pytest.mark.parametrize("kind", MODULES)
 def test_late_initialisation(kind):
     theirs_class, ours_class, options = MODULES[kind]
     made = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import trigru
 from trigru import functional, reference
@@ -71,6 +72,51 @@ def test_derivatives_of_derivatives(variant, taken):
     assert torch.autograd.gradcheck(cell, tensors)
     assert torch.autograd.gradgradcheck(cell, tensors)
     assert taken
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_tensor_in_several_places_has_one_derivative_whether_a_graph_is_kept_or_not(variant, taken):
+    x, h, w, _, bias, _ = _tensors(3, 4, 4, True)
+    state = functional.gru_cell(x, h, w, w, bias, bias, variant=variant)
+    state = functional.gru_cell(state, state, w, w, bias, bias, variant=variant)
+    state = functional.gru_cell(x, state, w, w, bias, bias, variant=variant)
+    assert len(taken) == 3
+    of = (x, h, w, bias)
+    expected = torch.autograd.grad(state.sum(), of, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(state.sum(), of, create_graph=True), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("by", ["autograd", "torch.func"])
+def test_derivatives_batched(variant, by, taken):
+    tensors = _tensors(3, 4, 5, True)
+    state = functional.gru_cell(*tensors, variant=variant)
+    assert taken
+    several = torch.randn(2, *state.shape)
+
+    def back(d, **batched):
+        return torch.autograd.grad(state, tensors, d, retain_graph=True, **batched)
+
+    found = torch.func.vmap(back)(several) if by == "torch.func" else back(several, is_grads_batched=True)
+    expected = tuple(map(torch.stack, zip(*map(back, several), strict=True)))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_tangent_from_above_is_dropped(variant, taken, monkeypatch):
+    @torch.library.custom_op("trigru_tests::linear", mutates_args=())
+    def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w.t()
+
+    monkeypatch.setattr(eager_products, "fast_linear", lambda *sizes: lambda x, w, bias=None: linear(x, w))
+    tensors = _tensors(3, 4, 5, False)
+    state = functional.gru_cell(*tensors, variant=variant)
+    assert taken
+    d, tangent = torch.randn(2, *state.shape)
+    (expected,) = torch.autograd.grad(state, tensors[0], tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(state, tensors[0], forward_ad.make_dual(d, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

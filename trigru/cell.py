@@ -48,6 +48,8 @@ class GRUCell(Leaf, nn.RNNCellBase):
         torch.Size([2, 16])
     """
 
+    variant: Variant | Literal["dreamer"] = "torch"  # of cells that were nn.GRUCell when they were pickled
+
     def __init__(
         self,
         input_size: int,

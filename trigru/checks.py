@@ -22,6 +22,7 @@ def layer_of(input_size: int, hidden_size: int, **options: object) -> Layer:
 
     Raises:
         ValueError: unknown variant, schedule or memory.
+        RuntimeError: a dropout that is no probability.
     """
     return _remembered(_layer_of, input_size, hidden_size, **options)
 
@@ -42,6 +43,8 @@ def _layer_of(input_size: int, hidden_size: int, **options: object) -> Layer:
     check_variant(layer.variant)
     check_schedule(layer.schedule)
     check_memory(layer.memory)
+    if not 0 <= layer.dropout <= 1:  # set on a module that is there; its constructor refuses it
+        raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {layer.dropout:g}")
     return layer
 
 

@@ -150,7 +150,8 @@ class GRU(Leaf, nn.RNNBase):
         trigru.GRU(8, 16, variant='cho', memory='recompute')
     """
 
-    memory: Memory = "keep"  # of modules that were swapped in, and so on
+    variant: Variant = "torch"  # of modules that were nn.GRU when they were pickled, and so on
+    memory: Memory = "keep"
     schedule: ScheduleName = "auto"  # until __init__ is through
     _reverse = False  # a single direction from the last step to the first
     _options: Options | None = None
@@ -215,7 +216,7 @@ class GRU(Leaf, nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        self.variant: Variant = variant
+        self.variant = variant
         self.schedule = schedule
         self.memory = memory
         if options != NO_OPTIONS:

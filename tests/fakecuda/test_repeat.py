@@ -11,6 +11,7 @@ import pytest
 import torch
 import triton
 from torch import nn
+from torch.autograd import forward_ad
 
 import fakecuda
 import trigru
@@ -380,6 +381,19 @@ def test_memory_that_only_launches_see_is_one_allocation(monkeypatch, schedule, 
         allocations.append(count)
     assert allocations[1] - allocations[0] == more
     assert all(map(torch.equal, *found))
+
+
+def test_tangents_from_above_of_a_call_like_one_before():
+    module, x = made("resident"), drawn(3, 2, 4)
+    d, tangent = drawn(2, 3, 2, 16).detach()
+    for _ in range(4):
+        (expected,) = torch.autograd.grad(module(x)[0], x, tangent)
+    assert repeated() == 2
+    output, _ = module(x)
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(output, x, forward_ad.make_dual(d, tangent))
+        got = forward_ad.unpack_dual(found).tangent
+    assert (got - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
 def test_second_derivatives_of_a_call_like_one_before():

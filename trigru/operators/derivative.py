@@ -8,8 +8,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import make_dual, unpack_dual
 
 from ..layer import Call, Given, time_major
+from ..schedules.cudnn import unspent
 from ..schedules.per_step import does_more, of_parts
 from ..schedules.reserve import lowest_kept, masks_of, shares_output
 from ..schedules.stack import Result
@@ -103,6 +105,8 @@ def differentiate_known(  # type: ignore[no-untyped-def]
 def _derivatives(backward: Backward, note: Callable[[compute.Again], None] | None = None) -> Sequence[Tensor | None]:
     """note: as for `compute.backward`."""
     _, grad_output, grad_h_n, _, _, needs = backward
+    if not torch.compiler.is_compiling() and plain.has_tangent((grad_output, grad_h_n)):
+        return _dual(backward)
     # With grad mode on this derivative may be differentiated again: only the operator can.
     if not torch.is_grad_enabled() and plain.is_plain((grad_output, grad_h_n)):
         return compute.backward(backward, alone=True, note=note)
@@ -113,6 +117,16 @@ def _derivatives(backward: Backward, note: Callable[[compute.Again], None] | Non
         d_input, d_hx, d_weights = torch.ops.trigru.gru_backward(*flat_backward(backward))
         found = [d_input, d_hx, *d_weights]
     return [d if need else None for d, need in zip(found, needs, strict=True)]
+
+
+def _dual(backward: Backward) -> Sequence[Tensor | None]:
+    """`_derivatives` where what comes from above has tangents, in which it is linear as in the values."""
+    pairs = [(grad, None) if grad is None else unpack_dual(grad) for grad in (backward.grad_output, backward.grad_h_n)]
+    values, tangents = (
+        _derivatives(backward._replace(grad_output=grad_output, grad_h_n=grad_h_n, reserve=unspent(backward.reserve)))
+        for grad_output, grad_h_n in zip(*pairs, strict=True)
+    )
+    return [d if d is None or t is None else make_dual(d, t) for d, t in zip(values, tangents, strict=True)]
 
 
 def setup_forward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -92,7 +92,9 @@ def _back_key_of(grad_output: Tensor | None, grad_h_n: Tensor | None, one: Tenso
     """All that a derivative depends on but its tensors and the call that it is of, whose tensors' requires_grad says
     what is asked for; None, by which nothing is noted, where only the long way may be gone. one: of the call's tensors.
     """
-    if _recording() or not is_unseen() or measured.TABLE or (around := compute.circumstances()) is None:
+    if _recording() or not is_unseen() or measured.TABLE or forward_ad._current_level >= 0:
+        return None
+    if (around := compute.circumstances()) is None:
         return None
     precise = one.dtype != torch.float32 or precision_of(torch.float32)
     return grad_output is None, grad_h_n is None, around, precise

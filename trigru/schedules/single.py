@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import eager_products
 from .eager_products import linear, outer, product
@@ -90,11 +91,16 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         variant, saved, needs = ctx.variant, ctx.saved_tensors, ctx.needs_input_grad[1:]  # hooks unpack at each look
         inputs = saved[:6]
-        if not torch.is_grad_enabled():
+        higher = torch.is_grad_enabled()
+        if not higher and forward_ad._current_level < 0:  # products by oneDNN would drop a tangent of d
             given = d.contiguous(), inputs, saved[6:], needs
             return None, *(_after(*given) if variant == "torch" else _before(variant, *given))
+        # An alias each: a tensor in two places, or one that another was made of, has a derivative of its own here.
+        with torch.enable_grad():
+            inputs = [None if x is None else x.view_as(x) for x in inputs]
+            new = plain(variant, *inputs)
         wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
-        found = iter(torch.autograd.grad(plain(variant, *inputs), wanted, d, create_graph=True))
+        found = iter(torch.autograd.grad(new, wanted, d, create_graph=higher))
         return None, *(next(found) if need else None for need in needs)
 
 
@@ -113,7 +119,7 @@ def _after(
     r, z = rz.chunk(2, 1)
     past = d * z
     d_n = _tanh_backward(d - past, n)
-    d_z = _sigmoid_backward((h - n).mul_(d), z)
+    d_z = _sigmoid_backward((h - n) * d, z)
     d_r = _sigmoid_backward(d_n * own_n, r)
     own = torch.cat((d_r, d_z, d_n), 1)
     d_x, d_w_ih, d_b_ih = _of_input(own, x, w_ih, needs)
@@ -134,7 +140,7 @@ def _before(
     of_kept = d - of_new
     past, to_n = (of_kept, of_new) if chung else (of_new, of_kept)
     d_n = _tanh_backward(to_n, n)
-    d_z = _sigmoid_backward((n - h if chung else h - n).mul_(d), z)
+    d_z = _sigmoid_backward((n - h if chung else h - n) * d, z)
     d_reset = product(d_n, w_n)
     d_rz = torch.cat((_sigmoid_backward(d_reset * h, r), d_z), 1)
     d_gates = torch.cat((d_rz, d_n), 1)
