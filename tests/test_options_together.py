@@ -144,6 +144,7 @@ def test_one_graph_of_packed_arguments():
         compiled(x, given)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 10), reason="torch 2.9 compiles no size that is in an argument's values")
 def test_one_graph_of_packed_rows_begins_anew_without_a_state():
     """How many sequences there are is in their sizes alone."""
     module, reset, state = trigru.GRU(3, 5, clip=0.5), torch.rand(10) < 0.4, torch.randn(1, 5)

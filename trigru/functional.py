@@ -15,7 +15,7 @@ from .blocks import Blocks, is_exported, whole
 from .checks import check, check_state, expect, expect_tensor, first_of, layer_of, refuse_nested
 from .layer import Call, Memory, Records, ScheduleName, Variant
 from .operators.plain import is_plain, is_unseen
-from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
+from .options import NO_OPTIONS, Finish, Options, PerCall, per_call, prepare
 from .planning.invariant import refuse
 from .reference import check_variant
 from .reference import gru_cell as reference_cell
@@ -107,11 +107,11 @@ the tensors are torch.float64
     if num_heads != 1 or groups != 1:
         options |= {"num_heads": num_heads, "groups": groups}
     arguments = per_call(reset, reset_state, lengths, mask, decay, attention)
-    of_steps = NO_OPTIONS
+    of_steps = None
     if zoneout != 0 or recurrent_dropout != 0 or weight_dropout != 0 or clip is not None:  # None is no rate
         of_steps = Options(zoneout, recurrent_dropout, weight_dropout, clip)
     asked, tensors = None, (input, h0, w_ih, w_hh, b_ih, b_hh)
-    bare = arguments is NO_ARGUMENTS and of_steps is NO_OPTIONS and gain is batch_sizes is None
+    bare = arguments is of_steps is gain is batch_sizes is None
     if bare and num_heads == groups == 1 and not torch.compiler.is_compiling():
         asked = _asked((variant, schedule, reverse, memory), *tensors)
         if asked is not None and (found := operators.gru_again(asked)) is not None:
@@ -155,7 +155,7 @@ def records_of(input: Tensor, *tensors: Any, **options: Any) -> Records:
     of_steps = {name: options.pop(name) for name in vars(NO_OPTIONS) if name in options}
     devices = [input.device] if expect_tensor("input", input).device.type == "cuda" else []
     with torch.random.fork_rng(devices, enabled=bool(of_steps)):  # of a call's own masks
-        options |= {"arguments": arguments, "of_steps": Options(**of_steps) if of_steps else NO_OPTIONS}
+        options |= {"arguments": arguments, "of_steps": Options(**of_steps) if of_steps else None}
         return _prepared(input, *tensors, **options)[0]
 
 
@@ -167,8 +167,8 @@ def _prepared(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     batch_sizes: Tensor | None = None,
-    arguments: PerCall = NO_ARGUMENTS,
-    of_steps: Options = NO_OPTIONS,
+    arguments: PerCall | None = None,
+    of_steps: Options | None = None,
     *,
     training: bool = True,
     num_heads: int = 1,
@@ -209,7 +209,8 @@ def _prepared(
     if gain is not None:
         expect("gain", gain, [(2, 3 * layer.hidden_size)], None, input)
         call = call._replace(gain=gain.unsqueeze(0))
-    if arguments is not NO_ARGUMENTS or of_steps is not NO_OPTIONS:
+    if arguments is not None or of_steps is not None:
+        arguments, of_steps = arguments or PerCall(), of_steps or NO_OPTIONS
         check_state(layer, call)
         state = arguments.reset_state
         if isinstance(state, Tensor):

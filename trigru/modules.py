@@ -23,7 +23,7 @@ from .checks import check, expect_tensor, first_of, layer_of, refuse_nested
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf, traced
 from .operators.direct import direct
-from .options import NO_ARGUMENTS, NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
+from .options import NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 from .schedules.cudnn import lay_flat
@@ -316,7 +316,7 @@ class GRU(Leaf, nn.RNNBase):
         """See the class."""
         given = per_call(reset, reset_state, lengths, mask, decay, attention)
         if isinstance(input, fx.Proxy):
-            return traced(self, input, hx, **given._asdict())
+            return traced(self, input, hx, **({} if given is None else given._asdict()))
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             records, finish = self._prepared(data, hx, batch_sizes, sorted_indices, given)
@@ -327,7 +327,7 @@ class GRU(Leaf, nn.RNNBase):
             )
         refuse_nested(input)
         asked = None
-        if given is NO_ARGUMENTS and not torch.compiler.is_compiling() and (weights := self._bare()) is not None:
+        if given is None and not torch.compiler.is_compiling() and (weights := self._bare()) is not None:
             if input.is_cpu:
                 found = self._directly(input, hx, weights)
             else:
@@ -375,7 +375,7 @@ class GRU(Leaf, nn.RNNBase):
         hx: Tensor | None,
         batch_sizes: Tensor | None = None,
         sorted_indices: Tensor | None = None,
-        given: PerCall = NO_ARGUMENTS,
+        given: PerCall | None = None,
         zeros_later: bool = False,
     ) -> tuple[Records, Finish | None]:
         """What a call of the module is: the records, checked, as nn.GRU checks, and cast, where autocast is on.
@@ -418,10 +418,10 @@ class GRU(Leaf, nn.RNNBase):
             hx = (input.new_empty if zeros_later else input.new_zeros)(layer.parts, batch, self.hidden_size)
         call = Call(input, hx, batch_sizes, gain=self._gain(), zeros=zeros_later)
         finish = None
-        if given is not NO_ARGUMENTS or self._options is not None:
+        if given is not None or self._options is not None:
             (layer, weights, call), finish = prepare(
                 Records(layer, weights, call),
-                given,
+                given or PerCall(),
                 self._options or NO_OPTIONS,
                 training=self.training,
                 batched=batched,

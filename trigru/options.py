@@ -45,9 +45,6 @@ class Arguments(TypedDict, total=False):
     attention: Rows | None
 
 
-NO_ARGUMENTS = PerCall()
-
-
 def per_call(
     reset: Rows | None = None,
     reset_state: Rows | None = None,
@@ -55,10 +52,10 @@ def per_call(
     mask: Tensor | None = None,
     decay: Rows | None = None,
     attention: Rows | None = None,
-) -> PerCall:
-    """The arguments of a call; NO_ARGUMENTS where there are none, which a call is asked for by identity."""
+) -> PerCall | None:
+    """The arguments of a call; None where there are none."""
     if reset is reset_state is lengths is mask is decay is attention is None:
-        return NO_ARGUMENTS
+        return None
     return PerCall(reset, reset_state, lengths, mask, decay, attention)
 
 
@@ -157,7 +154,7 @@ def prepare(
     if lengths is not None:
         before_end = alive(user.steps, lengths)
         used = before_end if mask is None else mask & before_end
-        finish = finish or user.without_ends(before_end)
+        finish = user.without_ends(before_end) if finish is None else finish
     input = call.input
     if used is not None:
         input = input.masked_fill(~user.as_input(used).unsqueeze(-1), 0)
@@ -299,10 +296,10 @@ class _User:
     def _places(self) -> Tensor:
         """(N,) the row t * B + b of each packed row."""
         assert self.sizes is not None
-        sizes = self.sizes.to(self.input.device)
-        steps = torch.repeat_interleave(torch.arange(self.steps, device=sizes.device), sizes)
+        sizes, rows = self.sizes.to(self.input.device), self.input.shape[0]
+        steps = torch.arange(self.steps, device=sizes.device).repeat_interleave(sizes, output_size=rows)
         first = (sizes.cumsum(0) - sizes)[steps]
-        return steps * self.batch + torch.arange(self.input.shape[0], device=sizes.device) - first
+        return steps * self.batch + torch.arange(rows, device=sizes.device) - first
 
     def padded(self, x: Tensor, filler: float = 0) -> Tensor:
         """(N, ...) of a packed call as (T, B, ...)."""
