@@ -60,6 +60,7 @@ SHORT = (
     "jit_run",
     "gates",
     "compiler",
+    "options_together",
     "persistent",
 )
 # It is imported; modules and functions; a kernel by Triton's own launch; a cell by torch's compiler.
