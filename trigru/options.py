@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import expect
+from .checks import batch_sizes_of, expect
+from .kernels.steps import Steps
 from .layer import Call, Given, Layer, Records, alive
 
 Rows = Tensor | PackedSequence
@@ -201,6 +202,7 @@ class _User:
         packed = self.sizes is not None
         self.steps = self.sizes.shape[0] if self.sizes is not None else call.input.shape[1 if layer.batch_first else 0]
         rows = (call.input.shape[0],) if packed else (self.steps, self.batch)
+        self.alive_at = None if self.sizes is None else _alive_at(call, self.sizes)
         self.shape = rows[::-1] if self.batch_first else rows if batched else rows[:1]
 
     def by_step(self, name: str, x: Rows | None, widths: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
@@ -283,10 +285,9 @@ class _User:
 
     def packed_lengths(self) -> Tensor | None:
         """(B,) of the sequences of a packed call."""
-        if self.sizes is None:
+        if self.alive_at is None:
             return None
-        sizes = self.sizes.to(self.input.device)
-        return (sizes.unsqueeze(1) > torch.arange(self.batch, device=sizes.device)).sum(0)
+        return (self.alive_at.unsqueeze(1) > torch.arange(self.batch, device=self.alive_at.device)).sum(0)
 
     def as_input(self, x: Tensor) -> Tensor:
         """(T, B, ...) with its first dimensions in the input's order."""
@@ -299,11 +300,11 @@ class _User:
 
     def _places(self) -> Tensor:
         """(N,) the row t * B + b of each packed row."""
-        assert self.sizes is not None
-        sizes = self.sizes.to(self.input.device)
-        steps = torch.repeat_interleave(torch.arange(self.steps, device=sizes.device), sizes)
+        sizes, rows = self.alive_at, self.input.shape[0]
+        assert sizes is not None
+        steps = torch.repeat_interleave(torch.arange(self.steps, device=sizes.device), sizes, output_size=rows)
         first = (sizes.cumsum(0) - sizes)[steps]
-        return steps * self.batch + torch.arange(self.input.shape[0], device=sizes.device) - first
+        return steps * self.batch + torch.arange(rows, device=sizes.device) - first
 
     def padded(self, x: Tensor, filler: float = 0) -> Tensor:
         """(N, ...) of a packed call as (T, B, ...)."""
@@ -313,6 +314,17 @@ class _User:
     def packed(self, x: Tensor) -> Tensor:
         """The inverse."""
         return x.flatten(0, 1).index_select(0, self._places())
+
+
+def _alive_at(call: Call, sizes: Tensor) -> Tensor:
+    """(T,) the batch sizes of a packed call on its input's device, which is not waited for, and once they are known to
+    fit it, where they can be looked at. Can be captured in a CUDA graph."""
+    counts = batch_sizes_of(call) if _can_look_at(sizes) else None
+    if counts is None or not call.input.is_cuda:
+        return sizes.to(call.input.device)
+    offsets = Steps.of_batch_sizes(counts).row_offsets(call.input.device)
+    assert offsets is not None  # of packed steps
+    return offsets.diff()
 
 
 def _can_look_at(x: Tensor) -> bool:
