@@ -27,7 +27,7 @@ from .per_step import (
 )
 from .products import multiply
 from .resident_forward import alive_steps, own_part, own_side, units_only
-from .tile_words import beginning_by, in_words, later, later_if, load_words, words_of
+from .tile_words import beginning_by, in_words, later_if, load_words, words_of
 from .tiles import at, either, load_state, read, there, unknown_zero, write, write_gates
 
 
@@ -164,7 +164,7 @@ def bptt_kernel(
     loaded = _load_step(
         kept, beside, load_words(words, BLOCK_B), here, before, end == 1, j, b, H, width, VARIANT, EXACT
     )
-    coming = later(words, -1)
+    coming = later_if(words, -1, end > 0)
     ahead = load_words(coming, BLOCK_B)
     for i in range(T - end, T - first):
         row, live = here.row, there(j, b, H, here.count)

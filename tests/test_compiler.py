@@ -82,6 +82,17 @@ def test_without_dynamic_what_the_second_shape_compiles_serves_every_other():
     assert counts[1] == counts[-1]
 
 
+@pytest.mark.parametrize("name", ["lengths", "mask", "reset"])
+def test_what_is_given_first_where_the_inputs_sizes_are_dynamic_already(name):
+    layer = trigru.GRU(5, 6)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for seq_len, batch in SHAPES[:2]:
+        compiled(torch.randn(seq_len, batch, 5))
+    x = torch.randn(4, 3, 5)
+    given = {name: torch.tensor([4, 0, 2]) if name == "lengths" else torch.rand(4, 3) < 0.5}
+    assert_same(compiled(x, **given), layer(x, **given))
+
+
 def packed(seq_len, batch, enforce_sorted):
     lengths = torch.randint(1, seq_len + 1, (batch,))
     lengths[0] = seq_len

@@ -81,6 +81,14 @@ def test_what_packed_input_does_not_take(name):
         trigru.GRU(3, 4)(packed, **{name: torch.ones(2, dtype=torch.int64)})
 
 
+@pytest.mark.parametrize("sizes", [[1, 2], [3, 1], [2, 0, 1], [3]], ids=str)
+def test_batch_sizes_that_do_not_fit_are_refused_as_without_options(sizes):
+    rows, h0, weights = torch.zeros(3, 3), torch.zeros(2, 4), (torch.zeros(12, 3), torch.zeros(12, 4))
+    for options in ({}, {"zoneout": 0.5}, {"reset": torch.zeros(3, dtype=torch.bool)}):
+        with pytest.raises(RuntimeError, match="as in batch_sizes" if sizes == [3] else "batch_sizes: expected"):
+            trigru.gru(rows, h0, *weights, batch_sizes=torch.tensor(sizes), **options)
+
+
 @pytest.mark.parametrize("name", ["reset", "reset_state", "decay", "attention"])
 def test_packed_rows_of_sequences_in_another_order_are_refused(name):
     lengths, layer = torch.tensor([3, 5, 4]), trigru.GRU(3, 4)

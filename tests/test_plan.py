@@ -54,7 +54,9 @@ def test_every_layer_has_a_plan_on_every_device_that_has_its_dtype(name):
         assert bool(runnable) == (device.has_bfloat16 or layer.dtype != torch.bfloat16)
         assert found[: len(runnable)] == sorted(runnable, key=lambda c: c.seconds)
         for c in runnable:
-            assert c.seconds > 0
+            assert 1.0001 * c.seconds * device.l2_bandwidth >= c.step.total_l2_bytes  # however many share it
+            arithmetic = c.step.programs * c.step.flops
+            assert 1.0001 * c.seconds * device.flops(layer.dtype, layer.precision) >= arithmetic > 0
             if c.schedule == "persistent":
                 programs = c.config.grid(layer.hidden_size, layer.batch)[0]
                 there = device.multiprocessors * c.config.on_a_multiprocessor

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .checks import assert_batch_sizes, batch_sizes_of, expect
+from .kernels.steps import Steps
 from .layer import Call, Given, Layer, Records, alive
 
 Rows = Tensor | PackedSequence
@@ -134,10 +135,6 @@ def prepare(
     user = _User(layer, call, batched, sorted_indices)
     finish: Finish | None = None
     if call.batch_sizes is not None:
-        if _can_look_at(call.batch_sizes):  # the operator is given a padded call, and cannot tell
-            batch_sizes_of(call)
-        elif torch.compiler.is_compiling():
-            assert_batch_sizes(call)
         layer, call = replace(layer, batch_first=False), call._replace(input=user.padded(call.input), batch_sizes=None)
         finish = user.packed
     reset = user.by_step("reset", arguments.reset, (), torch.bool)
@@ -202,6 +199,7 @@ class _User:
         packed = self.sizes is not None
         self.steps = self.sizes.shape[0] if self.sizes is not None else call.input.shape[1 if layer.batch_first else 0]
         rows = (call.input.shape[0],) if packed else (self.steps, self.batch)
+        self.alive_at = None if self.sizes is None else _alive_at(call, self.sizes)
         self.shape = rows[::-1] if self.batch_first else rows if batched else rows[:1]
 
     def by_step(self, name: str, x: Rows | None, widths: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
@@ -279,10 +277,9 @@ class _User:
 
     def packed_lengths(self) -> Tensor | None:
         """(B,) of the sequences of a packed call."""
-        if self.sizes is None:
+        if self.alive_at is None:
             return None
-        sizes = self.sizes.to(self.input.device)
-        return (sizes.unsqueeze(1) > torch.arange(self.batch, device=sizes.device)).sum(0)
+        return (self.alive_at.unsqueeze(1) > torch.arange(self.batch, device=self.alive_at.device)).sum(0)
 
     def as_input(self, x: Tensor) -> Tensor:
         """(T, B, ...) with its first dimensions in the input's order."""
@@ -295,8 +292,8 @@ class _User:
 
     def _places(self) -> Tensor:
         """(N,) the row t * B + b of each packed row."""
-        assert self.sizes is not None
-        sizes, rows = self.sizes.to(self.input.device), self.input.shape[0]
+        sizes, rows = self.alive_at, self.input.shape[0]
+        assert sizes is not None
         steps = torch.arange(self.steps, device=sizes.device).repeat_interleave(sizes, output_size=rows)
         first = (sizes.cumsum(0) - sizes)[steps]
         return steps * self.batch + torch.arange(rows, device=sizes.device) - first
@@ -322,6 +319,21 @@ def lengths_of(lengths: Tensor, shape: tuple[int, ...], steps: int, input: Tenso
         low, high = int(lengths.min()), int(lengths.max())
         raise ValueError(f"lengths: expected numbers from 0 to {steps}, the steps of input, got {low} to {high}")
     return lengths
+
+
+def _alive_at(call: Call, sizes: Tensor) -> Tensor:
+    """(T,) the batch sizes of a packed call on its input's device, which is not waited for. They are known to fit it
+    then: the operator is given a padded call, and cannot tell. Can be captured in a CUDA graph."""
+    counts = None
+    if _can_look_at(sizes):
+        counts = batch_sizes_of(call)
+    elif torch.compiler.is_compiling():
+        assert_batch_sizes(call)
+    if counts is None or not call.input.is_cuda:
+        return sizes.to(call.input.device)
+    offsets = Steps.of_batch_sizes(counts).row_offsets(call.input.device)
+    assert offsets is not None  # of packed steps
+    return offsets.diff()
 
 
 def _can_look_at(x: Tensor) -> bool:

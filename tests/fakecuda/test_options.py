@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fakecuda
 import trigru
@@ -81,6 +82,37 @@ def test_masks_of_a_graph_follow_the_seed_on_the_device(schedule, monkeypatch):
     graph.replay()
     assert all(map(torch.equal, got, call()))
     assert not any(map(torch.equal, got, first))
+
+
+def test_sequences_without_a_step_read_nothing_beside_what_they_are_given():
+    module = trigru.GRU(4, 16, schedule="resident").bfloat16().cuda()
+    x, hx = torch.randn(3, 2, 4, device="cuda"), torch.randn(1, 2, 16, device="cuda").bfloat16().requires_grad_()
+    given = {"reset": torch.ones(3, 2, device="cuda").bool(), "lengths": torch.zeros(2, device="cuda").long()}
+    output, h_n = module(x.bfloat16(), hx, **given)
+    d_hx, *grads = torch.autograd.grad(output.sum() + h_n.sum(), [hx, *module.parameters()])
+    assert torch.equal(h_n, hx)
+    assert (d_hx == 1).all()
+    assert not any(x.any() for x in (output, *grads))
+
+
+def test_packed_sequences_neither_wait_nor_hinder_a_capture():
+    module = trigru.GRU(4, 16, zoneout=0.3, clip=0.7, schedule="resident").bfloat16().cuda().eval()
+    x = pack_padded_sequence(torch.randn(4, 3, 4, device="cuda", dtype=torch.bfloat16), [4, 2, 1])
+    reset = torch.rand(7, device="cuda") < 0.3
+
+    def call():
+        output, _ = module(x, reset=reset)
+        return output.data, *torch.autograd.grad(output.data.sum(), list(module.parameters()))
+
+    first = [out.detach() for out in call()]
+    waits = fakecuda.counts()["synchronisations"]
+    call()
+    assert fakecuda.counts()["synchronisations"] == waits
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = call()
+    graph.replay()
+    assert all(map(torch.equal, got, first))
 
 
 def test_heads_are_an_axis_of_one_launch_and_repeated_as_one():

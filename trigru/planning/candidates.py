@@ -106,14 +106,15 @@ def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
 
 def _walking(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = walking_config(layer.dtype, _tiled_for(layer), layer.hidden_size, matrix_units(device, layer))
-    at_once = config.on_a_multiprocessor(layer.dtype, device.shared_per_block) * device.multiprocessors
-    config = replace(config, programs=at_once)
+    sharing = config.on_a_multiprocessor(layer.dtype, device.shared_per_block)
+    config = replace(config, programs=(at_once := sharing * device.multiprocessors))
+    step = replace(cost.walking(layer, config.block_h, config.block_b, at_once, direction), sharing=sharing)
     obstacle = None
     if torch.version.hip is not None:
         obstacle = "its programs wait in assembly of NVIDIA's"
     elif device.capability < (7, 0):
         obstacle = "needs a GPU of compute capability 7.0 or newer"
-    return "walking", config, cost.walking(layer, config.block_h, config.block_b, at_once, direction), obstacle
+    return "walking", config, step, obstacle
 
 
 def matrix_units(device: Device, layer: cost.Layer) -> bool:
