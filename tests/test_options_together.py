@@ -88,6 +88,14 @@ def test_derivatives_of_derivatives():
     torch.autograd.gradgradcheck(call, leaves)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_derivatives_of_derivatives_where_steps_are_masked(num_layers):
+    """By flags alone, which have none."""
+    module, x = trigru.GRU(2, 2, num_layers, dtype=torch.float64), randn(3, 2, 2).requires_grad_()
+    mask = torch.tensor([[True, True], [False, True], [True, True]])
+    torch.autograd.gradgradcheck(lambda x: module(x, mask=mask)[0], x)
+
+
 def test_the_operator_as_torch_checks_it():
     module = layer_of(2, 3, 2, bidirectional=True, clip=0.7, zoneout=0.3, recurrent_dropout=0.5, norm="layer")
     x = randn(4, 2, 2).requires_grad_()

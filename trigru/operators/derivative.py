@@ -168,6 +168,13 @@ def setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.recorded = (layer, len(weights), first_kept, has_input, list(backward.needs))
 
 
+def _alias(x: Tensor, higher: bool) -> Tensor:
+    """To differentiate by: one tensor in two places (tied weights) has two derivatives. Flags are as they are."""
+    if not x.is_floating_point():
+        return x
+    return x.view_as(x) if higher and x.requires_grad else x.detach().requires_grad_()
+
+
 def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type: ignore[no-untyped-def]
     """The first derivatives, taken through the reference, are differentiated again."""
     layer, count, first_kept, has_input, needs = ctx.recorded
@@ -180,11 +187,8 @@ def backward_of_backward(ctx, grad_d_input, grad_d_hx, grads_d_weights):  # type
     if first_kept:  # nothing below takes a gradient; what goes into the layer above is laid out by steps
         upper = replace(upper, batch_first=False)
     with torch.enable_grad():
-        # An alias each: one tensor in two places (tied weights) has two derivatives here.
-        primals = [
-            None if x is None else x.view_as(x) if higher and x.requires_grad else x.detach().requires_grad_()
-            for x in (grad_output, grad_h_n, input, hx, *weights, *given.differentiable, gain)
-        ]
+        leaves = (grad_output, grad_h_n, input, hx, *weights, *given.differentiable, gain)
+        primals = [None if x is None else _alias(x, higher) for x in leaves]
         grad_output, grad_h_n, input, hx, *weights, fresh, decay, amount, gain = primals
         call = Call(input, hx, batch_sizes, Given.of(given._replace(fresh=fresh, decay=decay, amount=amount)))
         # `upper` lays out what goes into it, as `input` is here
