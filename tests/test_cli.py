@@ -140,6 +140,11 @@ def test_what_does_not_fit_is_refused_in_one_line(argv, capsys):
     assert shown.err.startswith("trigru")
 
 
+def test_an_unknown_option_is_refused_with_the_command_that_lists_its_options(capsys):
+    assert main(["check", "--no-such-option"]) == 2
+    assert capsys.readouterr().err.endswith("--no-such-option (trigru check --help has the options)\n")
+
+
 def test_interrupted_in_one_line(monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt

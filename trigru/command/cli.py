@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not argv:
             parser.print_help()
             return 0
-        args = parser.parse_args(argv)
+        args, rest = parser.parse_known_args(argv)
+        if rest:
+            raise Refused(f"unrecognized arguments: {' '.join(rest)} ({_called(name)} --help has the options)")
         code = int(args.run(args))
         sys.stdout.flush()
         return code
