@@ -177,9 +177,9 @@ def persistent_configs(device: Device, layer: cost.Layer, direction: str) -> lis
     """The tile sizes of the persistent schedule among which it chooses: those in turns of whole launches first, the
     usual ones and, outside of trigru.batch_invariant(), others (smaller batch tiles where they all fit, more hidden
     units a program, half of the registers); then, where turns would be several, with so many batch tiles in a program
-    that one launch has room for all. There is no limit to that number: a further tile never takes longer than a turn
-    would, and its memory is the state's. Within trigru.batch_invariant() none has several: going back, a step's sum
-    would be rounded otherwise."""
+    that one launch has room for all. There is no limit to that number: one launch is taken before turns, and a further
+    tile's memory is the state's. Within trigru.batch_invariant() none has several: going back, a step's sum would be
+    rounded otherwise."""
     usual = persistent_config(layer.dtype, _tiled_for(layer), layer.hidden_size)
     run = replace(layer, hidden_size=persistent_width(layer.dtype, layer.hidden_size))
     if invariant.is_on():
