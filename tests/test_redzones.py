@@ -39,7 +39,7 @@ CONFIGS = {
     "persistent": persistent_config,
 }
 WAITING = ("walking", "persistent")
-TOLERANCE = {torch.float32: 3e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 5e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # TF32, and a single number
 # T, B, H: one program and several, sizes that fill no tile
 SIZES = [(2, 3, 24), (1, 1, 1), (2, 17, 19), (2, 5, 33)]
 
