@@ -39,7 +39,9 @@ CONFIGS = {
     "persistent": persistent_config,
 }
 WAITING = ("walking", "persistent")
-TOLERANCE = {torch.float32: 5e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # TF32, and a single number
+TOLERANCE = {torch.float32: 3e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# What operands cut off to TF32 leave where nothing averages: of that case, 3.585e-3, as computed by the equations.
+ONE_NUMBER_IN_TF32 = 4e-3
 # T, B, H: one program and several, sizes that fill no tile
 SIZES = [(2, 3, 24), (1, 1, 1), (2, 17, 19), (2, 5, 33)]
 
@@ -102,7 +104,8 @@ def test_no_kernel_leaves_its_tensors(schedule, variant, dtype, size, packed, re
     launches, error = checked(schedule, CONFIGS[schedule](dtype, *size[1:]), case)
     print(f"launches: {len(launches)}")
     assert launches
-    assert error <= TOLERANCE[dtype]
+    in_tf32 = schedule == "persistent" and dtype == torch.float32
+    assert error <= (ONE_NUMBER_IN_TF32 if in_tf32 and size == (1, 1, 1) else TOLERANCE[dtype])
 
 
 @pytest.mark.slow
