@@ -23,7 +23,7 @@ from .checks import check, expect_tensor, first_of, layer_of, refuse_nested
 from .layer import Call, Layer, Memory, Records, ScheduleName, Variant
 from .leaf import Leaf, traced
 from .operators.direct import direct
-from .options import NO_OPTIONS, Finish, Options, PerCall, Rows, per_call, prepare
+from .options import NO_OPTIONS, Finish, Options, PerCall, Rows, as_attribute, per_call, prepare
 from .planning.plan import check_memory, check_schedule
 from .reference import check_variant
 from .schedules.cudnn import lay_flat
@@ -39,21 +39,6 @@ _STATIC = attrgetter(
     *("bidirectional", "_reverse", "variant", "schedule", "memory"),
 )
 """What `GRU._layer` goes by."""
-
-
-def _of_steps(name: str) -> Any:
-    """An argument of `Options` as an attribute, checked where it is set."""
-
-    def get(module: GRU) -> Any:
-        return getattr(module._options or NO_OPTIONS, name)
-
-    def put(module: GRU, value: Any) -> None:
-        options = replace(module._options or NO_OPTIONS, **{name: value})
-        vars(module).pop("_options", None)
-        if options != NO_OPTIONS:
-            module._options = options
-
-    return property(get, put, doc="As the argument; may be set, for the calls that follow.")
 
 
 class GRU(Leaf, nn.RNNBase):
@@ -159,10 +144,10 @@ class GRU(Leaf, nn.RNNBase):
     _normalises = False
     _learns_state = False
     h0: nn.Parameter  # where it learns one
-    zoneout = _of_steps("zoneout")
-    recurrent_dropout = _of_steps("recurrent_dropout")
-    weight_dropout = _of_steps("weight_dropout")
-    clip = _of_steps("clip")
+    zoneout = as_attribute("zoneout")
+    recurrent_dropout = as_attribute("recurrent_dropout")
+    weight_dropout = as_attribute("weight_dropout")
+    clip = as_attribute("clip")
 
     def __init__(
         self,

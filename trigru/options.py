@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,22 @@ def _check_number(name: str, x: object) -> None:
 
 
 NO_OPTIONS = Options()
+
+
+def as_attribute(name: str) -> Any:
+    """An argument of `Options` as an attribute of a module that keeps them, checked where it is set."""
+
+    def get(module: Any) -> Any:
+        return getattr(module._options or NO_OPTIONS, name)
+
+    def put(module: Any, value: Any) -> None:
+        options = replace(module._options or NO_OPTIONS, **{name: value})
+        vars(module).pop("_options", None)
+        if options != NO_OPTIONS:
+            module._options = options
+
+    return property(get, put, doc="As the argument; may be set, for the calls that follow.")
+
 
 Finish = Callable[[Tensor], Tensor]
 """What the output still goes through."""
