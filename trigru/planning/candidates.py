@@ -107,7 +107,8 @@ def _stepwise(device: Device, layer: cost.Layer, direction: str) -> _Row:
 def _walking(device: Device, layer: cost.Layer, direction: str) -> _Row:
     config = walking_config(layer.dtype, _tiled_for(layer), layer.hidden_size, matrix_units(device, layer))
     sharing = config.on_a_multiprocessor(layer.dtype, device.shared_per_block)
-    config = replace(config, programs=(at_once := sharing * device.multiprocessors))
+    at_once = sharing * device.multiprocessors
+    config = replace(config, programs=at_once)
     step = replace(cost.walking(layer, config.block_h, config.block_b, at_once, direction), sharing=sharing)
     obstacle = None
     if torch.version.hip is not None:
