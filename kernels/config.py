@@ -20,8 +20,8 @@ with. At another layout their assembly traps; with another version programs wait
 
 
 FETCHING_TRITON = ((3, 7), (3, 8))
-"""Those with which columns of W_hh were fetched (see fetched.py): older ones do not compile it, later ones have another
-layout."""
+"""Those with which columns of W_hh were fetched (see fetched.py), and programs took several batch tiles (see
+several.py): older ones compile neither, later ones have another layout."""
 
 
 @functools.cache
@@ -296,8 +296,8 @@ def why_one_tile(
     variant: str, direction: str, dtype: torch.dtype, hidden_size: int, capability: tuple[int, int]
 ) -> str | None:
     """Why no program takes several batch tiles of such a layer on a GPU of that compute capability, or None."""
-    if (0, 0) < triton_version() < (3, 7):
-        return "before 3.7 Triton does not compile several"
+    if not fetches():
+        return "before 3.7 Triton does not compile several, and looks ahead trap at the layout that it has since 3.8"
     going_back = variant != "torch" and direction == "backward" and dtype.itemsize == 2
     if going_back and 896 < hidden_size <= 1024 and capability >= (10, 0):
         return f"going back, {variant!r} spills registers at hidden_size 1024"  # both directions, packed: 8 bytes

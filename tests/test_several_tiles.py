@@ -15,7 +15,7 @@ from test_exchange_mutations import mutated  # noqa: F401
 from test_late_stores import outcome
 
 from trigru.kernels import persistent
-from trigru.kernels.config import persistent_config, sharing_config, triton_version
+from trigru.kernels.config import fetches, persistent_config, sharing_config
 from trigru.kernels.launch import using
 from trigru.kernels.watch import KernelTimeout
 from trigru.planning import cost, invariant
@@ -24,7 +24,7 @@ from trigru.planning.devices import PRESETS
 from trigru.reference import VARIANTS
 
 pytestmark = [
-    pytest.mark.skipif(triton_version() < (3, 7), reason="before 3.7 Triton does not compile several tiles"),
+    pytest.mark.skipif(not fetches(), reason="several batch tiles are for Triton 3.7"),
     pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait"),
     pytest.mark.usefixtures("poisoned"),
 ]

@@ -13,7 +13,7 @@ from ptx import ptx_launcher
 from recurrences import recurrence
 
 from trigru.kernels import persistent
-from trigru.kernels.config import WIDE, PersistentConfig, persistent_config, sharing_config, triton_version, wide_config
+from trigru.kernels.config import WIDE, PersistentConfig, fetches, persistent_config, sharing_config, wide_config
 from trigru.kernels.launch import using
 from trigru.planning import cost, invariant
 from trigru.planning.candidates import candidates
@@ -21,7 +21,7 @@ from trigru.planning.devices import PRESETS
 from trigru.reference import VARIANTS
 
 executed = pytest.mark.skipif(INTERPRETED, reason="the interpreter runs programs one after another: they cannot wait")
-several = pytest.mark.skipif(triton_version() < (3, 7), reason="before 3.7 Triton does not compile several tiles")
+several = pytest.mark.skipif(not fetches(), reason="several batch tiles are for Triton 3.7")
 SLOW = pytest.mark.slow
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  # float32 multiplied in TF32
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fakecuda
 import trigru
 from trigru.kernels import launch, persistent, watch
-from trigru.kernels.config import persistent_config, triton_version
+from trigru.kernels.config import fetches, persistent_config
 from trigru.kernels.errors import KernelTimeout
 from trigru.kernels.recurrence import Operands, Recurrence
 from trigru.kernels.steps import Steps
@@ -289,7 +289,7 @@ def test_rows_that_are_not_aligned(monkeypatch):
         forward(h0=h0)
 
 
-SEVERAL = pytest.mark.skipif(triton_version() < (3, 7), reason="before 3.7 Triton does not compile several tiles")
+SEVERAL = pytest.mark.skipif(not fetches(), reason="several batch tiles are for Triton 3.7")
 
 
 @SEVERAL
